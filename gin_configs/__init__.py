@@ -1,0 +1,1 @@
+"""gin configurations: one file per run kind, model family and size."""

@@ -1,0 +1,1 @@
+"""MusicLM (text to music) in JAX and Flax."""

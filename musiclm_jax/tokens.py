@@ -1,0 +1,50 @@
+"""The token streams of a piece of music (MusicLM section 3, arXiv 2301.11325).
+
+Words used everywhere in this project: a *stream* is a sequence of *frames* at a fixed rate, each frame holds one *code* per
+*quantizer* (a level of residual vector quantization), a *code* is a raw index 0..codebook_size-1, and an *id* is a code's
+place in a stage's vocabulary. Axes are always `[batch, frames, quantizers]`; letters in shape comments:
+b batch, t frames, q quantizers, l flat length, d model, h heads, k codebook entries.
+"""
+
+import dataclasses
+
+SAMPLE_RATE = 24_000  # Hz, of all audio in this project
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """One stream of codes.
+
+    Attributes:
+      name: key of the stream in records and batches.
+      frame_rate: frames per second, or 0 for a stream with one set of codes per clip.
+      quantizers: codes per frame.
+      codebook_size: codes of one quantizer are 0..codebook_size-1.
+    """
+
+    name: str
+    frame_rate: int
+    quantizers: int
+    codebook_size: int
+
+    def frames(self, seconds: float) -> int:
+        """Number of frames in `seconds` of audio; a stream per clip has one.
+
+        Raises:
+          ValueError: if `seconds` is not a whole number of frames.
+        """
+        if self.frame_rate == 0:
+            return 1
+        frames = seconds * self.frame_rate
+        if abs(frames - round(frames)) > 1e-6:
+            raise ValueError(
+                f"{seconds} s of the {self.name} stream are {frames} frames at {self.frame_rate} frames/s: "
+                f"choose a multiple of {1 / self.frame_rate} s"
+            )
+        return round(frames)
+
+
+SEMANTIC = TokenStream("semantic", frame_rate=25, quantizers=1, codebook_size=1024)
+ACOUSTIC = TokenStream("acoustic", frame_rate=50, quantizers=12, codebook_size=1024)
+MULAN = TokenStream("mulan", frame_rate=0, quantizers=12, codebook_size=1024)
+MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512)
