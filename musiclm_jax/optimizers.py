@@ -1,0 +1,97 @@
+"""Optimisers and learning rate schedules as one flat config.
+
+The papers give neither optimiser nor rate for the three stages (open). The default is Adafactor (Shazeer & Stern,
+arXiv 1804.04235) with the settings of T5X: no momentum, second moments factored for sides of 128 and more, decay
+1 - step^-0.8, updates clipped to a root mean square of 1 and scaled by that of their parameter, and the rate
+1 / sqrt(max(step, 10,000)) after a linear warm-up, whose peak is 0.01.
+"""
+
+import dataclasses
+
+import jax
+import optax
+
+NAMES = ("adafactor", "adamw")
+SCHEDULES = ("constant", "rsqrt", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimiser, its schedule and its clipping."""
+
+    name: str = "adafactor"  # one of NAMES
+    learning_rate: float = 0.01  # peak rate, reached when the warm-up ends, whatever the schedule
+    schedule: str = "rsqrt"  # one of SCHEDULES: what follows the warm-up
+    warmup_steps: int = 10_000  # steps of linear warm-up from 0; 0 means none
+    total_steps: int = 1_000_000  # where the cosine ends; other schedules do not read it
+    final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
+    weight_decay: float = 0.0  # decoupled decay per unit of learning rate, of parameters with two axes or more
+    clip_norm: float | None = 1.0  # global norm of the gradient; None for no clipping
+    b1: float = 0.9  # AdamW's decay of the mean; Adafactor keeps none
+    b2: float = 0.999  # AdamW's decay of the variance; Adafactor's decay follows the step
+    eps: float = 1e-8  # AdamW's floor of the denominator
+    min_dim_size_to_factor: int = 128  # Adafactor: smallest side of a matrix whose second moments are factored
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        for field, allowed in (("name", NAMES), ("schedule", SCHEDULES)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"OptimizerConfig.{field} is {getattr(self, field)!r}, expected one of {allowed}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"OptimizerConfig.learning_rate is {self.learning_rate}, expected more than 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"OptimizerConfig.warmup_steps is {self.warmup_steps}, expected 0 or more")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"OptimizerConfig.clip_norm is {self.clip_norm}, expected more than 0, or None for none")
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"OptimizerConfig.total_steps is {self.total_steps}, expected more than warmup_steps "
+                f"({self.warmup_steps}), for the cosine to have room"
+            )
+
+    def make_schedule(self) -> optax.Schedule:
+        """Returns the rate as a function of the step (0 for the first update)."""
+        peak = self.learning_rate
+        if self.schedule == "constant":
+            after = optax.constant_schedule(peak)
+        elif self.schedule == "rsqrt":
+            start = max(self.warmup_steps, 1)
+
+            def after(count: jax.typing.ArrayLike) -> jax.Array:
+                return peak * jax.lax.rsqrt((count + start) / start)
+
+        else:
+            after = optax.cosine_decay_schedule(peak, self.total_steps - self.warmup_steps, alpha=self.final_fraction)
+        if self.warmup_steps == 0:
+            return after
+        # The first update is not wasted on a rate of 0: step s of the warm-up has (s + 1) / warmup_steps of the peak.
+        warmup = optax.linear_schedule(peak / self.warmup_steps, peak, max(self.warmup_steps - 1, 1))
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def make(self) -> optax.GradientTransformation:
+        """Returns the gradient transformation: clipping, then the optimiser with its schedule and decay."""
+        schedule = self.make_schedule()
+        if self.name == "adafactor":
+            optimizer = optax.chain(
+                optax.adafactor(learning_rate=None, min_dim_size_to_factor=self.min_dim_size_to_factor),
+                # optax.adafactor already ends in a change of sign where it is given no rate.
+                optax.add_decayed_weights(-self.weight_decay, mask=_has_two_axes) if self.weight_decay else _NOTHING,
+                optax.scale_by_schedule(schedule),
+            )
+        else:
+            optimizer = optax.adamw(
+                schedule, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=_has_two_axes
+            )
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else _NOTHING, optimizer)
+
+
+_NOTHING = optax.identity()
+
+
+def _has_two_axes(params: optax.Params) -> optax.Params:
+    """Mask of the parameters that decay: matrices and kernels, not biases and norms' scales."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
