@@ -1,0 +1,80 @@
+"""What the commands share: one-line errors, progress with the time left, the cache of compiled programs."""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from typing import NoReturn, TextIO
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line."""
+
+    def __init__(self, name: str, description: str, **options):
+        super().__init__(prog=f"musiclm {name}", description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with code 2."""
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the arguments)\n")
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the second start of a command is faster.
+
+    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. JAX skips the cache by itself when the folder
+    cannot be written.
+    """
+    import jax
+
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("MUSICLM_CACHE") or str(base) + "/musiclm_jax")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+class Progress:
+    """Prints "name 40 % (about 12 s left)": one changing line on a terminal, otherwise a line every few seconds.
+
+    Attributes:
+      interval: seconds between two lines when the stream is no terminal.
+    """
+
+    interval = 10.0
+
+    def __init__(self, stream: TextIO = sys.stderr):
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._name = ""
+        self._begun = self._printed = 0.0
+        self._width = 0
+
+    def __call__(self, name: str, done: float, total: float) -> None:
+        """Reports that `done` of `total` units of the job `name` are finished; a new first word starts a new job."""
+        now = time.monotonic()
+        if name.split(" ")[0] != self._name:
+            self._name, self._begun, self._printed = name.split(" ")[0], now, -self.interval
+        finished = done >= total
+        if not finished and now - self._printed < (0.2 if self._terminal else self.interval):
+            return
+        self._printed = now
+        elapsed = now - self._begun
+        if finished:
+            text = f"{name}: done in {elapsed:.1f} s"
+        elif done > 0:
+            text = f"{name}: {done / total:.0%}, about {duration(elapsed / done * (total - done))} left"
+        else:
+            text = f"{name}: started"
+        if self._terminal:
+            self._stream.write("\r" + text.ljust(self._width) + ("\n" if finished else ""))
+            self._width = 0 if finished else len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "45 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,74 @@
+"""The `musiclm` command: one subcommand per job, each imported only when it is asked for."""
+
+import importlib
+import os
+import sys
+
+# name: (module with `main(arguments) -> int | None`, what it does)
+COMMANDS = {
+    "generate": ("musiclm_jax.launch.generate", "make music from a description in words"),
+    "describe": ("musiclm_jax.launch.describe", "say what a recording sounds like, and show its tokens"),
+    "corpus": ("musiclm_jax.launch.corpus", "build the corpus of rendered scores that the tiny models train on"),
+    "train": ("musiclm_jax.launch.train", "train one model: a tokenizer or a stage, chosen by a gin file"),
+    "export": ("musiclm_jax.launch.export", "add a trained model to a bundle"),
+    "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
+}
+USAGE = """musiclm: music from text, with MusicLM in JAX.
+
+usage: musiclm COMMAND ...
+
+To hear something:
+  musiclm generate "a cheerful Irish jig on the fiddle" --seconds 10 --output jig.wav
+  musiclm describe jig.wav
+
+Commands:
+{commands}
+
+`musiclm COMMAND --help` explains one command. The models that come with the package are used unless --bundle names others.
+"""
+
+
+def usage() -> str:
+    """Help for newcomers."""
+    return USAGE.format(commands="\n".join(f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+      argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+      Exit code: 0, 2 for input that cannot be used (one line on standard error says why), 130 when interrupted.
+      With MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"musiclm: there is no command {name!r}: use {', '.join(COMMANDS)}, or --help", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+    except KeyboardInterrupt:
+        print(f"\nmusiclm {name}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        # ValueErrors of this project are one line for the user: what was given, what was expected, what to do.
+        if os.environ.get("MUSICLM_TRACEBACK") == "1":
+            raise
+        print(f"musiclm {name}: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line; an error of a library may have more."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if len(lines) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""`musiclm tokenize`: audio records, or a folder of sound files, to token records for training the stages.
+
+Works shard by shard: run the same command again after an interruption and it goes on at the first unfinished shard.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from musiclm_jax.launch import command
+
+RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = command.Parser("tokenize", __doc__.splitlines()[0].split(": ")[1])
+    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan")
+    p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of sound files")
+    p.add_argument("--output", required=True, help="folder for the token records")
+    p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
+    p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
+    p.add_argument("--shards", type=int, default=16, help="number of shards, for sound files")
+    p.add_argument("--split", default="train", help="split that sound files belong to: train, validation or test")
+    return p
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: if the corpus is neither, the bundle lacks a tokenizer, or the output holds another bundle's tokens.
+    """
+    args = parser().parse_args(arguments)
+    command.enable_compilation_cache()
+    from musiclm_jax import bundles, records
+    from musiclm_jax.tokenizers import Tokenizers
+
+    bundle = bundles.load(args.bundle)
+    tokenizers = Tokenizers.from_bundle(bundle)
+    corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
+    jobs = list(shard_jobs(corpus, output, args))
+    output.mkdir(parents=True, exist_ok=True)
+    check_same_tokenizers(bundle, output)
+
+    todo = [job for job in jobs if not job[0].exists()]
+    print(f"{len(jobs)} shards, {len(jobs) - len(todo)} of them done already", file=sys.stderr)
+    progress = command.Progress(sys.stderr)
+    clips = 0
+    start = time.monotonic()
+    for index, (target, clip_source) in enumerate(todo):
+        examples = []
+        for batch in batched(clip_source(), args.batch_size):
+            streams = tokenize_batch(tokenizers, [clip["audio"] for clip in batch], args.batch_size)
+            for row, clip in enumerate(batch):
+                codes = {name: stream[row] for name, stream in streams.items()}
+                fields = {name: clip[name] for name in RECORD_FIELDS}
+                examples.append(records.token_example(**fields, **codes))
+            clips += len(batch)
+            rate = clips / (time.monotonic() - start)
+            progress(f"tokenize {target.name} ({clips} clips, {rate:.1f}/s)", index, len(todo))
+        write_shard(target, examples)
+    progress(f"tokenize ({clips} clips)", len(todo), len(todo))
+    return 0
+
+
+def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
+    """Tuples of `size` items; the last may be shorter (itertools.batched needs Python 3.12)."""
+    while batch := tuple(itertools.islice(items, size)):
+        yield batch
+
+
+def tokenize_batch(tokenizers, clips: list[np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+    """Streams of equally long clips `[samples]`; a short batch is filled up, so that one shape is compiled."""
+    filled = np.stack(clips + [clips[-1]] * (batch_size - len(clips)))
+    return {name: codes[: len(clips)] for name, codes in tokenizers.tokenize(filled).items()}
+
+
+def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
+    """Writes a TFRecord file that appears only when it is whole."""
+    import tensorflow as tf
+
+    partial = target.with_name(target.name + ".partial")
+    with tf.io.TFRecordWriter(str(partial)) as writer:
+        for example in examples:
+            writer.write(example)
+    os.replace(partial, target)
+
+
+def check_same_tokenizers(bundle, output: pathlib.Path) -> None:
+    """Refuses to mix tokens of different tokenizers in one folder.
+
+    Raises:
+      ValueError: if `output` was begun with other weights.
+    """
+    parts = {part: bundle.config["parts"][part]["sha256"] for part in ("soundstream", "w2v_bert", "mulan")}
+    path = output / "tokenizers.json"
+    if not path.exists():
+        path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+    elif changed := [part for part, sha in json.loads(path.read_text(encoding="utf-8")).items() if parts[part] != sha]:
+        raise ValueError(
+            f"{output} holds tokens made with another {', '.join(changed)} than {bundle.path}: give another --output, or "
+            "remove that folder"
+        )
+
+
+def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namespace) -> Iterator[tuple]:
+    """Yields (path of the token shard, function that yields its clips)."""
+    from musiclm_jax import audio, records
+
+    if not corpus.is_dir():
+        raise ValueError(f"--corpus {corpus}: no such folder")
+    if any(corpus.glob("*.tfrecord")):
+        for split in records.SPLITS:
+            if any(corpus.glob(f"{split}-*.tfrecord")):
+                for path in records.shard_paths(corpus, split):
+                    yield output / pathlib.Path(path).name, lambda path=path: records.read_audio_records([path])
+        return
+    files = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in audio.READABLE)
+    if not files:
+        raise ValueError(
+            f"--corpus {corpus}: holds neither .tfrecord files nor sound files ({', '.join(audio.READABLE)})"
+        )
+    if args.split not in records.SPLITS:
+        raise ValueError(f"--split {args.split}: use one of {', '.join(records.SPLITS)}")
+    for index in range(args.shards):
+        mine = [path for path in files if _stable_hash(path.relative_to(corpus).as_posix()) % args.shards == index]
+        yield (
+            records.shard_path(output, args.split, index, args.shards),
+            lambda mine=mine: clips_of_files(mine, corpus, args.clip_seconds),
+        )
+
+
+def _stable_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
+    """Cuts sound files into clips; what remains at the end, and files that cannot be read, are reported and left out.
+
+    Captions are the lines of a text file beside the sound file (song.wav, song.txt), if there is one.
+    """
+    from musiclm_jax import audio
+    from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC
+
+    samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
+    for path in files:
+        try:
+            sound = audio.load(path)
+        except audio.AudioError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if len(sound) < samples:
+            print(f"left out: {path} is shorter than a clip of {clip_seconds:g} s", file=sys.stderr)
+        sidecar = path.with_suffix(".txt")
+        lines = sidecar.read_text(encoding="utf-8").splitlines() if sidecar.exists() else []
+        name = path.relative_to(corpus).as_posix()
+        for start in range(0, len(sound) - samples + 1, samples):
+            yield {
+                "id": f"{name}@{start / SAMPLE_RATE:g}",
+                "audio": sound[start : start + samples],
+                "caption": [line.strip() for line in lines if line.strip()] or [""],
+                "instrument": "",
+                "composition": name,
+                "held_out_pair": 0,
+            }

@@ -1,0 +1,88 @@
+"""Audio to the three token streams: joins SoundStream, w2v-BERT and MuLan."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from musiclm_jax import mulan, soundstream, w2v_bert
+from musiclm_jax.bundles import Bundle, Part
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC
+
+# Whole semantic frames are whole acoustic frames too.
+SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """The three encoders: config and variables of each."""
+
+    soundstream: Part
+    w2v_bert: Part
+    mulan: Part
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "Tokenizers":
+        """The tokenizers of a bundle.
+
+        Raises:
+          BundleError: if one is missing or damaged.
+        """
+        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.part("mulan"))
+
+    def tokenize(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """Token streams of equally long clips; each new shape is compiled once.
+
+        Args:
+          audio: float32 `[batch, samples]`, 24 kHz; samples a multiple of 960 (one semantic frame).
+
+        Returns:
+          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`.
+
+        Raises:
+          ValueError: if `audio` has another shape.
+        """
+        if audio.ndim != 2 or audio.shape[1] == 0 or audio.shape[1] % SAMPLES_PER_SEMANTIC_FRAME:
+            raise ValueError(
+                f"audio has shape {audio.shape}: expected [batch, samples] with samples a positive multiple of "
+                f"{SAMPLES_PER_SEMANTIC_FRAME} (one semantic frame); crop it first"
+            )
+        streams = {
+            SEMANTIC.name: semantic_codes(self.w2v_bert, audio),
+            ACOUSTIC.name: acoustic_codes(self.soundstream, audio),
+            MULAN.name: mulan_codes(self.mulan, audio),
+        }
+        return {name: np.asarray(codes) for name, codes in streams.items()}
+
+
+def semantic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Semantic codes int32 `[batch, t]` of `[batch, samples]`."""
+    return _semantic(part.config, part.variables, audio)
+
+
+def acoustic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Acoustic codes int32 `[batch, 2 t, 12]` of `[batch, samples]`."""
+    return _acoustic(part.config, part.variables, audio)
+
+
+def mulan_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """MuLan codes int32 `[batch, 12]` of `[batch, samples]`."""
+    return _mulan(part.config, part.variables, audio)
+
+
+# Configs are frozen dataclasses, hence hashable: compiled once per config and shape, not once per object.
+@functools.partial(jax.jit, static_argnums=0)
+def _semantic(config: w2v_bert.W2vBertConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return w2v_bert.semantic_tokens(config, variables, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _acoustic(config: soundstream.SoundStreamConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return soundstream.encode(config, variables, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mulan(config: mulan.MulanConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return mulan.tokens(config, variables, mulan.embed_audio(config, variables, audio), "audio")
