@@ -1,0 +1,1 @@
+"""Evidence: one command per part, each printing a table with intervals. Run as `python -m benchmarks.<name>`."""
