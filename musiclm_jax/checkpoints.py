@@ -1,0 +1,162 @@
+"""Checkpoints of a training run: state and data position, written by Orbax in the background.
+
+A run's folder holds `checkpoints/<step>/`. Orbax writes into a folder of another name and renames it when it is whole, so
+a half-written checkpoint is never found. States are stored as nested dicts: `load` reads them without the code that made
+them.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a run has read its data: the next batch is number `step_in_epoch` of epoch `epoch`, both from 0."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+
+
+def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints for writing, and removes what an interrupted write left behind.
+
+    Args:
+      model_dir: the run's folder, made if missing.
+      keep: number of latest checkpoints to keep; the best one by held-out loss stays as well.
+
+    Raises:
+      ValueError: if keep is less than 1 or the folder cannot be made or written.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}, expected 1 or more checkpoints to keep")
+    folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write checkpoints to {folder} ({error.strerror}): choose another model_dir"
+        ) from error
+    policy = preservation_policy.AnyPreservationPolicy(
+        [
+            preservation_policy.LatestN(n=keep),
+            preservation_policy.BestN(
+                get_metric_fn=lambda metrics: -metrics["loss"], n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: Any, position: Position, eval_loss: float | None = None
+) -> None:
+    """Begins to save a checkpoint; it is done after `manager.wait_until_finished()`.
+
+    Args:
+      manager: from `open_manager`.
+      step: number of training steps the state has seen.
+      state: training state; copied before this returns, so it may be donated at once.
+      position: of the data after these steps.
+      eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
+    """
+    # Arrays of the CPU backend are written from their own memory: a donated buffer would change under the writer's hands.
+    copied = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(copied), position=ocp.args.JsonSave(dataclasses.asdict(position))
+        ),
+        metrics=None if eval_loss is None else {"loss": float(eval_loss)},
+        force=True,
+    )
+
+
+def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple[int, Any, Position] | None:
+    """Restores the latest whole checkpoint.
+
+    Args:
+      manager: from `open_manager`.
+      abstract_state: tree of jax.ShapeDtypeStruct with shardings, as the run's configuration builds it.
+
+    Returns:
+      (step, state, position), or None if there is no checkpoint.
+
+    Raises:
+      ValueError: if the checkpoint's state has another shape than abstract_state, naming the first difference.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+    expected = serialization.to_state_dict(abstract_state)
+    _check_same_shapes(f"{manager.directory}/{step}", manager.item_metadata(step).state, expected)
+    restored = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
+    )
+    return step, serialization.from_state_dict(abstract_state, restored.state), Position(**restored.position)
+
+
+def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = False) -> tuple[int, dict[str, Any]]:
+    """Reads a checkpoint's state as nested dicts of NumPy arrays, without the code that made it.
+
+    Args:
+      model_dir: the run's folder.
+      step: which checkpoint; None for the latest.
+      best: take the checkpoint of the lowest held-out loss instead (the latest if none was evaluated).
+
+    Returns:
+      (step, nested dicts named like the fields of the state).
+
+    Raises:
+      ValueError: if there is no such checkpoint.
+    """
+    folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist: give the model_dir of a `musiclm train` run")
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        steps = manager.all_steps()
+        if not steps or (step is not None and step not in steps):
+            raise ValueError(f"{folder} holds the steps {sorted(steps)}, not {'any' if step is None else step}")
+        if step is None:
+            losses = {s: m["loss"] for s in steps if best and (m := manager.metrics(s))}
+            step = min(losses, key=lambda s: losses[s]) if losses else max(steps)
+        metadata = manager.item_metadata(step).state
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(metadata))
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+    return step, jax.tree.map(np.asarray, restored.state)
+
+
+def _as_dict(metadata: Any) -> Any:
+    """Returns the tree inside Orbax's metadata of an item."""
+    return getattr(metadata, "tree", metadata)
+
+
+def _check_same_shapes(where: str, metadata: Any, expected: Any) -> None:
+    """Raises ValueError if the tree of a checkpoint differs from the expected one."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+    found, wanted = shapes(_as_dict(metadata)), shapes(expected)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{where} does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} here; use the configuration it was trained with, or another model_dir"
+            )

@@ -1,0 +1,129 @@
+"""Where arrays live: a mesh of {data, fsdp, tensor} and the rules that lay logical axes on it.
+
+Modules name the axes of their parameters ("embed", "mlp", "heads", ...) with `flax.linen.with_logical_partitioning`; RULES
+says which axis of the mesh each name is split over. Parameters without names are replicated, so small models need none.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # FSDP is data parallelism whose parameters are split too
+
+# In order of precedence: a mesh axis is used once per array.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", BATCH_AXES),
+    ("vocab", "tensor"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("length", None),
+    ("layers", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Returns the mesh of all devices.
+
+    Args:
+      data: copies of the model, each with its own part of the batch; -1 takes the devices that fsdp and tensor leave.
+      fsdp: parts the parameters are split into, each with its own part of the batch.
+      tensor: parts each matrix product is split into.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    for name, size in (("fsdp", fsdp), ("tensor", tensor), ("data", data)):
+        if size < 1 and not (name == "data" and size == -1):
+            raise ValueError(f"mesh axis {name} is {size}, expected 1 or more (or -1 for data)")
+    if data == -1 and devices % (fsdp * tensor) == 0:
+        data = devices // (fsdp * tensor)
+    if data * fsdp * tensor != devices:
+        wanted = (
+            f"{fsdp} x {tensor} (fsdp x tensor)" if data == -1 else f"{data} x {fsdp} x {tensor} (data x fsdp x tensor)"
+        )
+        raise ValueError(f"mesh {wanted} does not match {devices} device(s): choose sizes that multiply to {devices}")
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: the leading axis over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """Checks that a global batch divides over the mesh.
+
+    Raises:
+      ValueError: if it does not.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"batch size {batch_size} does not divide over {parts} parts of the mesh (data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']}): choose a multiple of {parts}"
+        )
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices; the result is the global `[batch, ...]`."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def unbox(tree: Any) -> Any:
+    """Removes the boxes that carry the names of logical axes, without constraining the arrays within."""
+    return jax.tree.map(
+        lambda leaf: leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.Partitioned) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata),
+    )
+
+
+def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
+    """Returns the sharding of each leaf of a training state.
+
+    Args:
+      mesh: from `make_mesh`.
+      abstract_state: `jax.eval_shape(learner.init, key)`, still with the boxes of logical axes.
+
+    Returns:
+      tree of NamedSharding with the structure of `unbox(abstract_state)`. Leaves without names are replicated, and so are
+      those whose names do not fit their rank (Adafactor's factored moments lie in the box of their parameter).
+
+    Raises:
+      ValueError: if an axis does not divide over the mesh, with its name and the parameter's path.
+    """
+
+    def leaf_sharding(path: Any, leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.Partitioned) or len(leaf.names) != leaf.value.ndim:
+            return replicated(mesh)
+        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
+        for axis, name, size in zip(spec, leaf.names, leaf.value.shape, strict=True):
+            parts = (
+                1
+                if axis is None
+                else int(np.prod([mesh.shape[a] for a in (axis if isinstance(axis, tuple) else (axis,))]))
+            )
+            if size % parts:
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does not divide into the {parts} parts of "
+                    f"mesh axis {axis!r}: change the model's size or the mesh"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(
+        leaf_sharding, abstract_state, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata)
+    )
