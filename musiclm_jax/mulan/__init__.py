@@ -1,0 +1,19 @@
+"""MuLan: a joint embedding of music and text, and the tokens that condition the stages (arXiv 2208.12415)."""
+
+from musiclm_jax.mulan.config import MulanConfig
+from musiclm_jax.mulan.embed import embed_audio, embed_text, tokens
+from musiclm_jax.mulan.learner import MulanLearner
+from musiclm_jax.mulan.quantize import fit_quantizer, token_agreement
+from musiclm_jax.mulan.text_tower import tokenize_texts, training_text
+
+__all__ = [
+    "MulanConfig",
+    "MulanLearner",
+    "embed_audio",
+    "embed_text",
+    "fit_quantizer",
+    "token_agreement",
+    "tokenize_texts",
+    "tokens",
+    "training_text",
+]
