@@ -22,8 +22,7 @@ class Parser(argparse.ArgumentParser):
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the second start of a command is faster.
 
-    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. JAX skips the cache by itself when the folder
-    cannot be written.
+    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. JAX does without when it cannot be written.
     """
     import jax
 

@@ -24,7 +24,8 @@ To hear something:
 Commands:
 {commands}
 
-`musiclm COMMAND --help` explains one command. The models that come with the package are used unless --bundle names others.
+`musiclm COMMAND --help` explains one command. The models that come with the package are used unless --bundle names
+others.
 """
 
 

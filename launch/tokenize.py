@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-
 from musiclm_jax.launch import command
 
 RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
@@ -107,8 +106,8 @@ def check_same_tokenizers(bundle, output: pathlib.Path) -> None:
         path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
     elif changed := [part for part, sha in json.loads(path.read_text(encoding="utf-8")).items() if parts[part] != sha]:
         raise ValueError(
-            f"{output} holds tokens made with another {', '.join(changed)} than {bundle.path}: give another --output, or "
-            "remove that folder"
+            f"{output} holds tokens made with another {', '.join(changed)} than {bundle.path}: give another --output, "
+            "or remove that folder"
         )
 
 

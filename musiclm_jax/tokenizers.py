@@ -30,7 +30,7 @@ class Tokenizers:
         Raises:
           BundleError: if one is missing or damaged.
         """
-        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.part("mulan"))
+        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan())
 
     def tokenize(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Token streams of equally long clips; each new shape is compiled once.

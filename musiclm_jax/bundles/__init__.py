@@ -37,10 +37,10 @@ PART_CONFIGS = {
     "soundstream": "musiclm_jax.soundstream:SoundStreamConfig",
     "w2v_bert": "musiclm_jax.w2v_bert:W2vBertConfig",
     "mulan": "musiclm_jax.mulan:MulanConfig",
-    "text_encoder": "musiclm_jax.mulan:TextEncoderConfig",
-    "semantic": "musiclm_jax.stages:StageModelConfig",
-    "coarse": "musiclm_jax.stages:StageModelConfig",
-    "fine": "musiclm_jax.stages:StageModelConfig",
+    "text_encoder": "musiclm_jax.mulan:MulanConfig",
+    "semantic": "musiclm_jax.bundles.stage_config:StageModelConfig",
+    "coarse": "musiclm_jax.bundles.stage_config:StageModelConfig",
+    "fine": "musiclm_jax.bundles.stage_config:StageModelConfig",
 }
 SCALE_SUFFIX = ":scale"  # an int8 tensor "x" comes with float32 "x:scale"
 INT8_MIN_SIZE = 65_536  # smaller matrices are not worth the rounding
@@ -108,6 +108,19 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"bundle {self.path}: {name} is missing: export or install the bundle again")
         return path
+
+    def mulan(self) -> Part:
+        """MuLan put together: "mulan" holds the audio tower, projection and quantizer, "text_encoder" the BERT encoder.
+
+        Raises:
+          BundleError: as `part` and `file`.
+        """
+        if "mulan with text" not in self._parts:
+            config, variables = self.part("mulan")
+            vocab = np.frombuffer(self.file("vocab.txt").read_bytes(), np.uint8)
+            variables = variables | {"text": self.part("text_encoder").variables["text"], "vocab": vocab}
+            self._parts["mulan with text"] = Part(config, variables)
+        return self._parts["mulan with text"]
 
     def generate(
         self, prompts: Sequence[str], seconds: float = 10.0, seed: int = 0, **options
@@ -209,6 +222,28 @@ def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict
     }
     _update_config(folder, lambda contents: contents["parts"].update({part: entry}))
     return len(data)
+
+
+def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[str, int]:
+    """Adds MuLan: the text encoder as a part of its own in int8, its vocabulary as vocab.txt, the rest as "mulan".
+
+    Args:
+      bundle: folder of the bundle.
+      config: a MulanConfig.
+      variables: with "text" (the encoder's parameters) and "vocab" (uint8, the content of vocab.txt) among them.
+
+    Returns:
+      Bytes of each file.
+    """
+    rest = {name: value for name, value in variables.items() if name not in ("text", "vocab")}
+    vocab = np.asarray(variables["vocab"], np.uint8).tobytes()
+    sizes = {
+        "mulan": save_part(bundle, "mulan", config, rest),
+        "text_encoder": save_part(bundle, "text_encoder", config, {"text": variables["text"]}, storage="int8"),
+        "vocab.txt": len(vocab),
+    }
+    _replace(pathlib.Path(bundle) / "vocab.txt", vocab)
+    return sizes
 
 
 def save_generation(bundle: str | os.PathLike, generation: GenerationConfig) -> None:

@@ -1,0 +1,66 @@
+"""`musiclm describe`: what a recording sounds like to the models, and its tokens."""
+
+import argparse
+import sys
+
+from musiclm_jax.launch import command
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = command.Parser("describe", "say what a recording sounds like, and show its tokens")
+    p.add_argument("files", nargs="+", metavar="FILE", help="sound file of any format")
+    p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
+    p.add_argument("--top", type=int, default=5, help="number of tags and captions to show (default: 5)")
+    p.add_argument("--tokens", action="store_true", help="print all tokens, not only the first ones")
+    return p
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: if a file or the bundle cannot be used.
+    """
+    args = parser().parse_args(arguments)
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: give 1 or more")
+    from musiclm_jax import audio, bundles
+    from musiclm_jax.describe import describe
+
+    sounds = [audio.load(path) for path in args.files]
+    bundle = bundles.load(args.bundle)
+    command.enable_compilation_cache()
+    for path, sound in zip(args.files, sounds, strict=True):
+        print(f"{path}: {len(sound) / audio.SAMPLE_RATE:.1f} s", file=sys.stderr)
+        print_description(path, describe(bundle, sound), args.top, args.tokens)
+    return 0
+
+
+def print_description(path: str, description, top: int, all_tokens: bool) -> None:
+    """Prints a `describe.Description` for people."""
+    print(f"{path} ({description.seconds:.1f} s)")
+    print("  nearest tags (similarity of the MuLan embeddings):")
+    for text, score in description.tags[:top]:
+        print(f"    {score:5.2f}  {text}")
+    print("  nearest captions:")
+    for text, score in description.captions[:top]:
+        print(f"    {score:5.2f}  {text}")
+    tokens = description.tokens
+    shown = None if all_tokens else 16
+    print(f"  MuLan tokens:    {_row(tokens['mulan'], None)}")
+    print(f"  semantic tokens: {_row(tokens['semantic'], shown)}")
+    print("  acoustic tokens, first levels first:")
+    for level in range(tokens["acoustic"].shape[1]):
+        print(f"    level {level + 1:>2}: {_row(tokens['acoustic'][:, level], shown)}")
+    print("  codebook use (distinct codes, entropy):")
+    for name, use in [
+        ("semantic", description.semantic_use),
+        *((f"acoustic {u.level + 1}", u) for u in description.acoustic_use),
+    ]:
+        print(f"    {name:<12} {use.distinct:>4} of {use.codebook_size} in {use.frames} frames, {use.bits:.1f} bits")
+
+
+def _row(codes, shown: int | None) -> str:
+    more = "" if shown is None or len(codes) <= shown else f" ... ({len(codes)})"
+    return " ".join(str(code) for code in codes[:shown]) + more
