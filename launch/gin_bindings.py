@@ -1,0 +1,48 @@
+"""What gin files can name: the learners, their configs, the tasks. `train` itself is in launch/train.py.
+
+Everything is registered from outside, so that the library never imports gin.
+"""
+
+import gin
+
+from musiclm_jax import partitioning, stages, transformer, w2v_bert, w2v_bert_learner
+from musiclm_jax.mulan import config as mulan_config
+from musiclm_jax.mulan import learner as mulan_learner
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.quantization import RVQConfig
+from musiclm_jax.soundstream import learner as soundstream_learner
+from musiclm_jax.soundstream import model as soundstream_model
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream
+from musiclm_jax.tasks import w2v_bert as w2v_bert_task
+
+CONFIGURABLES = (
+    # learners
+    soundstream_learner.SoundStreamLearner,
+    w2v_bert_learner.W2vBertLearner,
+    mulan_learner.MulanLearner,
+    StageLearner,
+    # their configs
+    soundstream_model.SoundStreamConfig,
+    RVQConfig,
+    w2v_bert.W2vBertConfig,
+    mulan_config.MulanConfig,
+    transformer.TransformerConfig,
+    stages.semantic_stage,
+    stages.coarse_stage,
+    stages.fine_stage,
+    OptimizerConfig,
+    # their data
+    soundstream.soundstream_task,
+    w2v_bert_task.w2v_bert_task,
+    mulan.mulan_task,
+    semantic.semantic_task,
+    coarse.coarse_task,
+    fine.fine_task,
+    # where they run
+    partitioning.make_mesh,
+)
+
+# A class keeps its name and its type: gin wraps the call, so that dataclasses stay what they are.
+for _configurable in CONFIGURABLES:
+    gin.external_configurable(_configurable, name=_configurable.__name__)

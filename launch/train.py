@@ -1,0 +1,170 @@
+"""`musiclm train`: trains one model, chosen and configured by gin files."""
+
+import os
+
+# Before TensorFlow is imported by anything: no start-up noise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import gin
+import jax
+import tensorflow as tf
+
+from musiclm_jax import gin_configs, partitioning, trainer
+from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
+
+USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
+
+gin files are looked for as given, then among those that come with the package. Values are gin's: strings in quotes, e.g.
+--gin.DATA_DIR=\\"corpus\\" in a shell; --gin.train.total_steps=10 binds a parameter, --gin.DATA_DIR a macro.
+The same command goes on where an earlier one stopped."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: of the command line, without the command's name.
+
+    Raises:
+      ValueError: for input that cannot be used, in one line.
+    """
+    parser = command.Parser("train", "train one model: a tokenizer or a stage, chosen by a gin file", usage=USAGE)
+    parser.add_argument(
+        "--gin_file", action="append", required=True, help="gin file; may be repeated, later ones override"
+    )
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
+    )
+    parser.add_argument("--model_dir", required=True, help="folder of the run: checkpoints, configuration, TensorBoard")
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    hide_accelerators_from_tensorflow()
+    command.enable_compilation_cache()
+    parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
+    try:
+        train(model_dir=args.model_dir)
+    except trainer.DivergedError as error:
+        raise ValueError(str(error)) from error
+    return 0
+
+
+def hide_accelerators_from_tensorflow() -> None:
+    """Keeps TensorFlow off the accelerators' memory and, mostly, off the cores."""
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
+def parse_gin(files: list[str], bindings: list[str]) -> None:
+    """Reads gin files, then bindings, into gin's global configuration.
+
+    Args:
+      files: paths, or names of files in musiclm_jax/gin_configs.
+      bindings: lines like `train.total_steps=10`.
+
+    Raises:
+      ValueError: if a file is missing, or a name or value cannot be used.
+    """
+    gin.clear_config()
+    package = pathlib.Path(gin_configs.__path__[0])
+    paths = []
+    for file in files:
+        path = pathlib.Path(file).expanduser()
+        path = path if path.is_file() else package / path.name
+        if not path.is_file():
+            shipped = ", ".join(sorted(p.name for p in package.glob("*.gin")))
+            raise ValueError(f"there is no gin file {file!r}, neither here nor in the package, which has {shipped}")
+        paths.append(str(path))
+    gin.clear_config()
+    with _one_line_errors():
+        gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
+
+
+class _one_line_errors:  # noqa: N801  used like a function
+    """Turns gin's errors, whose first line says what is wrong, into ValueErrors of one line."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError)):
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            place = next((line for line in lines[1:] if line.startswith("In ")), "")
+            text = lines[0] if lines else type(error).__name__
+            raise ValueError(f"{text} {place}".strip()) from error
+
+
+@gin.configurable(denylist=["model_dir"])
+def train(
+    model_dir: str | pathlib.Path,
+    learner: trainer.Learner = gin.REQUIRED,
+    task: TaskSpec = gin.REQUIRED,
+    batch_size: int = gin.REQUIRED,
+    total_steps: int = gin.REQUIRED,
+    mesh: jax.sharding.Mesh | None = None,
+    train_split: str = "train",
+    eval_split: str | None = "validation",
+    data_seed: int = 0,
+    seed: int = 0,
+    checkpoint_period: int = 1_000,
+    checkpoint_minutes: float = 10.0,
+    eval_period: int = 1_000,
+    eval_steps: int = 8,
+    log_period: int = 50,
+    keep: int = 3,
+) -> Any:
+    """Builds the data of a run and trains; every argument but model_dir comes from gin. See `trainer.train`."""
+    mesh = mesh or partitioning.make_mesh()
+    partitioning.check_batch_size(mesh, batch_size)
+    train_dataset = TaskDataset(task, train_split, batch_size, seed=data_seed)
+    eval_dataset = TaskDataset(task, eval_split, batch_size, seed=data_seed, shuffle=False) if eval_split else None
+    if jax.process_index() == 0:
+        write_config(pathlib.Path(model_dir).expanduser(), learner)
+    return trainer.train(
+        learner,
+        train_dataset,
+        eval_dataset,
+        model_dir,
+        total_steps=total_steps,
+        checkpoint_period=checkpoint_period,
+        checkpoint_minutes=checkpoint_minutes,
+        eval_period=eval_period,
+        eval_steps=eval_steps,
+        log_period=log_period,
+        keep=keep,
+        seed=seed,
+        mesh=mesh,
+    )
+
+
+def write_config(model_dir: pathlib.Path, learner: trainer.Learner) -> None:
+    """Writes config.gin (what gin was told and used) and config.json (family, config and learner) into a run's folder.
+
+    Raises:
+      ValueError: if the folder cannot be written.
+    """
+    described = dataclasses.asdict(learner)
+    content = {"family": learner.family, "config": described.pop("config"), "learner": described}
+    try:
+        model_dir.mkdir(parents=True, exist_ok=True)
+        (model_dir / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (model_dir / "config.gin").write_text(gin.config_str(), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write to {model_dir} ({error.strerror}): choose another --model_dir") from error
+
+
+if __name__ == "__main__":
+    import sys
+
+    from musiclm_jax.launch.main import main as musiclm
+
+    sys.exit(musiclm(["train", *sys.argv[1:]]))

@@ -1,0 +1,20 @@
+"""Coarse stage: the first acoustic levels under semantic and MuLan tokens (MusicLM section 3.2)."""
+
+from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
+
+
+def coarse_task(data_dir: str, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "coarse") -> TaskSpec:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder of token records, from `musiclm tokenize`.
+      crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
+      crops_per_clip: random crops of each clip in an epoch.
+      name: in seqio's registry.
+
+    Returns:
+      What `datasets.TaskDataset` takes. Batches: "acoustic" `[b, 50 s, 12]`, "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
+    """
+    return TaskSpec(name, streams.token_task(name, data_dir, (MULAN, SEMANTIC, ACOUSTIC), crop_seconds, crops_per_clip))

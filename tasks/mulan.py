@@ -1,0 +1,45 @@
+"""MuLan: pairs of audio and one of its captions, another one each epoch."""
+
+import functools
+
+from musiclm_jax import records
+from musiclm_jax.datasets import TaskSpec, TextTokens
+from musiclm_jax.tasks import streams
+from musiclm_jax.tokens import SAMPLE_RATE
+
+
+def mulan_task(
+    data_dir: str,
+    vocab: str,
+    max_text_tokens: int = 128,
+    crop_seconds: float = 10.0,
+    aspect_probability: float = 0.25,
+    name: str = "mulan",
+) -> TaskSpec:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder of audio records, from `musiclm corpus`.
+      vocab: the text encoder's vocab.txt, a path or package:path.
+      max_text_tokens: length of the rows of text; longer texts are cut.
+      crop_seconds: length of a crop.
+      aspect_probability: how often the text is a random list of aspects instead of a sentence.
+      name: in seqio's registry.
+
+    Returns:
+      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]`, "text_ids" and "text_mask" int32 `[b, l]`.
+    """
+    streams.check_crops(crop_seconds, 1)
+    samples = round(crop_seconds * SAMPLE_RATE)
+    streams.register(
+        name,
+        streams.source(data_dir, records.parse_audio_example),
+        [
+            functools.partial(streams.keep, names=("audio", "caption", "aspects")),
+            functools.partial(streams.crop_audio, seconds=crop_seconds),
+            functools.partial(streams.choose_caption, aspect_probability=aspect_probability),
+        ],
+        {"audio": streams.audio_feature(), "caption": streams.caption_feature()},
+        example_bytes=4 * samples,
+    )
+    return TaskSpec(name, {"audio": samples, "caption": 1}, TextTokens(vocab, max_text_tokens))

@@ -1,0 +1,21 @@
+"""SoundStream: random crops of audio."""
+
+from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
+
+
+def soundstream_task(
+    data_dir: str, crop_seconds: float = 1.0, crops_per_clip: int = 1, name: str = "soundstream"
+) -> TaskSpec:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder of audio records, from `musiclm corpus`.
+      crop_seconds: length of a crop.
+      crops_per_clip: random crops of each clip in an epoch.
+      name: in seqio's registry.
+
+    Returns:
+      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]` in [-1, 1].
+    """
+    return TaskSpec(name, streams.audio_task(name, data_dir, crop_seconds, crops_per_clip))

@@ -1,0 +1,200 @@
+"""What the tasks share: features, sources and the preprocessors of token and audio records.
+
+Every random choice of a task is made in one `map_over_dataset(num_seeds=1)`, so that it follows from the epoch's seed.
+"""
+
+import functools
+import os
+
+import seqio
+import tensorflow as tf
+
+from musiclm_jax import records
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, TokenStream
+
+SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples
+MAX_SHUFFLE_EXAMPLES = 8192
+
+
+def codes_feature(stream: TokenStream) -> seqio.Feature:
+    """Feature of a stream's code + 1 (0 is padding): rank 2 `[frames, quantizers]` for streams of several levels in time."""
+    rank = 2 if stream.frame_rate and stream.quantizers > 1 else 1
+    vocabulary = seqio.PassThroughVocabulary(stream.codebook_size + 1)
+    return seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32, rank=rank)
+
+
+def audio_feature() -> seqio.Feature:
+    """Feature of float32 audio `[samples]`."""
+    return seqio.ContinuousFeature(dtype=tf.float32, rank=1)
+
+
+def caption_feature() -> seqio.Feature:
+    """Feature of one caption, a string."""
+    return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+
+
+def source(folder: str | os.PathLike, parse) -> seqio.DataSource:
+    """All splits of a folder of records.
+
+    Args:
+      folder: of shards named as records.py says.
+      parse: serialized record -> dict of tensors.
+
+    Raises:
+      ValueError: if a split is missing or unfinished.
+    """
+    paths = {split: records.shard_paths(folder, split) for split in records.SPLITS}
+    return seqio.FileDataSource(
+        read_file_fn=lambda file: tf.data.TFRecordDataset(file).map(parse),
+        split_to_filepattern=paths,
+        cycle_length=16,
+        block_length=1,
+    )
+
+
+def register(
+    name: str, source: seqio.DataSource, preprocessors: list, output_features: dict, example_bytes: int
+) -> None:
+    """Adds a task to seqio's registry, in place of one of the same name (another folder or crop)."""
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    buffer = max(16, min(SHUFFLE_BYTES // example_bytes, MAX_SHUFFLE_EXAMPLES))
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=preprocessors,
+        output_features=output_features,
+        shuffle_buffer_size=buffer,
+        metric_fns=[],
+    )
+
+
+def check_crops(crop_seconds: float, crops_per_clip: int) -> None:
+    """Checks a task's arguments.
+
+    Raises:
+      ValueError: if there is nothing to crop.
+    """
+    if crop_seconds <= 0 or crops_per_clip < 1:
+        raise ValueError(
+            f"crop_seconds {crop_seconds} and crops_per_clip {crops_per_clip}: expected more than 0 and 1 or more"
+        )
+
+
+def repeat(dataset: tf.data.Dataset, times: int) -> tf.data.Dataset:
+    """Repeats every example in place, for several crops of a clip in an epoch."""
+    if times == 1:
+        return dataset
+    return dataset.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(times))
+
+
+def keep(dataset: tf.data.Dataset, names: tuple[str, ...]) -> tf.data.Dataset:
+    """Drops what the model does not read, before anything is buffered."""
+    return dataset.map(lambda example: {name: example[name] for name in names})
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def crop_streams(example, seed, seconds):
+    """Cuts the same random stretch out of the streams in time; streams per clip stay whole.
+
+    Args:
+      example: {"semantic": `[t]`, "acoustic": `[2 t, q]`, "mulan": `[q]`} or some of them.
+      seed: pair of integers.
+      seconds: length of the crop; shorter clips stay whole.
+    """
+    rates = {"semantic": SEMANTIC.frame_rate, "acoustic": ACOUSTIC.frame_rate}
+    in_time = {name: rate for name, rate in rates.items() if name in example}
+    slowest = min(in_time.values())
+    # Counted in frames of the slowest stream, so that the others begin at a frame of theirs too.
+    length = tf.reduce_min([tf.shape(example[name])[0] // (rate // slowest) for name, rate in in_time.items()])
+    frames = round(seconds * slowest)
+    start = tf.random.stateless_uniform([], seed, 0, tf.maximum(length - frames, 0) + 1, tf.int32)
+    cropped = dict(example)
+    for name, rate in in_time.items():
+        factor = rate // slowest
+        cropped[name] = example[name][start * factor : (start + frames) * factor]
+    return cropped
+
+
+@seqio.map_over_dataset
+def codes_plus_one(example):
+    """Frees 0 for padding: int64 codes become int32 code + 1."""
+    return {name: tf.cast(codes, tf.int32) + 1 for name, codes in example.items()}
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def crop_audio(example, seed, seconds):
+    """Cuts a random stretch of `seconds` out of "audio" `[samples]`; shorter clips stay whole."""
+    samples = round(seconds * SAMPLE_RATE)
+    room = tf.maximum(tf.shape(example["audio"])[0] - samples, 0)
+    start = tf.random.stateless_uniform([], seed, 0, room + 1, tf.int32)
+    return {**example, "audio": example["audio"][start : start + samples]}
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def choose_caption(example, seed, aspect_probability):
+    """Replaces "caption" `[n]` and "aspects" `[m]` by one string "caption".
+
+    With aspect_probability it is a random non-empty subset of the aspects in random order, joined by ", " (as a list of
+    tags is typed); otherwise, or if there are no aspects, one of the captions.
+    """
+    seeds = tf.unstack(tf.random.experimental.stateless_split(tf.stack(seed), 4))
+    captions, aspects = example["caption"], example["aspects"]
+    caption = captions[tf.random.stateless_uniform([], seeds[0], 0, tf.shape(captions)[0], tf.int32)]
+    count = tf.shape(aspects)[0]
+    order = tf.argsort(tf.random.stateless_uniform([count], seeds[1]))
+    chosen = order[: tf.random.stateless_uniform([], seeds[2], 1, tf.maximum(count, 1) + 1, tf.int32)]
+    tags = tf.strings.reduce_join(tf.gather(aspects, chosen), separator=", ")
+    use_tags = (tf.random.stateless_uniform([], seeds[3]) < aspect_probability) & (count > 0)
+    return {"audio": example["audio"], "caption": tf.where(use_tags, tags, caption)}
+
+
+def token_task(
+    name: str, data_dir: str, streams: tuple[TokenStream, ...], crop_seconds: float, crops_per_clip: int
+) -> dict[str, int]:
+    """Registers a task of token records.
+
+    Args:
+      name: in seqio's registry.
+      data_dir: folder of token records.
+      streams: the streams of the stage.
+      crop_seconds: length of a crop; whole frames of all streams.
+      crops_per_clip: random crops of each clip in an epoch.
+
+    Returns:
+      frames (or codes per clip) of each stream.
+    """
+    check_crops(crop_seconds, crops_per_clip)
+    names = tuple(stream.name for stream in streams)
+    lengths = {s.name: s.frames(crop_seconds) if s.frame_rate else s.quantizers for s in streams}
+    register(
+        name,
+        source(data_dir, records.parse_token_example),
+        [
+            functools.partial(keep, names=names),
+            functools.partial(repeat, times=crops_per_clip),
+            functools.partial(crop_streams, seconds=crop_seconds),
+            codes_plus_one,
+        ],
+        {stream.name: codes_feature(stream) for stream in streams},
+        example_bytes=4 * sum(length * s.quantizers for length, s in zip(lengths.values(), streams, strict=True)),
+    )
+    return lengths
+
+
+def audio_task(name: str, data_dir: str, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:
+    """Registers a task of the audio of audio records; returns the samples of a crop."""
+    check_crops(crop_seconds, crops_per_clip)
+    samples = round(crop_seconds * SAMPLE_RATE)
+    register(
+        name,
+        source(data_dir, records.parse_audio_example),
+        [
+            functools.partial(keep, names=("audio",)),
+            functools.partial(repeat, times=crops_per_clip),
+            functools.partial(crop_audio, seconds=crop_seconds),
+        ],
+        {"audio": audio_feature()},
+        example_bytes=4 * samples,
+    )
+    return {"audio": samples}
