@@ -1,0 +1,207 @@
+"""Layers of the decoder-only Transformer: T5 relative bias, RMS norm, causal attention, gated MLP.
+
+Shapes: b batch, l flat length, d model, h heads, c head channels, f d_ff. Parameters are float32 and carry logical axis
+names ('embed', 'mlp', 'heads', 'kv'); activations are in the dtype that a layer is given, norms and softmax in float32.
+T5 (arXiv 1910.10683) with the gated GELU of T5 1.1 (arXiv 2002.05202) is the reference.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MASKED = -1e9  # added to the scores of keys that may not be seen; finite, so that no row becomes NaN
+
+
+def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
+    """T5's causal buckets: one per distance for the nearer half, logarithmic up to `max_distance`, then the last one.
+
+    Args:
+      distances: int, query position - key position; negative ones (the future) fall into bucket 0.
+      num_buckets: number of buckets.
+      max_distance: distance from which on all share the last bucket.
+
+    Returns:
+      int32 of the same shape, in [0, num_buckets).
+    """
+    distances = np.maximum(distances, 0)
+    exact = num_buckets // 2
+    scaled = np.log(np.maximum(distances, 1).astype(np.float32) / exact) / np.float32(np.log(max_distance / exact))
+    large = exact + (scaled * (num_buckets - exact)).astype(np.int32)
+    return np.where(distances < exact, distances, np.minimum(large, num_buckets - 1)).astype(np.int32)
+
+
+def saturation_distance(num_buckets: int, max_distance: int) -> int:
+    """Smallest distance from which on every distance falls into the last bucket."""
+    return int(np.argmax(relative_buckets(np.arange(max_distance + 1), num_buckets, max_distance) == num_buckets - 1))
+
+
+def distance_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array:
+    """Bias of each distance 0..length-1, float32 [h, length], from T5's table [buckets, h].
+
+    A product with one-hot rows instead of a gather: its gradient is a product too, where a gather's is a slow scatter.
+    """
+    num_buckets = table.shape[0]
+    one_hot = np.eye(num_buckets, dtype=np.float32)[relative_buckets(np.arange(length), num_buckets, max_distance)]
+    return jnp.einsum("nl,lh->hn", one_hot, table, precision=jax.lax.Precision.HIGHEST)
+
+
+def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
+    """Bias [h, rows, offset + rows] whose entry (i, j) is that of distance i + offset - j; the future is masked.
+
+    Made by repeating one row and reading it with a stride one shorter, which shifts each row by one: no gather.
+
+    Args:
+      by_distance: [h, n] with n >= offset + rows, the bias of each distance.
+      rows: number of queries.
+      offset: number of keys before the first query.
+    """
+    heads, columns = by_distance.shape[0], offset + rows
+    future = jnp.full((heads, rows), MASKED, by_distance.dtype)
+    # line[m] is the bias of distance columns - 1 - m; row i of the result starts at m = rows - 1 - i.
+    line = jnp.concatenate([by_distance[:, columns - 1 :: -1], future], axis=1)
+    width = columns + rows
+    repeated = jnp.broadcast_to(line[:, None, :], (heads, rows, width)).reshape(heads, rows * width)
+    shifted = repeated[:, rows - 1 : rows - 1 + rows * (width - 1)].reshape(heads, rows, width - 1)
+    return shifted[:, :, :columns]
+
+
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, by_distance: jax.Array, valid: jax.Array, block_size: int
+) -> jax.Array:
+    """Softmax attention to the past, block of queries by block of queries.
+
+    Each block multiplies only with the keys up to its own end, so that half of the work is left out and no
+    [b, h, l, l] array lives at once. The bias is the same from the last bucket's distance on (`by_distance[:, -1]`),
+    and softmax does not see a constant: with that constant taken off everywhere, only the keys near the diagonal need
+    a bias and a causal mask, one [h, block, block + near] array for all blocks.
+
+    Args:
+      q: queries [b, h, l, c], already scaled.
+      k: keys [b, h, l, c].
+      v: values [b, h, l, c].
+      by_distance: float32 [h, near + 1] bias of distances 0..near; all further ones have that of `near`.
+      valid: bool [b, l], keys that may be seen.
+      block_size: queries per block; 0 for one block of all.
+
+    Returns:
+      [b, h, l, c] in the dtype of v.
+    """
+    length, near = q.shape[2], by_distance.shape[1] - 1
+    block = min(block_size or length, length)
+    near = -(-near // 8) * 8 if near < length else length
+    table = by_distance - by_distance[:, -1:]
+    table = jnp.pad(table, ((0, 0), (0, max(0, near + block - table.shape[1]))))
+    diagonal = causal_bias(table, block, near)  # [h, block, near + block]
+    padding = jnp.where(valid, 0.0, MASKED)[:, None, None, :]
+    outputs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        first = max(0, start - near)  # keys before it are further than `near` from every query
+        bias = diagonal[:, : end - start, near - (start - first) : near + end - start]
+        outputs.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
+    return jnp.concatenate(outputs, axis=2)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int) -> jax.Array:
+    """One block: `bias` [h, rows, keys - first] is added from key `first` on, `padding` [b, 1, 1, keys] everywhere."""
+    scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + padding
+    scores = scores + jnp.pad(bias, ((0, 0), (0, 0), (first, 0)))
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
+
+
+def _normal(fan_in: int) -> nn.initializers.Initializer:
+    """Normal of standard deviation fan_in^-0.5, as T5 starts."""
+    return nn.initializers.normal(fan_in**-0.5)
+
+
+class RMSNorm(nn.Module):
+    """T5's norm: x / rms(x) * scale, without mean and bias; computed in float32."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [..., d]."""
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * jnp.broadcast_to(scale, wide.shape)).astype(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """T5 1.1's feed-forward: gelu(x gate) * (x up), then down; gate and up are one product. No biases."""
+
+    d_ff: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps [b, l, d] to [b, l, d]."""
+        d = x.shape[-1]
+        gate_up = self.param(
+            "gate_up", nn.with_logical_partitioning(_normal(d), ("embed", None, "mlp")), (d, 2, self.d_ff)
+        )
+        down = self.param("down", nn.with_logical_partitioning(_normal(self.d_ff), ("mlp", "embed")), (self.d_ff, d))
+        hidden = jnp.einsum("bld,dgf->gblf", x, gate_up.astype(x.dtype))
+        hidden = jax.nn.gelu(hidden[0], approximate=True) * hidden[1]
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        return jnp.einsum("blf,fd->bld", hidden, down.astype(x.dtype))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with T5's relative bias.
+
+    Scores are divided by sqrt(head_dim). T5 leaves that out and starts the query's kernel smaller by as much: the
+    functions at the start are the same, but with the factor outside one rate suits all kernels under Adam, and q, k and
+    v are one product. Weights of a T5 load after multiplying q's kernel by sqrt(head_dim).
+    """
+
+    num_heads: int
+    block_size: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        by_distance: jax.Array,
+        valid: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None = None,
+        position: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Attends within x, or with a cache: from one new token to the tokens before it.
+
+        Args:
+          x: [b, l, d]; l is 1 with a cache.
+          by_distance: float32 [h, near + 1] as in `causal_attention`; with a cache [h, length], for each key.
+          valid: bool [b, l], or [b, length] with a cache: keys that may be seen.
+          cache: keys and values [b, h, length, c].
+          position: int32 scalar, the place of the new token in the cache.
+
+        Returns:
+          [b, l, d] and the keys and values: those of x [b, h, l, c], or the cache with the new token in its place.
+        """
+        d = x.shape[-1]
+        channels = d // self.num_heads
+        qkv = self.param(
+            "qkv",
+            nn.with_logical_partitioning(_normal(d), ("embed", None, "heads", "kv")),
+            (d, 3, self.num_heads, channels),
+        )
+        out = self.param(
+            "out", nn.with_logical_partitioning(_normal(d), ("heads", "kv", "embed")), (self.num_heads, channels, d)
+        )
+        projected = jnp.einsum("bld,dshc->sbhlc", x, qkv.astype(x.dtype))
+        projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
+        q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
+        if cache is None:
+            attended = causal_attention(q, k, v, by_distance, valid, self.block_size)
+        else:
+            k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
+            v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))
+            bias = by_distance[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
+            scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + bias
+            attended = jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+        return jnp.einsum("bhlc,hcd->bld", attended, out.astype(x.dtype)), (k, v)

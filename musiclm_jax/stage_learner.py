@@ -1,0 +1,119 @@
+"""Training of a stage: one learner for the semantic, the coarse and the fine model."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from musiclm_jax.losses import token_losses, weighted_mean
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stages import Stage, assemble
+from musiclm_jax.transformer import Params, TransformerConfig, hidden_states, init_params, level_logits
+
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class StageState:
+    """What training changes."""
+
+    step: jax.Array  # int32 scalar, updates so far
+    params: Params  # stacked, float32
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StageLearner:
+    """Learner (see trainer.py) of a stage; batches are raw streams of `stage.seconds`, see `stages.assemble`."""
+
+    family: ClassVar[str] = "stage"
+
+    stage: Stage  # what is conditioned and modelled
+    config: TransformerConfig  # the model
+    optimizer: OptimizerConfig  # optimiser and schedule
+    z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
+    label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
+
+    def init(self, key: jax.Array) -> StageState:
+        """Makes the state at step 0; parameters (and their moments) carry the boxes of their logical axes."""
+        params = init_params(self.config, self.stage.vocabulary.rows, key)
+        return StageState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
+
+    def train_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> tuple[StageState, Metrics]:
+        """One update.
+
+        Args:
+          state: unboxed.
+          batch: raw streams int32, see stages.py.
+          key: for dropout and dropped conditioning.
+
+        Returns:
+          The next state, and float32 scalars: those of `eval_step`, with dropout, and "z_loss", "grad_norm".
+        """
+
+        def objective(params: Params) -> tuple[jax.Array, Metrics]:
+            loss, metrics = self._loss(params, batch, key)
+            return loss, metrics
+
+        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = self.optimizer.make().update(grads, state.opt_state, state.params)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        params = optax.apply_updates(state.params, updates)
+        return StageState(state.step + 1, params, opt_state), metrics
+
+    def eval_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> Metrics:
+        """Measures a batch without dropout.
+
+        Args:
+          state: unboxed.
+          batch: raw streams int32, see stages.py.
+          key: not used; all learners take one.
+
+        Returns:
+          float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", and "loss/level_NN" for each level of
+          the target (counted from 0 within the acoustic stream: the fine stage begins at level_04).
+        """
+        del key
+        return self._loss(state.params, batch, None)[1]
+
+    def _loss(self, params: Params, batch: Mapping[str, Any], key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """The objective, and the metrics; with a key as in training."""
+        stage = self.stage
+        drop_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+        lm = assemble(stage, batch, drop_key)
+        if self.config.dropout == 0:
+            dropout_key = None
+        hidden = hidden_states(
+            self.config, params, lm.decoder_input_tokens, stage.times(), lm.valid, fast_key(dropout_key)
+        )
+        rows, frames, levels = lm.target_codes.shape
+        hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
+        target = stage.target
+        first_id = stage.vocabulary.offset(target.stream, target.first_level)
+        logits = level_logits(params, hidden, first_id, stage.stream(target.stream).codebook_size)
+        losses = token_losses(logits, lm.target_codes, 0.0 if key is None else self.label_smoothing)
+        loss = weighted_mean(losses.cross_entropy, lm.loss_weights)
+        z_loss = self.z_loss * weighted_mean(jnp.square(losses.log_normalizer), lm.loss_weights)
+        metrics = {
+            "loss": loss,
+            "bits": loss / math.log(2),
+            "accuracy": weighted_mean(losses.correct, lm.loss_weights),
+        }
+        by_level = weighted_mean(losses.cross_entropy, lm.loss_weights, axis=(0, 1))
+        for i in range(levels):
+            metrics[f"loss/level_{target.first_level + i:02d}"] = by_level[i]
+        if key is not None:
+            metrics["z_loss"] = z_loss
+        return loss + z_loss, metrics
+
+
+def fast_key(key: jax.Array | None) -> jax.Array | None:
+    """A key of XLA's own generator made from `key`: its bits cost a fraction of threefry's, and dropout needs many."""
+    if key is None:
+        return None
+    return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")

@@ -1,0 +1,291 @@
+"""The decoder-only Transformer of the three stages (MusicLM section 4.2: 24 layers, 16 heads, d 1024, d_ff 4096).
+
+The paper's 430M parameters a stage add up with T5 1.1's gated feed-forward (402.65M in 24 layers) and one table of all
+streams' ids that is shared by input and output (25,728 rows of 1024: 26.35M).
+
+Parameters of all layers are stacked ([layers, ...]): that is the canonical form, which is trained, saved and sharded.
+`unstack_layers` takes them apart where layers run unrolled, as in decoding. Shapes: b batch, l flat length, t frames,
+q quantizers, k codebook entries, d model, h heads, c head channels, v table rows.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.layers import Attention, GatedMlp, RMSNorm, distance_bias, saturation_distance
+
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
+Params = Mapping[str, Any]
+KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [b, h, l, c]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Size and execution of the Transformer; the defaults are the paper's."""
+
+    num_layers: int = 24  # blocks of attention and feed-forward
+    num_heads: int = 16  # attention heads of d_model / num_heads channels
+    d_model: int = 1024  # width of the residual stream
+    d_ff: int = 4096  # width of the gated feed-forward
+    dropout: float = 0.1  # of embeddings, hidden units and branches; attention weights are not dropped (open)
+    relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
+    relative_max_distance: int = 128  # further distances share the last bucket
+    dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
+    scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
+    remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
+    attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all
+    time_embedding: bool = (
+        False  # adds the tokens' time in the crop, so that small models align streams; not in the paper
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        for field in ("num_layers", "num_heads", "d_model", "d_ff", "relative_buckets"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"TransformerConfig.{field} is {getattr(self, field)}, expected 1 or more")
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise ValueError(
+                f"TransformerConfig.d_model is {self.d_model}, expected an even multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"TransformerConfig.dropout is {self.dropout}, expected 0 or more and less than 1")
+        for field, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"TransformerConfig.{field} is {getattr(self, field)!r}, expected one of {allowed}")
+        if self.attention_block_size < 0:
+            raise ValueError(
+                f"TransformerConfig.attention_block_size is {self.attention_block_size}, expected 0 (one block) or more"
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"TransformerConfig.relative_max_distance is {self.relative_max_distance}, expected more than half of "
+                f"relative_buckets ({self.relative_buckets})"
+            )
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each after a norm and added to the stream (T5's pre-norm)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        by_distance: jax.Array,
+        valid: jax.Array,
+        deterministic: bool,
+        keep: bool = False,
+        cache: KeysValues | None = None,
+        position: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Maps [b, l, d] to [b, l, d], and returns keys and values where `keep` asks for them. See `Attention`."""
+        config = self.config
+        attention = Attention(config.num_heads, config.attention_block_size, name="attention")
+        branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
+        x = x + nn.Dropout(config.dropout)(branch, deterministic=deterministic)
+        branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)
+        x = x + nn.Dropout(config.dropout)(branch, deterministic=deterministic)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), keys_values if keep else None
+
+
+class Transformer(nn.Module):
+    """Ids to hidden states. With `stacked` the layers are one scan over stacked parameters, else they are unrolled."""
+
+    config: TransformerConfig
+    rows: int  # of the embedding table
+    stacked: bool = True
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        config = self.config
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+            (self.rows, config.d_model),
+        )
+        self.relative_bias = self.param(
+            "relative_bias",
+            nn.with_logical_partitioning(nn.initializers.normal(config.d_model**-0.5), (None, "heads")),
+            (config.relative_buckets, config.num_heads),
+        )
+        if config.time_embedding:
+            self.time_gain = self.param("time_gain", nn.initializers.ones, (1,))
+        block = Block
+        if config.remat != "none":
+            policy = None if config.remat == "full" else getattr(jax.checkpoint_policies, config.remat)
+            block = nn.remat(Block, prevent_cse=not self.stacked, policy=policy, static_argnums=(4, 5))
+        if self.stacked:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config)
+        else:
+            self.layers = [block(config) for _ in range(config.num_layers)]
+        self.final_norm = RMSNorm()
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.output_dropout = nn.Dropout(config.dropout)
+
+    def __call__(
+        self, tokens: jax.Array, times: np.ndarray, valid: jax.Array, deterministic: bool = True, keep: bool = False
+    ) -> tuple[jax.Array, list[KeysValues | None]]:
+        """Runs a whole sequence.
+
+        Args:
+          tokens: int32 decoder inputs [b, l].
+          times: int [l] as `Stage.times`; read with `time_embedding` only.
+          valid: bool [b, l], positions that may be seen.
+          deterministic: without dropout; else there must be a "dropout" key.
+          keep: also returns keys and values of each layer (unrolled only).
+
+        Returns:
+          Hidden states [b, l, d] (after the final norm), and per layer keys and values [b, h, l, c] or None.
+        """
+        config = self.config
+        x = self._embed(tokens, time_features(np.asarray(times), config.d_model)[None])
+        x = self.input_dropout(x, deterministic=deterministic)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        near = saturation_distance(config.relative_buckets, config.relative_max_distance)
+        by_distance = distance_bias(self.relative_bias, near + 1, config.relative_max_distance)
+        kept: list[KeysValues | None] = []
+        if self.stacked:
+            x, _ = self.layers(x, by_distance, valid, deterministic, False)
+        else:
+            for layer in self.layers:
+                x, keys_values = layer(x, by_distance, valid, deterministic, keep)
+                kept.append(keys_values)
+        return self.output_dropout(self.final_norm(x), deterministic=deterministic), kept
+
+    def step(
+        self, tokens: jax.Array, features: jax.Array, valid: jax.Array, caches: list[KeysValues], position: jax.Array
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """Runs one token with the keys and values of those before it (unrolled only).
+
+        Args:
+          tokens: int32 [b].
+          features: float32 [d], `time_features` of the token.
+          valid: bool [b, length], positions of the cache that are filled and may be seen, the token's own included.
+          caches: per layer keys and values [b, h, length, c].
+          position: int32 scalar, the token's place.
+
+        Returns:
+          Hidden states [b, d] and the caches with the token in its place.
+        """
+        config = self.config
+        length = caches[0][0].shape[2]
+        x = self._embed(tokens[:, None], features[None, None])
+        # Entry m of the reversed line is distance length - 1 - m; the slice puts distance 0 at `position`.
+        line = distance_bias(self.relative_bias, length, config.relative_max_distance)[:, ::-1]
+        line = jnp.pad(line, ((0, 0), (0, length)))
+        by_key = jax.lax.dynamic_slice_in_dim(line, length - 1 - position, length, axis=1)
+        filled = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, keys_values = layer(x, by_key, valid, True, True, cache, position)
+            filled.append(keys_values)
+        return self.final_norm(x)[:, 0], filled
+
+    def _embed(self, tokens: jax.Array, features: jax.Array) -> jax.Array:
+        """Embeds ids [b, l], and adds the features of time [1, l, d]."""
+        dtype = jnp.dtype(self.config.dtype)
+        x = jnp.take(self.embedding, tokens, axis=0).astype(dtype)
+        if self.config.time_embedding:
+            x = x + (self.time_gain[:, None, None] * features).astype(dtype)
+        return x
+
+
+def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
+    """Sines and cosines of times [l], float32 [l, d], periods from 2 pi to 10,000 x 2 pi units; 0 where time < 0."""
+    rates = 10_000.0 ** -(np.arange(d_model // 2) / (d_model // 2))
+    angles = times[:, None] * rates[None, :]
+    features = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return np.where(times[:, None] < 0, 0.0, features).astype(np.float32)
+
+
+def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
+    """Makes stacked parameters, float32, each in the box that names its logical axes (`partitioning.unbox` removes it).
+
+    Args:
+      config: the model.
+      rows: of the embedding table, `Vocabulary.rows`.
+      key: PRNG key.
+    """
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return Transformer(config, rows).init(key, tokens, np.zeros(2, int), jnp.ones((1, 2), bool))["params"]
+
+
+def unstack_layers(params: Params) -> Params:
+    """Parameters of unrolled layers ("layers_0", ...) from stacked ones ("layers"); differentiable."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    # jnp.unstack of one leaf is one operation, whose gradient is one concatenation.
+    taken_apart = jax.tree.map(lambda leaf: list(jnp.unstack(leaf)), params["layers"])
+    is_list = lambda node: isinstance(node, list)  # noqa: E731
+    layers = {
+        f"layers_{i}": jax.tree.map(lambda leaves, i=i: leaves[i], taken_apart, is_leaf=is_list) for i in range(count)
+    }
+    return {name: value for name, value in params.items() if name != "layers"} | layers
+
+
+def stack_layers(params: Params) -> Params:
+    """Inverse of `unstack_layers`."""
+    count = sum(name.startswith("layers_") for name in params)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(count)))
+    return {name: value for name, value in params.items() if not name.startswith("layers_")} | {"layers": stacked}
+
+
+def hidden_states(
+    config: TransformerConfig,
+    params: Params,
+    tokens: jax.Array,
+    times: np.ndarray,
+    valid: jax.Array,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states [b, l, d] of a whole sequence, from stacked parameters.
+
+    Args:
+      config: the model; `scan_layers` says how it runs.
+      params: stacked, unboxed.
+      tokens: int32 decoder inputs [b, l].
+      times: int [l], `Stage.times`.
+      valid: bool [b, l], positions that may be seen.
+      dropout_key: turns dropout on.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    rows = params["embedding"].shape[0]
+    model = Transformer(config, rows, stacked=config.scan_layers)
+    params = params if config.scan_layers else unstack_layers(params)
+    return model.apply({"params": params}, tokens, times, valid, dropout_key is None, rngs=rngs)[0]
+
+
+def level_logits(params: Params, hidden: jax.Array, first_id: int, codebook_size: int) -> jax.Array:
+    """Logits of each position over the codes of its own level only, so that no other id can be drawn.
+
+    Args:
+      params: with the shared table "embedding" [v, d].
+      hidden: [b, t, q, d], states that predict q levels whose ids follow each other in the table.
+      first_id: id of code 0 of the first of these levels.
+      codebook_size: codes k of a level.
+
+    Returns:
+      float32 [b, t, q, k], divided by sqrt(d) as in T5 with a shared table.
+    """
+    levels, d = hidden.shape[2:]
+    table = jax.lax.slice_in_dim(params["embedding"], first_id, first_id + levels * codebook_size)
+    table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
+    hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
+    return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)
