@@ -81,31 +81,36 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(above / (positive.size * negative.size))
 
 
-def matched_auc(scores: np.ndarray, asked: np.ndarray) -> float:
-    """Mean over items of the AUC of the item's own label: is the asked label higher here than on other items?
+def matched_wins(scores: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Is the asked label higher here than on other items? The mean of the result is an AUC per label, pooled over items.
 
     Args:
-      scores: `[items, labels]`.
-      asked: int `[items]`: the label asked of each item. Labels that nobody or everybody asked are left out.
+      scores: float `[items, labels]`.
+      asked: int `[items]`: the label asked of each item.
 
     Returns:
-      The mean over items; each item counts by the share of the items that asked for another label which it beats in
-      its own label's column.
+      `[items]`: the share of the items asking for another label that score lower in this item's label, ties counting half;
+      NaN where no item asks for another label.
     """
-    return float(np.mean(matched_wins(scores, asked)))
-
-
-def matched_wins(scores: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Per item, the share of the items asking for another label that score lower in its label: see `matched_auc`."""
     scores, asked = np.asarray(scores), np.asarray(asked)
-    wins = []
-    for label in np.unique(asked):
-        own, others = scores[asked == label, label], scores[asked != label, label]
-        if others.size:
-            wins.extend([roc_auc(np.array([score]), others) for score in own])
-    if not wins:
+    own = scores[np.arange(len(asked)), asked][:, None]
+    others = scores[:, asked].T  # [item, other item] in the item's label
+    stranger = asked[:, None] != asked[None, :]
+    wins = (own > others) + 0.5 * (own == others)
+    with np.errstate(invalid="ignore"):
+        return np.sum(wins * stranger, axis=1) / np.sum(stranger, axis=1)
+
+
+def matched_auc(scores: np.ndarray, asked: np.ndarray) -> float:
+    """Mean of `matched_wins`: 1 if every item is above all strangers in its own label, 0.5 by chance.
+
+    Raises:
+      ValueError: if every item asks for the same label.
+    """
+    wins = matched_wins(scores, asked)
+    if not np.isfinite(wins).all():
         raise ValueError("every item asks for the same label: there is nothing to compare with")
-    return np.array(wins)
+    return float(wins.mean())
 
 
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
@@ -181,7 +186,7 @@ def perplexity(codes: np.ndarray) -> float:
 
 
 def unigram_bits(train_codes: np.ndarray, test_codes: np.ndarray, codebook_size: int) -> float:
-    """Bits per code of `test_codes` under the frequencies of `train_codes`, add-one smoothed: what a model must beat."""
+    """Bits per code of `test_codes` under the frequencies of `train_codes`, add-one smoothed."""
     counts = np.bincount(np.asarray(train_codes).ravel(), minlength=codebook_size) + 1.0
     return float(-np.mean(np.log2(counts / counts.sum())[np.asarray(test_codes).ravel()]))
 

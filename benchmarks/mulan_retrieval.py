@@ -1,0 +1,97 @@
+"""MuLan's text-to-audio retrieval: python -m benchmarks.mulan_retrieval --corpus DIR --bundle tiny
+
+Among 256 clips of compositions that were never trained on: how often is the clip that a text describes among the ten nearest?
+Texts are the corpus's captions, and paraphrases in words that no caption or aspect of the corpus uses (paraphrases.py; this
+is checked on every run). Draws of 256 clips are repeated; intervals are bootstrapped over the clips. Then the share of equal
+MuLan tokens of text and audio, level by level, beside the share between a text and the audio of another clip (chance).
+"""
+
+import numpy as np
+
+import musiclm_jax
+from benchmarks.paraphrases import corpus_words, paraphrase, repeated_words
+from benchmarks.report import Figure, arguments, publish, sample_clips
+from musiclm_jax import metrics, mulan
+
+BATCH = 8
+TOP = 10
+
+
+def hits(similarity: np.ndarray, draws: int, pool: int, seed: int) -> np.ndarray:
+    """For each clip, the share of its draws in which it was among the ten nearest to its own text.
+
+    Args:
+      similarity: `[clips, clips]`, row: text, column: audio; text i describes audio i.
+      draws: how often a pool is drawn.
+      pool: clips of a pool.
+      seed: of the draws.
+
+    Returns:
+      `[clips]`, without clips that no draw held.
+
+    Raises:
+      ValueError: if there are fewer clips than a pool takes.
+    """
+    if len(similarity) < pool:
+        raise ValueError(
+            f"{len(similarity)} held-out clips: a pool takes {pool}; build a larger corpus or lower --pool"
+        )
+    rng = np.random.default_rng(seed)
+    found, tried = np.zeros(len(similarity)), np.zeros(len(similarity))
+    for _ in range(draws):
+        chosen = rng.choice(len(similarity), pool, replace=False)
+        part = similarity[np.ix_(chosen, chosen)]
+        nearer = np.sum(part > np.diag(part)[:, None], axis=1)
+        ties = np.sum(part == np.diag(part)[:, None], axis=1) - 1  # half of the ties count as nearer
+        found[chosen] += nearer + ties / 2 < TOP
+        tried[chosen] += 1
+    return found[tried > 0] / tried[tried > 0]
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=1024, help="held-out clips at most")
+    parser.add_argument("--pool", type=int, default=256, help="clips to find one among")
+    parser.add_argument("--draws", type=int, default=40, help="pools drawn")
+    args = parser.parse_args()
+    if repeated := repeated_words(corpus_words(args.corpus)):
+        raise ValueError(f"paraphrases use words of the corpus: {', '.join(sorted(repeated))}; choose others")
+    config, variables = musiclm_jax.load(args.bundle).mulan()
+    clips = sample_clips(args.corpus, "test", args.clips, args.seed)
+    rng = np.random.default_rng(args.seed)
+    texts = {
+        "captions": [str(rng.choice(clip["caption"])) for clip in clips],
+        "paraphrases": [paraphrase(clip) for clip in clips],
+    }
+    audio = np.concatenate(
+        [
+            np.asarray(mulan.embed_audio(config, variables, np.stack([c["audio"] for c in clips[i : i + BATCH]])))
+            for i in range(0, len(clips), BATCH)
+        ]
+    )
+    audio_codes = np.asarray(mulan.tokens(config, variables, audio, "audio"))
+    chance = TOP / args.pool
+    asked = {"captions": 10 * chance, "paraphrases": 5 * chance}
+    figures, details = [], {"clips": len(clips), "chance": chance, "examples": {k: v[:5] for k, v in texts.items()}}
+    for name, sentences in texts.items():
+        embedded = np.asarray(mulan.embed_text(config, variables, sentences))
+        found = metrics.bootstrap(hits(embedded @ audio.T, args.draws, args.pool, args.seed), seed=args.seed)
+        target = f">= {asked[name]:.3f} ({asked[name] / chance:.0f} x chance)"
+        figures.append(Figure(f"recall at {TOP} of {args.pool}, {name}", found, target, found.value >= asked[name]))
+        codes = np.asarray(mulan.tokens(config, variables, embedded, "text"))
+        other = rng.permutation(len(clips))
+        equal, unrelated = codes == audio_codes, codes == audio_codes[other]
+        print(f"{name}: equal tokens of text and audio, by level")
+        print("  own clip:     " + " ".join(f"{share:5.3f}" for share in equal.mean(axis=0)))
+        print("  another clip: " + " ".join(f"{share:5.3f}" for share in unrelated.mean(axis=0)))
+        first = metrics.bootstrap(equal[:, 0], seed=args.seed)
+        figures.append(
+            Figure(f"equal MuLan tokens, level 1, {name}", first, note=f"{unrelated[:, 0].mean():.3f} by chance")
+        )
+        details[name] = {"agreement": equal.mean(axis=0).tolist(), "chance": unrelated.mean(axis=0).tolist()}
+    publish("mulan", figures, args.output, details)
+
+
+if __name__ == "__main__":
+    main()
