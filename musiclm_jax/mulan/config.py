@@ -54,7 +54,8 @@ class MulanConfig:
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_blocks):
             raise ValueError(
-                f"stage_widths {self.stage_widths} and stage_blocks {self.stage_blocks} differ in length: give one each a stage"
+                f"stage_widths {self.stage_widths} and stage_blocks {self.stage_blocks} differ in length: "
+                "give one of each a stage"
             )
         if self.text_width % self.text_heads:
             raise ValueError(f"text_width {self.text_width} is not divisible by text_heads {self.text_heads}")

@@ -1,7 +1,7 @@
 """The symmetric contrastive loss of MuLan with more than one positive per row.
 
-Synthetic captions repeat: two clips of a batch may carry the very same text. Such pairs are positives of each other, not
-negatives, so the target of a row is uniform over all columns with the same text.
+Synthetic captions repeat: two clips of a batch may carry the very same text. Such pairs are positives of each other,
+not negatives, so the target of a row is uniform over all columns with the same text.
 """
 
 import jax
@@ -27,8 +27,8 @@ def contrastive_loss(
       positives: bool `[batch, batch]`, symmetric, True on the diagonal.
 
     Returns:
-      The loss, a scalar: ln(batch) at chance; the entropy of the targets (0 without repeats) is subtracted, so that 0 is
-      perfect. Metrics of `retrieval_metrics` under "contrastive/".
+      The loss, a scalar: ln(batch) at chance; the entropy of the targets (0 without repeats) is subtracted, so that 0
+      is perfect. Metrics of `retrieval_metrics` under "contrastive/".
     """
     targets = positives / jnp.sum(positives, axis=1, keepdims=True)
     entropy = jnp.mean(jnp.log(jnp.sum(positives, axis=1)))

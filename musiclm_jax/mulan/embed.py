@@ -1,8 +1,8 @@
 """Inference with MuLan: embeddings of audio of any length and of text, and their tokens.
 
-`variables` is a nested dict of arrays: "audio", "text", "projection" (parameters), "vocab" uint8 `[bytes]` (the content of
-vocab.txt) and what `quantize.fit_quantizer` adds: "audio_mean", "text_mean" `[dim]`, "audio_map", "text_map" `[dim, dim]`,
-"codebooks" `[quantizers, codebook_size, dim]`.
+`variables` is a nested dict of arrays: "audio", "text", "projection" (parameters), "vocab" uint8 `[bytes]` (the content
+of vocab.txt) and what `quantize.fit_quantizer` adds: "audio_mean", "text_mean" `[dim]`, "audio_map", "text_map"
+`[dim, dim]`, "codebooks" `[quantizers, codebook_size, dim]`.
 """
 
 import functools
@@ -41,8 +41,8 @@ def embed_audio(config: MulanConfig, variables: Variables, audio: jax.typing.Arr
     Args:
       config: the model's.
       variables: see the module.
-      audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a window, it is repeated to fill one. A last part shorter
-        than the stride is left out.
+      audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a window, it is repeated to fill one. A last part
+        shorter than the stride is left out.
 
     Returns:
       float32 `[batch, embedding_dim]`.

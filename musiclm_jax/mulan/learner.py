@@ -39,14 +39,14 @@ class MulanState(flax.struct.PyTreeNode):
 class MulanLearner:
     """What the training loop trains: see `trainer.py` for the contract.
 
-    Batches hold "audio" float32 `[batch, samples]` (one window of `config.window_seconds`), "text_ids" and "text_mask" int32
-    `[batch, length]` from `text_tower.tokenize_texts`.
+    Batches hold "audio" float32 `[batch, samples]` (`config.window_seconds`, or less: the tower pools over time),
+    "text_ids" and "text_mask" int32 `[batch, length]` from `text_tower.tokenize_texts`.
     """
 
     family: ClassVar[str] = "mulan"
 
-    config: MulanConfig = MulanConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    config: MulanConfig = dataclasses.field(default_factory=MulanConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     text_weights: str | None = None  # safetensors of the BERT encoder, a path or package:path; None: random
     vocab: str | None = None  # its vocab.txt, likewise; None: no text can be embedded after the export
     initial_scale: float = 1 / 0.07  # 1 / temperature at the start

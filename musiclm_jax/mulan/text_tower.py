@@ -1,8 +1,8 @@
 """MuLan's text tower: WordPiece, a BERT encoder that loads published safetensors, mean pooling, projection.
 
-The encoder is BERT's (arXiv 1810.04805): learned positions, normalisation after each residual sum, exact GELU. Published
-weights in the usual names load as they are: BERT-base, or MiniLM-L6 as sentence-transformers trained it, whose sentence
-vector is the mean over the tokens.
+The encoder is BERT's (arXiv 1810.04805): learned positions, normalisation after each residual sum, exact GELU.
+Published weights in the usual names load as they are: BERT-base, or MiniLM-L6 as sentence-transformers trained it,
+whose sentence vector is the mean over the tokens.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from musiclm_jax.mulan.audio_tower import unit
 from musiclm_jax.mulan.config import MulanConfig
@@ -173,7 +173,7 @@ def load_bert(path: str, config: MulanConfig) -> Params:
     try:
         with safe_open(file, framework="np") as reader:
             return bert_params({name: reader.get_tensor(name) for name in reader.keys()}, config)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
 
 
