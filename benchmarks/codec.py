@@ -1,8 +1,9 @@
 """The codec against Opus: python -m benchmarks.codec --corpus DIR --bundle tiny
 
-Clips of compositions that were never trained on pass through SoundStream (12 levels at 50 frames/s: 6 kbit/s) and through
-Opus at 6 and at 12 kbit/s (ffmpeg with libopus, its defaults). Each decoded clip is shifted by its best lag of up to 50 ms
-before it is compared. Then the codes: perplexity and share of the codebook in use, level by level, over all clips.
+Clips of compositions that were never trained on pass through SoundStream (12 levels at 50 frames/s: 6 kbit/s) and
+through Opus at 6 and at 12 kbit/s (ffmpeg with libopus, its defaults). Each decoded clip is shifted by its best lag
+of up to 50 ms before it is compared. Then the codes: perplexity and share of the codebook in use, level by level,
+over all clips.
 """
 
 import subprocess

