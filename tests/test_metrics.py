@@ -93,8 +93,8 @@ def test_log_mel_distance_is_relative_to_full_scale_and_deaf_below_the_floor():
     far_below = metrics.MEL_FLOOR / 100
     silence, hiss = np.zeros(RATE), np.random.default_rng(0).normal(0, far_below, RATE)
     assert metrics.log_mel_distance(silence, hiss, RATE) == 0
-    near, far = metrics.log_mel_distance(tone(440), tone(450), RATE), metrics.log_mel_distance(tone(440), tone(1760), RATE)
-    assert 0 < near < far
+    near = metrics.log_mel_distance(tone(440), tone(450), RATE)
+    assert 0 < near < metrics.log_mel_distance(tone(440), tone(1760), RATE)
 
 
 def test_entropies_on_literals():

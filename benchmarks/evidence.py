@@ -1,0 +1,65 @@
+"""Runs every benchmark and writes one table: python -m benchmarks.evidence --corpus DIR --tokens DIR --work DIR
+
+Each benchmark is a process of its own and leaves <work>/<name>.json; one that is finished is not run again (delete its
+file for that). The music of the generation benchmark stays in <work>/generated. Hours on two cores, mostly generation.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+from benchmarks.report import arguments, read_published, table
+
+# Title in the table, module, whether it reads audio records or token records.
+BENCHMARKS = (
+    ("Codec", "codec", "corpus"),
+    ("MuLan", "mulan_retrieval", "corpus"),
+    ("Semantic tokens", "semantic_tokens", "corpus"),
+    ("Stages", "stage_bits", "tokens"),
+    ("Judges on real renders", "judges", "corpus"),
+    ("Generation", "generation", "corpus"),
+)
+
+
+def command(module: str, reads: str, args, output: pathlib.Path) -> list[str]:
+    """The command line of a benchmark."""
+    line = [sys.executable, "-m", f"benchmarks.{module}", "--output", str(output)]
+    line += ["--corpus", args.corpus] if reads == "corpus" else ["--tokens", args.tokens]
+    line += ["--bundle", args.bundle] if module != "judges" else []
+    if module == "generation":
+        work = output.parent
+        line += ["--work", str(work / "generated"), "--sheet", str(work / "spectrograms.png")]
+    return line
+
+
+def main() -> None:
+    """Runs what is missing and writes the table."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--tokens", required=True, help="folder of token records, made by `musiclm tokenize`")
+    parser.add_argument("--work", required=True, help="folder for the figures and the generated music")
+    parser.add_argument("--only", nargs="+", default=[module for _, module, _ in BENCHMARKS], help="benchmarks to run")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.only) - {module for _, module, _ in BENCHMARKS}):
+        raise SystemExit(f"no benchmark {', '.join(unknown)}: there are {', '.join(m for _, m, _ in BENCHMARKS)}")
+    work = pathlib.Path(args.work).expanduser().resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    failed, sections = [], []
+    for title, module, reads in BENCHMARKS:
+        output = work / f"{module}.json"
+        if module in args.only and not output.exists():
+            print(f"== {module}", flush=True)
+            if subprocess.run(
+                command(module, reads, args, output), cwd=pathlib.Path(__file__).parent.parent
+            ).returncode:
+                failed.append(module)
+        if output.exists():
+            sections.append(f"### {title}\n\n{table(read_published(output))}\n")
+    path = pathlib.Path(args.output).expanduser() if args.output else work / "evidence.md"
+    path.write_text("\n".join(sections), encoding="utf-8")
+    print(f"{len(sections)} of {len(BENCHMARKS)} benchmarks are in {path}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
