@@ -89,13 +89,13 @@ class StageLearner:
         if self.config.dropout == 0:
             dropout_key = None
         hidden = hidden_states(
-            self.config, params, lm.decoder_input_tokens, stage.times(), lm.valid, fast_key(dropout_key)
+            self.config, params, lm.decoder_input_tokens, stage.times()[:-1], lm.valid, fast_key(dropout_key)
         )
         rows, frames, levels = lm.target_codes.shape
         hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
         target = stage.target
         first_id = stage.vocabulary.offset(target.stream, target.first_level)
-        logits = level_logits(params, hidden, first_id, stage.stream(target.stream).codebook_size)
+        logits = level_logits(params, hidden, first_id, levels, stage.stream(target.stream).codebook_size)
         losses = token_losses(logits, lm.target_codes, 0.0 if key is None else self.label_smoothing)
         loss = weighted_mean(losses.cross_entropy, lm.loss_weights)
         z_loss = self.z_loss * weighted_mean(jnp.square(losses.log_normalizer), lm.loss_weights)

@@ -72,7 +72,7 @@ class StreamSlice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One autoregressive model: p(target | conditioning). `Stage(**fields)` also takes what JSON makes of its fields."""
+    """One autoregressive model: p(target | conditioning). `Stage(**json)` takes what JSON makes of its fields."""
 
     name: str  # "semantic", "coarse" or "fine"
     seconds: float  # length of a training crop
@@ -124,14 +124,19 @@ class Stage:
         """Flat length of the target."""
         return self.frames(self.target, seconds) * self.target.levels
 
-    def times(self, seconds: float | None = None) -> np.ndarray:
-        """Time of each decoder input token in the crop, int32 [l] in 1/50 s; -1 for bos and streams per clip."""
+    def times(self, frames: tuple[int, ...] | None = None) -> np.ndarray:
+        """Time of each token, int32 [1 + l] in 1/50 s since the start of the crop; -1 for bos and streams per clip.
+
+        Args:
+          frames: of each part of the conditioning and of the target, by default those of a training crop.
+        """
+        parts = (*self.conditioning, self.target)
         times = [np.full(1, -1)]
-        for part in (*self.conditioning, self.target):
-            rate, frames = self.stream(part.stream).frame_rate, self.frames(part, seconds)
-            frame_times = np.arange(frames) * TIME_RATE // rate if rate else np.full(frames, -1)
+        for part, count in zip(parts, frames or [self.frames(part) for part in parts], strict=True):
+            rate = self.stream(part.stream).frame_rate
+            frame_times = np.arange(count) * TIME_RATE // rate if rate else np.full(count, -1)
             times.append(np.repeat(frame_times, part.levels))
-        return np.concatenate(times)[:-1].astype(np.int32)
+        return np.concatenate(times).astype(np.int32)
 
 
 def _make_stage(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.layers import Attention, GatedMlp, RMSNorm, distance_bias, saturation_distance
+from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, saturation_distance
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -142,13 +142,13 @@ class Transformer(nn.Module):
         self.output_dropout = nn.Dropout(config.dropout)
 
     def __call__(
-        self, tokens: jax.Array, times: np.ndarray, valid: jax.Array, deterministic: bool = True, keep: bool = False
+        self, tokens: jax.Array, features: jax.Array, valid: jax.Array, deterministic: bool = True, keep: bool = False
     ) -> tuple[jax.Array, list[KeysValues | None]]:
         """Runs a whole sequence.
 
         Args:
           tokens: int32 decoder inputs [b, l].
-          times: int [l] as `Stage.times`; read with `time_embedding` only.
+          features: float32 [l, d], `time_features` of these tokens; read with `time_embedding` only.
           valid: bool [b, l], positions that may be seen.
           deterministic: without dropout; else there must be a "dropout" key.
           keep: also returns keys and values of each layer (unrolled only).
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
           Hidden states [b, l, d] (after the final norm), and per layer keys and values [b, h, l, c] or None.
         """
         config = self.config
-        x = self._embed(tokens, time_features(np.asarray(times), config.d_model)[None])
+        x = self._embed(tokens, features[None])
         x = self.input_dropout(x, deterministic=deterministic)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         near = saturation_distance(config.relative_buckets, config.relative_max_distance)
@@ -179,7 +179,7 @@ class Transformer(nn.Module):
         Args:
           tokens: int32 [b].
           features: float32 [d], `time_features` of the token.
-          valid: bool [b, length], positions of the cache that are filled and may be seen, the token's own included.
+          valid: bool [b, length], positions that may be seen once they are past.
           caches: per layer keys and values [b, h, length, c].
           position: int32 scalar, the token's place.
 
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         x = self._embed(tokens[:, None], features[None, None])
         # Entry m of the reversed line is distance length - 1 - m; the slice puts distance 0 at `position`.
         line = distance_bias(self.relative_bias, length, config.relative_max_distance)[:, ::-1]
-        line = jnp.pad(line, ((0, 0), (0, length)))
+        line = jnp.pad(line, ((0, 0), (0, length)), constant_values=MASKED)  # the future
         by_key = jax.lax.dynamic_slice_in_dim(line, length - 1 - position, length, axis=1)
         filled = []
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -225,7 +225,7 @@ def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
       key: PRNG key.
     """
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Transformer(config, rows).init(key, tokens, np.zeros(2, int), jnp.ones((1, 2), bool))["params"]
+    return Transformer(config, rows).init(key, tokens, jnp.zeros((2, config.d_model)), jnp.ones((1, 2), bool))["params"]
 
 
 def unstack_layers(params: Params) -> Params:
@@ -261,7 +261,7 @@ def hidden_states(
       config: the model; `scan_layers` says how it runs.
       params: stacked, unboxed.
       tokens: int32 decoder inputs [b, l].
-      times: int [l], `Stage.times`.
+      times: int [l] of these tokens, see `Stage.times`.
       valid: bool [b, l], positions that may be seen.
       dropout_key: turns dropout on.
     """
@@ -269,23 +269,27 @@ def hidden_states(
     rows = params["embedding"].shape[0]
     model = Transformer(config, rows, stacked=config.scan_layers)
     params = params if config.scan_layers else unstack_layers(params)
-    return model.apply({"params": params}, tokens, times, valid, dropout_key is None, rngs=rngs)[0]
+    features = jnp.asarray(time_features(times, config.d_model))
+    return model.apply({"params": params}, tokens, features, valid, dropout_key is None, rngs=rngs)[0]
 
 
-def level_logits(params: Params, hidden: jax.Array, first_id: int, codebook_size: int) -> jax.Array:
+def level_logits(
+    params: Params, hidden: jax.Array, first_id: int | jax.Array, levels: int, codebook_size: int
+) -> jax.Array:
     """Logits of each position over the codes of its own level only, so that no other id can be drawn.
 
     Args:
       params: with the shared table "embedding" [v, d].
       hidden: [b, t, q, d], states that predict q levels whose ids follow each other in the table.
       first_id: id of code 0 of the first of these levels.
+      levels: q.
       codebook_size: codes k of a level.
 
     Returns:
       float32 [b, t, q, k], divided by sqrt(d) as in T5 with a shared table.
     """
-    levels, d = hidden.shape[2:]
-    table = jax.lax.slice_in_dim(params["embedding"], first_id, first_id + levels * codebook_size)
+    d = hidden.shape[-1]
+    table = jax.lax.dynamic_slice_in_dim(params["embedding"], first_id, levels * codebook_size)
     table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
     hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
     return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)

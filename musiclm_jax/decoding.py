@@ -1,0 +1,294 @@
+"""Sampling from a stage: the known tokens in one pass, then token by token with cached keys and values.
+
+`sample` makes all frames. `prefill` and `decode_frames` do the same in pieces, so that a caller can show progress, or
+hand on frames, between them. The cache grows in steps of CACHE_STEP tokens, and all shapes are multiples of it: a step
+reads little more than what is filled, and few programs are compiled, whatever the lengths.
+
+MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.stages import Stage, condition_ids, flatten
+from musiclm_jax.transformer import (
+    KeysValues,
+    Params,
+    Transformer,
+    TransformerConfig,
+    level_logits,
+    time_features,
+    unstack_layers,
+)
+
+CACHE_STEP = 256  # tokens
+
+
+class DecodeState(NamedTuple):
+    """Where decoding stands. `decode_frames` uses up the arrays of the state it is given: keep only the one it returns.
+
+    Attributes:
+      start: flat position of the first target token's input.
+      position: tokens in the cache, which is the place of the next one.
+      end: position after the last frame that was asked for.
+      token: int32 ids [b], the next input.
+      keys: random keys [b].
+      valid: bool [b, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
+      features: float32 [l, d], features of time.
+      caches: keys and values of each layer, [b, h, length, c]; length is a multiple of CACHE_STEP, and grows.
+    """
+
+    start: int
+    position: int
+    end: int
+    token: jax.Array
+    keys: jax.Array
+    valid: jax.Array
+    features: jax.Array
+    caches: list[KeysValues]
+
+
+def sample(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    conditioning: Mapping[str, Any],
+    prefix: jax.Array | None,
+    num_frames: int,
+    keys: jax.Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> jax.Array:
+    """Draws the target codes of a stage.
+
+    Args:
+      config: the model.
+      stage: the stage.
+      params: of the model, unboxed; stacked, or from `unstack_layers`, which saves a copy in each call.
+      conditioning: raw streams of `stage.conditioning`, int32, of any length; see `stages.condition_ids`.
+      prefix: int32 [b, frames, q], target codes that are known already and go on; None or no frames for none.
+      num_frames: frames of the target in all, those of the prefix included.
+      keys: random keys [b], one per row: a row's codes do not depend on the others.
+      temperature: logits are divided by it; 0 takes the most likely code.
+      top_k: draw among the k likeliest codes only; None or 0 for all.
+      top_p: draw among the likeliest codes whose probabilities first add up to top_p; None or 1 for all.
+
+    Returns:
+      int32 codes [b, num_frames, q], beginning with the prefix.
+
+    Raises:
+      ValueError: if a stream is missing, or a value cannot be used.
+    """
+    params = unstacked(params)
+    state = prefill(config, stage, params, conditioning, prefix, num_frames, keys)
+    known = 0 if prefix is None else prefix.shape[1]
+    _, codes = decode_frames(config, stage, params, state, num_frames - known, temperature, top_k, top_p)
+    return codes if prefix is None else jnp.concatenate([jnp.asarray(prefix, jnp.int32), codes], axis=1)
+
+
+def unstacked(params: Params) -> Params:
+    """`unstack_layers`, for parameters that may be so already."""
+    return unstack_layers(params) if "layers" in params else params
+
+
+def prefill(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    conditioning: Mapping[str, Any],
+    prefix: jax.Array | None,
+    num_frames: int,
+    keys: jax.Array,
+) -> DecodeState:
+    """Runs conditioning and prefix in one pass; arguments as in `sample`.
+
+    Raises:
+      ValueError: if a stream is missing, or the prefix is not shorter than num_frames or has other levels.
+    """
+    target = stage.target
+    ids, valid = condition_ids(stage, conditioning)
+    rows, start = ids.shape
+    if prefix is None:
+        prefix = jnp.zeros((rows, 0, target.levels), jnp.int32)
+    prefix = jnp.asarray(prefix, jnp.int32)
+    if prefix.ndim != 3 or prefix.shape[0] != rows or prefix.shape[2] != target.levels:
+        raise ValueError(
+            f"prefix has shape {prefix.shape}, expected [{rows}, frames, {target.levels}] as the conditioning"
+        )
+    if not prefix.shape[1] < num_frames:
+        raise ValueError(f"num_frames is {num_frames}, expected more than the {prefix.shape[1]} frames of the prefix")
+    if keys.shape != (rows,):
+        raise ValueError(f"keys have shape {keys.shape}, expected [{rows}], one typed key (jax.random.key) per row")
+
+    known = jnp.concatenate([ids, flatten(stage, target, prefix)], axis=1)
+    bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
+    inputs = jnp.concatenate([bos, known], axis=1)  # the last one is the first input of decode_frames
+    position, end = inputs.shape[1] - 1, start + num_frames * target.levels
+    filled, full = _round_up(position), _round_up(end)
+    tokens = jnp.pad(inputs[:, :-1], ((0, 0), (0, filled - position)))
+    # Generated tokens are there, and so is the prefix where it has codes.
+    valid = jnp.concatenate([jnp.ones((rows, 1), bool), valid, (prefix >= 0).reshape(rows, -1)], axis=1)
+    valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
+    frames = tuple(_frames(stage, part.stream, conditioning) for part in stage.conditioning)
+    times = np.pad(stage.times((*frames, num_frames)), (0, full), constant_values=-1)[:full]
+    features = jnp.asarray(time_features(times, config.d_model))
+    caches = _prefill(config, unstacked(params), tokens, features[:filled], valid[:, :filled])
+    return DecodeState(start, position, end, inputs[:, -1], keys, valid, features, caches)
+
+
+def decode_frames(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    state: DecodeState,
+    num_frames: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[DecodeState, jax.Array]:
+    """Draws the next frames; arguments as in `sample`, whose result does not depend on how it is cut into calls.
+
+    Returns:
+      The next state, and int32 codes [b, num_frames, q].
+
+    Raises:
+      ValueError: if more frames are asked for than `prefill` was told, or a value cannot be used.
+    """
+    levels, size = stage.target.levels, stage.stream(stage.target.stream).codebook_size
+    last = state.position + num_frames * levels
+    if num_frames < 1 or last > state.end:
+        left = (state.end - state.position) // levels
+        raise ValueError(f"num_frames is {num_frames}, expected 1 to {left}, the frames that prefill left to draw")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}, expected 0 (the most likely code) or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, expected more than 0 and at most 1")
+    top_k = None if not top_k or top_k >= size else int(top_k)
+    params, pieces = unstacked(params), []
+    while state.position < last:
+        length = _round_up(state.position + 1)
+        caches = [_grow(cache, length) for cache in state.caches]
+        count = min(length, last) - state.position
+        codes, token, caches = _decode(
+            config,
+            stage,
+            top_k,
+            top_p is not None and top_p < 1,
+            params,
+            caches,
+            state.token,
+            state.keys,
+            state.valid[:, :length],
+            state.features[:length],
+            state.start,
+            state.position,
+            count,
+            temperature,
+            1.0 if top_p is None else top_p,
+        )
+        pieces.append(codes[:, :count])
+        state = state._replace(position=state.position + count, token=token, caches=caches)
+    codes = jnp.concatenate(pieces, axis=1)
+    return state, codes.reshape(codes.shape[0], num_frames, levels)
+
+
+def choose(
+    logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
+) -> jax.Array:
+    """Draws a code.
+
+    Args:
+      logits: float32 [k].
+      key: random key.
+      temperature: scalar, 0 for the most likely code.
+      top_k: static; None for all codes.
+      top_p: scalar; None for all codes.
+
+    Returns:
+      int32 scalar in [0, k).
+    """
+    scaled = logits / jnp.maximum(temperature, 1e-6)
+    if top_k is not None:
+        scaled = jnp.where(scaled < jax.lax.top_k(scaled, top_k)[0][-1], -jnp.inf, scaled)
+    if top_p is not None:
+        likeliest = jnp.sort(scaled)[::-1]
+        before = jnp.cumsum(jax.nn.softmax(likeliest)) - jax.nn.softmax(likeliest)
+        # The likeliest code has nothing before it, so that at least one is left.
+        lowest = jnp.min(jnp.where(before < top_p, likeliest, jnp.inf))
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    noise = jax.random.gumbel(key, logits.shape)
+    return jnp.argmax(jnp.where(temperature > 0, scaled + noise, logits)).astype(jnp.int32)
+
+
+def _round_up(length: int) -> int:
+    return max(1, -(-length // CACHE_STEP)) * CACHE_STEP
+
+
+def _grow(cache: KeysValues, length: int) -> KeysValues:
+    """Pads keys and values [b, h, l, c] to at least `length`."""
+    missing = length - cache[0].shape[2]
+    if missing <= 0:
+        return cache
+    return tuple(jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) for part in cache)
+
+
+def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:
+    """Frames of a stream of the conditioning."""
+    return conditioning[stream].shape[1] if stage.stream(stream).frame_rate else 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(
+    config: TransformerConfig, params: Params, tokens: jax.Array, features: jax.Array, valid: jax.Array
+) -> list[KeysValues]:
+    """Keys and values of each layer for decoder inputs [b, l]."""
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    return model.apply({"params": params}, tokens, features, valid, True, True)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _decode(
+    config: TransformerConfig,
+    stage: Stage,
+    top_k: int | None,
+    use_top_p: bool,
+    params: Params,
+    caches: list[KeysValues],
+    token: jax.Array,
+    keys: jax.Array,
+    valid: jax.Array,
+    features: jax.Array,
+    start: jax.Array,
+    position: jax.Array,
+    count: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
+    """Draws `count` tokens: codes [b, CACHE_STEP], of which so many are filled, the last token, and the caches."""
+    target = stage.target
+    size = stage.stream(target.stream).codebook_size
+    first_id = stage.vocabulary.offset(target.stream, target.first_level)
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
+
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        codes, token, caches = carry
+        place = position + i
+        number = place - start  # of the target token that is drawn
+        time = jax.lax.dynamic_index_in_dim(features, place, keepdims=False)
+        hidden, caches = model.apply({"params": params}, token, time, valid, caches, place, method=Transformer.step)
+        first = first_id + size * (number % target.levels)
+        logits = level_logits(params, hidden[:, None, None], first, 1, size)[:, 0, 0]
+        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        code = draw(logits, row_keys, temperature, top_k, top_p if use_top_p else None)
+        codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
+        return codes, first + code, caches
+
+    codes = jnp.zeros((token.shape[0], CACHE_STEP), jnp.int32)
+    return jax.lax.fori_loop(0, count, body, (codes, token, caches))
