@@ -10,6 +10,7 @@ from musiclm_jax.mulan import config as mulan_config
 from musiclm_jax.mulan import learner as mulan_learner
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.quantization import RVQConfig
+from musiclm_jax.soundstream import learner as soundstream_learner
 from musiclm_jax.soundstream import model as soundstream_model
 from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream
@@ -17,6 +18,7 @@ from musiclm_jax.tasks import w2v_bert as w2v_bert_task
 
 CONFIGURABLES = (
     # learners
+    soundstream_learner.SoundStreamLearner,
     w2v_bert_learner.W2vBertLearner,
     mulan_learner.MulanLearner,
     StageLearner,

@@ -1,18 +1,18 @@
 """`musiclm train`: trains one model, chosen and configured by gin files."""
 
-import os
-
-# Before TensorFlow is imported by anything: no start-up noise.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import contextlib
 import dataclasses
 import json
 import pathlib
+import tokenize
+from collections.abc import Iterator
 from typing import Any
 
+from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
+
+# isort: split
 import gin
 import jax
-import tensorflow as tf
 
 from musiclm_jax import gin_configs, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec
@@ -46,7 +46,6 @@ def main(arguments: list[str]) -> int:
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
-    hide_accelerators_from_tensorflow()
     command.enable_compilation_cache()
     parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
     try:
@@ -54,14 +53,6 @@ def main(arguments: list[str]) -> int:
     except trainer.DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
-
-
-def hide_accelerators_from_tensorflow() -> None:
-    """Keeps TensorFlow off the accelerators' memory and, mostly, off the cores."""
-    tf.config.set_visible_devices([], "GPU")
-    tf.config.set_visible_devices([], "TPU")
-    tf.config.threading.set_inter_op_parallelism_threads(2)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def parse_gin(files: list[str], bindings: list[str]) -> None:
@@ -89,18 +80,19 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
 
 
-class _one_line_errors:  # noqa: N801  used like a function
-    """Turns gin's errors, whose first line says what is wrong, into ValueErrors of one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError)):
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            place = next((line for line in lines[1:] if line.startswith("In ")), "")
-            text = lines[0] if lines else type(error).__name__
-            raise ValueError(f"{text} {place}".strip()) from error
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns gin's errors, whose first line says what is wrong and a later one where, into ValueErrors of one line."""
+    try:
+        yield
+    except tokenize.TokenError as error:
+        raise ValueError(
+            f"a gin value is incomplete ({error.args[0]}): strings need quotes, brackets a partner"
+        ) from error
+    except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        place = next((line for line in lines[1:] if line.startswith("In ")), "")
+        raise ValueError(f"{lines[0]} {place}".strip()) from error
 
 
 @gin.configurable(denylist=["model_dir"])
