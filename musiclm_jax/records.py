@@ -228,10 +228,14 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
     root = pathlib.Path(folder).expanduser()
     paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
     if not paths:
-        raise ValueError(f"{root} holds no shards of split {split!r}: expected {split}-00000-of-NNNNN.tfrecord; build them first")
+        raise ValueError(
+            f"{root} holds no shards of split {split!r}: expected {split}-00000-of-NNNNN.tfrecord; build them first"
+        )
     expected = int(_SHARD.search(paths[0]).group(2))
     if len(paths) != expected:
-        raise ValueError(f"{root} holds {len(paths)} shards of split {split!r}: expected {expected}; run the same build again")
+        raise ValueError(
+            f"{root} holds {len(paths)} shards of split {split!r}: expected {expected}; run the same build again"
+        )
     return paths
 
 

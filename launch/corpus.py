@@ -1,0 +1,48 @@
+"""`musiclm corpus`: builds the audio records of the tiny bundle's corpus.
+
+Needs the `corpus` extra, tinysoundfont and two Debian packages with music, one with a sound font:
+
+    pip install '.[corpus]' && pip install --no-deps tinysoundfont
+    apt install openttd-openmsx freedoom musescore-general-soundfont-small
+
+(--no-deps: tinysoundfont declares pyaudio, which it needs only to play aloud and which needs a compiler and portaudio.)
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and builds; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="musiclm corpus", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder of the corpus; a second run goes on where the first stopped"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every choice (default: 0)")
+    parser.add_argument("--hours", type=float, default=14.0, help="hours of audio in all splits together (default: 14)")
+    parser.add_argument("--worker", type=int, default=0, help="number of this process among --workers (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes at work on this folder; start each yourself (default: 1)"
+    )
+    args = parser.parse_args(argv)
+    if args.seed < 0 or not 0 <= args.worker < args.workers:
+        parser.error(
+            f"--seed {args.seed} --worker {args.worker} --workers {args.workers}: expected seed >= 0, 0 <= worker < workers"
+        )
+    from musiclm_jax.corpus import build  # late: TensorFlow takes seconds to import, --help should not
+
+    try:
+        build.build(
+            args.output, args.seed, args.hours, (args.worker, args.workers), lambda line: print(line, flush=True)
+        )
+    except ValueError as error:
+        print(f"musiclm corpus: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

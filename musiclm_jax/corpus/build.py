@@ -1,0 +1,297 @@
+"""Builds the corpus: scores -> arrangements -> audio and captions -> records, a card, and metadata.
+
+The build is resumable shard by shard: a shard is written under a temporary name and renamed when it is complete.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from musiclm_jax import records
+from musiclm_jax.corpus import arrangement, captions, instruments, rendering, scores
+from musiclm_jax.corpus.scores import Score
+
+CORPUS_VERSION = 1  # raise it when the same seed gives other clips
+SHARES = {"train": 0.88, "validation": 0.04, "test": 0.08}  # of compositions and of clips
+SHARDS = {"train": 16, "validation": 4, "test": 4}
+RARE_KIND = 8  # kinds with fewer compositions stay in train, or no split could have been learned for them
+MAX_DRAWS = 40
+_SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
+
+
+def split_of(composition: str) -> str:
+    """The split of a composition, by a hash of its id."""
+    value = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
+    return "train" if value < SHARES["train"] else "validation" if value < 1 - SHARES["test"] else "test"
+
+
+def split_scores(found: list[Score]) -> dict[str, list[Score]]:
+    """Scores by split: by hash of the composition; compositions with a rare kind go to train."""
+    compositions = collections.defaultdict(set)
+    for score in found:
+        compositions[score.kind].add(score.composition)
+    rare = {c for group in compositions.values() if len(group) < RARE_KIND for c in group}
+    result: dict[str, list[Score]] = {split: [] for split in records.SPLITS}
+    for score in found:
+        result["train" if score.composition in rare else split_of(score.composition)].append(score)
+    return result
+
+
+@dataclasses.dataclass
+class Clip:
+    """One finished clip: `fields` are the keyword arguments of records.audio_example, `extra` goes to the metadata only."""
+
+    fields: dict
+    extra: dict
+
+
+def make_clip(renderer: rendering.Renderer, pool: list[Score], seed: int, split: str, index: int) -> Clip:
+    """Draws, renders and describes clip `index` of a split; depends on nothing but its arguments.
+
+    Args:
+      renderer: the synthesizer.
+      pool: the split's scores.
+      seed: the corpus's seed.
+      split: name of the split.
+      index: number of the clip; the lead instruments take turns.
+
+    Raises:
+      RuntimeError: if no draw of MAX_DRAWS makes a clip.
+    """
+    rng = np.random.default_rng((seed, _SPLIT_NUMBERS[split], index))
+    due = instruments.LEADS[index % len(instruments.LEADS)]
+    reasons = []
+    for _ in range(MAX_DRAWS):
+        score, texture, lead = arrangement.choose(rng, pool, split == "test", due)
+        try:
+            plan = arrangement.arrange(rng, score, texture, lead)
+            seconds = arrangement.CLIP_SECONDS + plan.preroll
+            groups = (plan.lead_tracks, plan.other_tracks, plan.drum_tracks)
+            stems = [
+                (renderer.stem(tracks, seconds), level)
+                for tracks, level in zip(groups, plan.levels_db, strict=True)
+                if tracks
+            ]
+            audio = rendering.mix([stem for stem, _ in stems], [level for _, level in stems])
+            audio = rendering.add_room(audio, plan.room, rng)[round(plan.preroll * rendering.RATE) :]
+            audio, gain_db = rendering.set_loudness(audio, plan.gain_db)
+            break
+        except (arrangement.UnsuitableError, rendering.SilentError) as error:
+            reasons.append(f"{score.id} on {lead.name}: {error}")
+    else:
+        raise RuntimeError(f"clip {split}-{index}: none of {MAX_DRAWS} draws makes a clip; the last: {reasons[-3:]}")
+    fields = {
+        "id": f"{split}-{index:05d}",
+        "audio": audio,
+        "caption": captions.captions(plan, gain_db, rng),
+        "aspects": captions.aspects(plan, gain_db, rng),
+        "composition": score.composition,
+        "kind": score.kind,
+        "instrument": lead.name,
+        "texture": texture,
+        "key": plan.key,
+        "bpm": plan.bpm,
+        "held_out_pair": int(arrangement.held_out(lead.name, score.kind)),
+        "pitch_class": plan.pitch_class,
+        "gain_db": gain_db,
+    }
+    extra = {
+        "split": split,
+        "score": score.id,
+        "title": score.title,
+        "voices": plan.voices,
+        "companions": plan.companions,
+        "mode": plan.mode,
+        "tempo": plan.tempo,
+        "room": plan.room,
+        "drums": bool(plan.drum_tracks),
+        "redrawn": len(reasons),
+    }
+    return Clip(fields, extra)
+
+
+def clip_counts(hours: float) -> dict[str, int]:
+    """Number of clips per split for a corpus of `hours`.
+
+    Raises:
+      ValueError: if a split would have no clip.
+    """
+    total = hours * 3600 / arrangement.CLIP_SECONDS
+    counts = {split: round(total * share) for split, share in SHARES.items()}
+    if min(counts.values()) < 1:
+        raise ValueError(
+            f"hours = {hours} make {counts} clips: expected at least one in each split; ask for 0.1 or more"
+        )
+    return counts
+
+
+def _metadata(clip: Clip) -> dict:
+    kept = {name: value for name, value in clip.fields.items() if name != "audio"}
+    kept["pitch_class"] = [int(value) for value in kept["pitch_class"]]
+    kept["rms_db"] = round(rendering.level_db(clip.fields["audio"]), 2)
+    kept["peak"] = round(float(np.abs(clip.fields["audio"]).max()), 4)
+    return {**kept, **clip.extra}
+
+
+def _write_shard(path: pathlib.Path, make: Callable[[int], Clip], indices: range, tick: Callable[[], None]) -> None:
+    """Writes one shard and, beside the parsed scores, its metadata; both complete or not there."""
+    rows = []
+    temporary = path.with_name(path.name + ".tmp")
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for index in indices:
+            clip = make(index)
+            writer.write(records.audio_example(**clip.fields))
+            rows.append(json.dumps(_metadata(clip)))
+            tick()
+    _metadata_path(path).write_text("\n".join(rows) + "\n")
+    temporary.rename(path)
+
+
+def _metadata_path(shard: pathlib.Path) -> pathlib.Path:
+    return shard.parent / ".metadata" / f"{shard.stem}.jsonl"
+
+
+def _check_settings(folder: pathlib.Path, settings: dict) -> None:
+    """A folder holds one corpus: the settings of the first run are kept, others are refused."""
+    path = folder / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != settings:
+            raise ValueError(f"{folder} holds a corpus with {found}, asked for {settings}: choose another --output")
+    else:
+        path.write_text(json.dumps(settings) + "\n")
+
+
+def build(
+    output: str, seed: int, hours: float, worker: tuple[int, int] = (0, 1), progress: Callable[[str], None] = print
+) -> bool:
+    """Builds the corpus, or what is missing of it.
+
+    Args:
+      output: folder of the corpus.
+      seed: every seed gives another corpus of the same compositions.
+      hours: hours of audio in all splits together.
+      worker: (index, count): this process makes every count-th shard; the last to finish writes card and metadata.
+      progress: called with lines of text.
+
+    Returns:
+      Whether the corpus is complete (other workers may still be at work).
+
+    Raises:
+      ValueError: if the folder holds a corpus with other settings.
+    """
+    folder = pathlib.Path(output).expanduser()
+    (folder / ".metadata").mkdir(parents=True, exist_ok=True)
+    found, missing = scores.load_scores(folder / ".scores", progress)
+    settings = {"version": CORPUS_VERSION, "seed": seed, "hours": hours, "scores": len(found)}
+    _check_settings(folder, settings)
+    pools, counts = split_scores(found), clip_counts(hours)
+    shards = []
+    for split in ("test", "validation", "train"):
+        edges = np.linspace(0, counts[split], SHARDS[split] + 1).astype(int)
+        shards += [
+            (split, records.shard_path(folder, split, i, SHARDS[split]), range(int(edges[i]), int(edges[i + 1])))
+            for i in range(SHARDS[split])
+        ]
+    mine = [shard for number, shard in enumerate(shards) if number % worker[1] == worker[0] and not shard[1].exists()]
+    todo, done, began = sum(len(indices) for _, _, indices in mine), 0, time.monotonic()
+    progress(f"corpus: {sum(counts.values())} clips in {len(shards)} shards, {todo} clips to make here")
+    renderer = rendering.Renderer() if mine else None
+    last = began
+
+    def tick() -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= 10:
+            rate = done / (now - began)
+            progress(f"corpus: {done}/{todo} clips, {rate:.1f} clips/s, {(todo - done) / rate / 60:.1f} min left")
+            last = now
+
+    for split, path, indices in mine:
+        _write_shard(
+            path, lambda index, split=split: make_clip(renderer, pools[split], seed, split, index), indices, tick
+        )
+        progress(f"corpus: wrote {path.name}")
+    if not all(path.exists() for _, path, _ in shards):
+        progress("corpus: this worker is done, others are still at work")
+        return False
+    rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "CARD.md").write_text(card(rows, found, missing, settings))
+    progress(f"corpus: complete, {len(rows)} clips, {len(rows) * arrangement.CLIP_SECONDS / 3600:.2f} h in {folder}")
+    return True
+
+
+def _table(rows: list[dict], field: str) -> str:
+    names = collections.Counter(row[field] for row in rows)
+    lines = [f"| {field} | train | validation | test |", "|---|---|---|---|"]
+    for name, _ in names.most_common():
+        cells = [str(sum(row[field] == name and row["split"] == split for row in rows)) for split in records.SPLITS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def card(rows: list[dict], found: list[Score], missing: dict[str, str], settings: dict) -> str:
+    """Text of CARD.md: what the corpus is, its sources and rights, counts."""
+    sources = collections.Counter(score.source for score in found)
+    pools = split_scores(found)
+    hours = {s: sum(r["split"] == s for r in rows) * arrangement.CLIP_SECONDS / 3600 for s in records.SPLITS}
+    levels = np.array([row["rms_db"] for row in rows])
+    absent = "\n".join(f"- not installed when this was built: {name} (`{how}`)" for name, how in missing.items())
+    pairs = ", ".join(f"{lead} x {kind}" for lead, kind in arrangement.HELD_OUT_PAIRS)
+    split_line = ", ".join(
+        f"{s} {len({x.composition for x in pools[s]})} compositions, {hours[s]:.2f} h" for s in records.SPLITS
+    )
+    return f"""# Corpus card
+
+Real compositions in synthetic performance: the notes were written by people, the sound is made by sound fonts. Nobody plays or
+sings here, and nothing in it is a recording.
+
+- Command: `musiclm corpus --output DIR --seed {settings["seed"]} --hours {settings["hours"]:g}` (corpus version {settings["version"]})
+- {len(rows)} clips of {arrangement.CLIP_SECONDS:g} s, 24 kHz mono, 16 bit: {sum(hours.values()):.2f} h
+- Splits by composition, never by clip: {split_line}. Compositions with the same title or the same beginning of the melody count
+  as one. Kinds with fewer than {RARE_KIND} compositions are in train only.
+- Held-out pairs (instrument x kind, in test only, `held_out_pair` = 1): {pairs}; {sum(r["held_out_pair"] for r in rows)} clips
+- Loudness: root mean square {levels.min():.1f} to {levels.max():.1f} dB of full scale (asserted: {rendering.RMS_RANGE_DB[0]:g} to
+  {rendering.RMS_RANGE_DB[1]:g} dB), peaks at most {max(r["peak"] for r in rows):.3f}; `gain_db` counts from {rendering.NOMINAL_RMS_DB:g} dB.
+
+## Sources and rights
+| source | scores | rights |
+|---|---|---|
+| music21: Ryan's Mammoth Collection, O'Neill's Music of Ireland, Aird's Airs | {sum(sources[b] for b in scores.TUNE_BOOKS)} | compositions in the public domain; encodings mixed, read from the installed package, not redistributed |
+| music21: Bach chorales and movements of {len([s for s in sources if s.startswith("music21")])} composers' folders | {sum(n for s, n in sources.items() if s.startswith("music21"))} | as above; Palestrina, Monteverdi and the Essen collection are left out |
+| OpenTTD's openmsx (Debian openttd-openmsx) | {sources["openmsx"]} | GPL-2 |
+| Freedoom (Debian freedoom) | {sources["freedoom"]} | BSD-3-Clause |
+| sound font TimGM6mb (in pretty_midi) | - | GPL-2 |
+| sound font MuseScore General (Debian musescore-general-soundfont-small) | - | MIT |
+{absent}
+
+## What captions say
+Facts of the arrangement only: instrument, kind of piece, tempo word (slow below {arrangement.TEMPO_LIMITS[0]:g} bpm, fast above
+{arrangement.TEMPO_LIMITS[1]:g}; the beat is a dotted quarter in 6/8, 9/8 and 12/8), mode (only where notation and key analysis of the piece and of the passage
+agree), texture, accompaniment, drums, room, loudness. Mood words follow from mode and tempo by rule:
+{"; ".join(f"{mode} and {tempo}: {', '.join(words)}" for (mode, tempo), words in captions.MOODS.items())}.
+Tunes have written melodies; their drones, basses, chords and drum beats are made by rule (harmony.py). In game music the tune is given to
+the lead instrument, the other parts keep their programs.
+
+## Counts
+{_table(rows, "instrument")}
+
+{_table(rows, "kind")}
+
+{_table(rows, "texture")}
+
+{_table(rows, "room")}
+
+{_table(rows, "tempo")}
+
+{_table(rows, "mode")}
+"""
