@@ -98,20 +98,12 @@ def embed_text(config: MulanConfig, variables: Variables, texts: Sequence[str]) 
     return jnp.concatenate(parts)[: len(texts)]
 
 
-def align(variables: Variables, embeddings: jax.Array, modality: str) -> jax.Array:
-    """Takes embeddings `[batch, dim]` of one modality to the space that the RVQ codes: `[batch, dim]`.
-
-    Raises:
-      ValueError: if the modality is unknown or no quantizer was fitted.
-    """
-    if modality not in MODALITIES:
-        raise ValueError(f"modality is {modality!r}, expected one of {MODALITIES}")
-    if "codebooks" not in variables:
-        raise ValueError("these MuLan variables hold no codebooks: call fit_quantizer (musiclm export does)")
+def to_shared_space(variables: Variables, embeddings: jax.Array, modality: str) -> jax.Array:
+    """Takes embeddings `[batch, dim]` of one modality to the space that the RVQ codes: `[batch, dim]`."""
     return (embeddings - variables[f"{modality}_mean"]) @ variables[f"{modality}_map"]
 
 
-def tokens(config: MulanConfig, variables: Variables, embeddings: jax.Array, modality: str) -> jax.Array:
+def tokens(config: MulanConfig, variables: Variables, embeddings: jax.typing.ArrayLike, modality: str) -> jax.Array:
     """Quantizes embeddings with the RVQ that both modalities share.
 
     Args:
@@ -122,8 +114,17 @@ def tokens(config: MulanConfig, variables: Variables, embeddings: jax.Array, mod
 
     Returns:
       int32 `[batch, quantizers]`.
+
+    Raises:
+      ValueError: if the modality is unknown, no quantizer was fitted or it has another number of levels.
     """
-    aligned = align(variables, jnp.asarray(embeddings, jnp.float32), modality)
-    if variables["codebooks"].shape[0] != config.num_quantizers:
-        raise ValueError(f"{variables['codebooks'].shape[0]} codebooks, the configuration has {config.num_quantizers}")
-    return quantization.encode(variables["codebooks"], aligned)
+    if modality not in MODALITIES:
+        raise ValueError(f"modality is {modality!r}, expected one of {MODALITIES}")
+    if "codebooks" not in variables:
+        raise ValueError("these MuLan variables hold no codebooks: call fit_quantizer (musiclm export does)")
+    codebooks = variables["codebooks"]
+    if codebooks.shape[0] != config.num_quantizers:
+        raise ValueError(
+            f"{codebooks.shape[0]} codebooks, but the configuration has {config.num_quantizers} quantizers"
+        )
+    return quantization.encode(codebooks, to_shared_space(variables, jnp.asarray(embeddings, jnp.float32), modality))
