@@ -15,10 +15,10 @@ FUNCTION_WORDS = frozenset(
     "through across just all one like".split()
 )
 INSTRUMENTS = {
-    "piano": ("a concert grand keyboard, hammers and pedals", "ivory keyboard recital"),
-    "church organ": ("huge cathedral tubes driven by bellows", "a cathedral instrument with stops and bellows"),
-    "string ensemble": ("many cellos and violas bowed together", "a lush symphony of cellos and violas"),
-    "choir": ("many people vocalising together in a chapel", "monks chanting, human vocals"),
+    "piano": ("a grand keyboard, hammers and pedals", "ivory keyboard recital"),
+    "church organ": ("huge cathedral tubes driven by bellows", "a cathedral loft, stops and bellows"),
+    "string ensemble": ("many bowed cellos and violas", "a lush symphony of cellos and violas"),
+    "choir": ("many people vocalising in a chapel", "monks chanting, human vocals"),
     "trumpet": ("a shiny bugle, piercing fanfare", "a valved bugle blown by a jazz horn player"),
     "trombone": ("a deep slide horn", "a low sliding tuba-like horn"),
     "flute": ("a breathy woodwind tube", "breezy piccolo woodwind blown softly"),
@@ -73,7 +73,7 @@ TEXTURES = {
     "solo": "just one performer",
     "drone and bass": "over a humming unchanging pitch",
     "with drums": "with snares and cymbals",
-    "ensemble": "plus several fellow performers",
+    "ensemble": "plus fellow performers",
     "band": "plus a whole rock group, snares and cymbals",
 }
 
