@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seed < 0 or not 0 <= args.worker < args.workers:
         parser.error(
-            f"--seed {args.seed} --worker {args.worker} --workers {args.workers}: expected seed >= 0, 0 <= worker < workers"
+            f"--seed {args.seed} --worker {args.worker} --workers {args.workers}: "
+            "expected seed >= 0 and 0 <= worker < workers"
         )
     from musiclm_jax.corpus import build  # late: TensorFlow takes seconds to import, --help should not
 

@@ -1,7 +1,7 @@
 """The two record formats of this project: audio clips and token streams, as `tf.train.Example` in TFRecord shards.
 
-Shards are named `<split>-00000-of-00016.tfrecord`, splits are train, validation and test. Audio records hold 16-bit PCM at
-24 kHz, mono; token records hold raw codes (no offsets: stages.py adds these inside the jitted step).
+Shards are named `<split>-00000-of-00016.tfrecord`, splits are train, validation and test. Audio records hold 16-bit
+PCM at 24 kHz, mono; token records hold raw codes (no offsets: stages.py adds these inside the jitted step).
 """
 
 import os
@@ -152,7 +152,8 @@ def parse_audio_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses one audio record inside a tf.data pipeline.
 
     Returns:
-      The fields of `audio_example`; audio float32 `[samples]`, caption and aspects string `[n]`, pitch_class int64 `[frames]`.
+      The fields of `audio_example`; audio float32 `[samples]`, caption and aspects string `[n]`, pitch_class int64
+      `[frames]`.
     """
     fields = tf.io.parse_single_example(serialized, _AUDIO_FEATURES)
     fields["audio"] = tf.cast(tf.io.decode_raw(fields["audio"], tf.int16), tf.float32) / _PCM_SCALE
@@ -210,7 +211,7 @@ def token_example(
 
 
 def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses one token record: semantic int64 `[t]`, acoustic int64 `[2 t, 12]`, mulan int64 `[12]`, caption string `[n]`."""
+    """Parses one token record: int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`; string caption `[n]`."""
     return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
 
 

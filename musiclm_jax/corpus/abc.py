@@ -1,7 +1,7 @@
 """Reads tunes in ABC notation: title, kind, metre, key and the notes of the first voice.
 
-Covers the notation of the three tune books used here (ABC 1.6 to 2.0: accidentals, ties, tuplets, broken rhythm, chords, keys and
-lengths changed on the way). Grace notes and ornaments are left out, repeats are played once.
+Covers the notation of the three tune books used here (ABC 1.6 to 2.0: accidentals, ties, tuplets, broken rhythm,
+chords, keys and lengths changed on the way). Grace notes and ornaments are left out, repeats are played once.
 Source: the ABC music standard 2.1, https://abcnotation.com/wiki/abc:standard:v2.1.
 """
 

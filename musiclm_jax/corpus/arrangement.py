@@ -1,7 +1,8 @@
-"""Chooses what one clip plays and how: composition, lead instrument, tempo, key, texture, loudness, room; then the notes.
+"""Chooses what one clip plays and how: composition, lead instrument, tempo, key, texture, loudness, room; then the
+notes.
 
-Every choice comes from the clip's own random generator, so a clip depends on (seed, split, index) and on the scores, never on
-the order in which clips are made.
+Every choice comes from the clip's own random generator, so a clip depends on (seed, split, index) and on the
+scores, never on the order in which clips are made.
 """
 
 import dataclasses
@@ -28,11 +29,12 @@ HELD_OUT_PAIRS = (
 HELD_OUT_SHARE = 0.2  # of the test split
 # How often a kind is drawn before texture is considered; kinds not named share the weight of their compositions.
 _KIND_WEIGHTS = {
-    "jig": 1.0, "slip jig": 0.5, "reel": 1.0, "hornpipe": 0.9, "clog dance": 0.3, "strathspey": 0.6, "highland fling": 0.2,
-    "air": 0.8, "waltz": 0.4, "march": 0.5, "dance tune": 0.2, "folk tune": 0.8, "minuet": 0.3, "gavotte": 0.1,
-    "walkaround": 0.1, "chorale": 1.2, "string quartet movement": 1.0, "sonata movement": 0.15, "ragtime": 0.25,
-    "game music": 1.6, "polonaise": 0.15, "mazurka": 0.08, "art song": 0.15, "opera aria": 0.12, "piano trio movement": 0.1,
-    "trio sonata movement": 0.08, "concertino": 0.08, "song": 0.12, "hymn": 0.08,
+    "jig": 1.0, "slip jig": 0.5, "reel": 1.0, "hornpipe": 0.9, "clog dance": 0.3, "strathspey": 0.6,
+    "highland fling": 0.2, "air": 0.8, "waltz": 0.4, "march": 0.5, "dance tune": 0.2, "folk tune": 0.8,
+    "minuet": 0.3, "gavotte": 0.1, "walkaround": 0.1, "chorale": 1.2, "string quartet movement": 1.0,
+    "sonata movement": 0.15, "ragtime": 0.25, "game music": 1.6, "polonaise": 0.15, "mazurka": 0.08,
+    "art song": 0.15, "opera aria": 0.12, "piano trio movement": 0.1, "trio sonata movement": 0.08,
+    "concertino": 0.08, "song": 0.12, "hymn": 0.08,
 }  # fmt: skip
 # bpm per tempo class; the gaps keep the words apart. Fast compound metres stay below breathless.
 TEMPI = {"slow": (54.0, 76.0), "moderate": (84.0, 110.0), "fast": (122.0, 176.0)}
@@ -111,7 +113,8 @@ def suitable_kinds(texture: str, scores: list[Score]) -> dict[str, list[Score]]:
 def choose(
     rng: np.random.Generator, scores: list[Score], test: bool, lead: Instrument
 ) -> tuple[Score, str, Instrument]:
-    """Draws composition and texture for a lead instrument; in the test split a share of clips is drawn from the held-out pairs.
+    """Draws composition and texture for a lead instrument; in the test split a share of clips is drawn from the
+    held-out pairs.
 
     Args:
       rng: the clip's generator.
@@ -186,7 +189,7 @@ def _lead_part(score: Score, notes: np.ndarray) -> int:
 
 
 def _octave(notes: np.ndarray, lead: Instrument, shift: int) -> int:
-    """`shift` semitones plus the octaves that bring most notes into the instrument's range, then nearest to its middle."""
+    """`shift` plus the octaves that bring most notes into the instrument's range, then nearest to its middle."""
     pitches = notes[:, 2]
 
     def cost(octaves: int) -> tuple[int, float]:
@@ -200,7 +203,7 @@ def _octave(notes: np.ndarray, lead: Instrument, shift: int) -> int:
 def _seconds(
     rng: np.random.Generator, notes: np.ndarray, start: float, per_quarter: float, offset: float
 ) -> np.ndarray:
-    """Turns rows (onset, duration, pitch, velocity) in quarters into (start, end, pitch, velocity) in seconds, slightly human."""
+    """Turns (onset, duration, pitch, velocity) in quarters into (start, end, pitch, velocity) in seconds, unevenly."""
     if not len(notes):
         return np.zeros((0, 4), np.float32)
     onset = (notes[:, 0] - start) * per_quarter + offset
@@ -217,7 +220,7 @@ def _seconds(
 
 
 def lead_pitch_class(notes: np.ndarray, preroll: float) -> np.ndarray:
-    """Pitch class `[250]` of the highest sounding note of `[n, 4]` (seconds) at the middle of each 25 Hz frame, -1 in rests."""
+    """Pitch class `[250]` of the highest sounding note of `[n, 4]` (in seconds) per 25 Hz frame, -1 in rests."""
     times = (np.arange(round(CLIP_SECONDS * 25)) + 0.5) / 25 + preroll
     sounding = (notes[None, :, 0] <= times[:, None]) & (notes[None, :, 1] > times[:, None])
     top = np.where(sounding, notes[None, :, 2], -1.0).max(axis=1, initial=-1.0).astype(int)

@@ -3,9 +3,7 @@
 The build is resumable shard by shard: a shard is written under a temporary name and renamed when it is complete.
 """
 
-import collections
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
@@ -15,38 +13,18 @@ import numpy as np
 import tensorflow as tf
 
 from musiclm_jax import records
-from musiclm_jax.corpus import arrangement, captions, instruments, rendering, scores
+from musiclm_jax.corpus import arrangement, captions, card, compositions, instruments, rendering, scores
 from musiclm_jax.corpus.scores import Score
 
 CORPUS_VERSION = 1  # raise it when the same seed gives other clips
-SHARES = {"train": 0.88, "validation": 0.04, "test": 0.08}  # of compositions and of clips
 SHARDS = {"train": 16, "validation": 4, "test": 4}
-RARE_KIND = 8  # kinds with fewer compositions stay in train, or no split could have been learned for them
 MAX_DRAWS = 40
 _SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
 
 
-def split_of(composition: str) -> str:
-    """The split of a composition, by a hash of its id."""
-    value = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
-    return "train" if value < SHARES["train"] else "validation" if value < 1 - SHARES["test"] else "test"
-
-
-def split_scores(found: list[Score]) -> dict[str, list[Score]]:
-    """Scores by split: by hash of the composition; compositions with a rare kind go to train."""
-    compositions = collections.defaultdict(set)
-    for score in found:
-        compositions[score.kind].add(score.composition)
-    rare = {c for group in compositions.values() if len(group) < RARE_KIND for c in group}
-    result: dict[str, list[Score]] = {split: [] for split in records.SPLITS}
-    for score in found:
-        result["train" if score.composition in rare else split_of(score.composition)].append(score)
-    return result
-
-
 @dataclasses.dataclass
 class Clip:
-    """One finished clip: `fields` are the keyword arguments of records.audio_example, `extra` goes to the metadata only."""
+    """One clip: `fields` are the keyword arguments of records.audio_example, `extra` is for the metadata only."""
 
     fields: dict
     extra: dict
@@ -124,7 +102,7 @@ def clip_counts(hours: float) -> dict[str, int]:
       ValueError: if a split would have no clip.
     """
     total = hours * 3600 / arrangement.CLIP_SECONDS
-    counts = {split: round(total * share) for split, share in SHARES.items()}
+    counts = {split: round(total * share) for split, share in compositions.SHARES.items()}
     if min(counts.values()) < 1:
         raise ValueError(
             f"hours = {hours} make {counts} clips: expected at least one in each split; ask for 0.1 or more"
@@ -190,9 +168,10 @@ def build(
     folder = pathlib.Path(output).expanduser()
     (folder / ".metadata").mkdir(parents=True, exist_ok=True)
     found, missing = scores.load_scores(folder / ".scores", progress)
+    compositions.group(found)
     settings = {"version": CORPUS_VERSION, "seed": seed, "hours": hours, "scores": len(found)}
     _check_settings(folder, settings)
-    pools, counts = split_scores(found), clip_counts(hours)
+    pools, counts = compositions.split_scores(found), clip_counts(hours)
     shards = []
     for split in ("test", "validation", "train"):
         edges = np.linspace(0, counts[split], SHARDS[split] + 1).astype(int)
@@ -225,73 +204,7 @@ def build(
         return False
     rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "CARD.md").write_text(card(rows, found, missing, settings))
+    pool_sizes = {split: len({score.composition for score in pool}) for split, pool in pools.items()}
+    (folder / "CARD.md").write_text(card.card(rows, found, pool_sizes, missing, settings))
     progress(f"corpus: complete, {len(rows)} clips, {len(rows) * arrangement.CLIP_SECONDS / 3600:.2f} h in {folder}")
     return True
-
-
-def _table(rows: list[dict], field: str) -> str:
-    names = collections.Counter(row[field] for row in rows)
-    lines = [f"| {field} | train | validation | test |", "|---|---|---|---|"]
-    for name, _ in names.most_common():
-        cells = [str(sum(row[field] == name and row["split"] == split for row in rows)) for split in records.SPLITS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def card(rows: list[dict], found: list[Score], missing: dict[str, str], settings: dict) -> str:
-    """Text of CARD.md: what the corpus is, its sources and rights, counts."""
-    sources = collections.Counter(score.source for score in found)
-    pools = split_scores(found)
-    hours = {s: sum(r["split"] == s for r in rows) * arrangement.CLIP_SECONDS / 3600 for s in records.SPLITS}
-    levels = np.array([row["rms_db"] for row in rows])
-    absent = "\n".join(f"- not installed when this was built: {name} (`{how}`)" for name, how in missing.items())
-    pairs = ", ".join(f"{lead} x {kind}" for lead, kind in arrangement.HELD_OUT_PAIRS)
-    split_line = ", ".join(
-        f"{s} {len({x.composition for x in pools[s]})} compositions, {hours[s]:.2f} h" for s in records.SPLITS
-    )
-    return f"""# Corpus card
-
-Real compositions in synthetic performance: the notes were written by people, the sound is made by sound fonts. Nobody plays or
-sings here, and nothing in it is a recording.
-
-- Command: `musiclm corpus --output DIR --seed {settings["seed"]} --hours {settings["hours"]:g}` (corpus version {settings["version"]})
-- {len(rows)} clips of {arrangement.CLIP_SECONDS:g} s, 24 kHz mono, 16 bit: {sum(hours.values()):.2f} h
-- Splits by composition, never by clip: {split_line}. Compositions with the same title or the same beginning of the melody count
-  as one. Kinds with fewer than {RARE_KIND} compositions are in train only.
-- Held-out pairs (instrument x kind, in test only, `held_out_pair` = 1): {pairs}; {sum(r["held_out_pair"] for r in rows)} clips
-- Loudness: root mean square {levels.min():.1f} to {levels.max():.1f} dB of full scale (asserted: {rendering.RMS_RANGE_DB[0]:g} to
-  {rendering.RMS_RANGE_DB[1]:g} dB), peaks at most {max(r["peak"] for r in rows):.3f}; `gain_db` counts from {rendering.NOMINAL_RMS_DB:g} dB.
-
-## Sources and rights
-| source | scores | rights |
-|---|---|---|
-| music21: Ryan's Mammoth Collection, O'Neill's Music of Ireland, Aird's Airs | {sum(sources[b] for b in scores.TUNE_BOOKS)} | compositions in the public domain; encodings mixed, read from the installed package, not redistributed |
-| music21: Bach chorales and movements of {len([s for s in sources if s.startswith("music21")])} composers' folders | {sum(n for s, n in sources.items() if s.startswith("music21"))} | as above; Palestrina, Monteverdi and the Essen collection are left out |
-| OpenTTD's openmsx (Debian openttd-openmsx) | {sources["openmsx"]} | GPL-2 |
-| Freedoom (Debian freedoom) | {sources["freedoom"]} | BSD-3-Clause |
-| sound font TimGM6mb (in pretty_midi) | - | GPL-2 |
-| sound font MuseScore General (Debian musescore-general-soundfont-small) | - | MIT |
-{absent}
-
-## What captions say
-Facts of the arrangement only: instrument, kind of piece, tempo word (slow below {arrangement.TEMPO_LIMITS[0]:g} bpm, fast above
-{arrangement.TEMPO_LIMITS[1]:g}; the beat is a dotted quarter in 6/8, 9/8 and 12/8), mode (only where notation and key analysis of the piece and of the passage
-agree), texture, accompaniment, drums, room, loudness. Mood words follow from mode and tempo by rule:
-{"; ".join(f"{mode} and {tempo}: {', '.join(words)}" for (mode, tempo), words in captions.MOODS.items())}.
-Tunes have written melodies; their drones, basses, chords and drum beats are made by rule (harmony.py). In game music the tune is given to
-the lead instrument, the other parts keep their programs.
-
-## Counts
-{_table(rows, "instrument")}
-
-{_table(rows, "kind")}
-
-{_table(rows, "texture")}
-
-{_table(rows, "room")}
-
-{_table(rows, "tempo")}
-
-{_table(rows, "mode")}
-"""

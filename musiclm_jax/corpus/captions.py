@@ -1,6 +1,7 @@
 """Captions of true facts: what the arrangement chose, in varied sentences, and nothing else.
 
-Mood words follow a stated rule: the mode and the tempo class decide (MOODS); without a certain mode there is no mood word.
+Mood words follow a stated rule: the mode and the tempo class decide (MOODS); without a certain mode there is no
+mood word.
 """
 
 import numpy as np
@@ -125,6 +126,15 @@ def captions(arrangement: Arrangement, gain_db: float, rng: np.random.Generator)
     def tempo() -> str:
         return pick(TEMPO_WORDS[arrangement.tempo])
 
+    def mood_and_tempo() -> str:
+        return f"{mood()} and {tempo()}" if moods else tempo()
+
+    def sounding() -> str:
+        return f"{tempo()} and sounds {mood()}" if moods else tempo()
+
+    def mood_sentence() -> str:
+        return f" The mood is {mood()}." if moods else ""
+
     def extras() -> str:
         """A further true sentence, or nothing."""
         options = [f"There is {pick(ROOM_WORDS[arrangement.room])}."]
@@ -147,10 +157,10 @@ def captions(arrangement: Arrangement, gain_db: float, rng: np.random.Generator)
     templates = (
         lambda: f"{_capital(_an(piece()))} played on {lead()}, {texture()}.{extras()}",
         lambda: f"{_capital(lead())} playing {_an(piece(0.7, 0.3))}, {texture()}.{extras()}",
-        lambda: f"This is {_an(piece(0.3, 0.6))}. The melody is on {lead()}, {texture()}." + (f" The mood is {mood()}." if moods else ""),
-        lambda: f"The recording features {lead()}, {texture()}. The music is {tempo()}{f' and sounds {mood()}' if moods else ''}.{extras()}",
+        lambda: f"This is {_an(piece(0.3, 0.6))}. The melody is on {lead()}, {texture()}.{mood_sentence()}",
+        lambda: f"The recording features {lead()}, {texture()}. The music is {sounding()}.{extras()}",
         lambda: f"{_capital(piece(1.0, 1.0))} for {name}, {texture()}.",
-        lambda: f"{_capital(f'{mood()} and {tempo()}' if moods else tempo())} instrumental music: {_an(piece(0.0, 0.0))} with {lead()}, {texture()}.",
+        lambda: f"{_capital(mood_and_tempo())} instrumental music: {_an(piece(0.0, 0.0))} with {lead()}, {texture()}.",
         lambda: f"{_capital(lead())}, {texture()}, {_an(piece(0.6, 0.4))} with {pick(ROOM_WORDS[arrangement.room])}.",
         lambda: f"{_capital(piece(0.8, 0.4))} on {lead()}.",
         lambda: f"You hear {lead()} in {_an(piece(0.5, 0.5))}, {texture()}.{extras()}",

@@ -52,7 +52,8 @@ def beat_quarters(meter: tuple[int, int]) -> float:
 def chords(
     melody: np.ndarray, tonic: int, mode: str, start: float, end: float, step: float
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """One chord per `step` quarters from `start` to `end`: the one that covers most of the melody's time, with a liking for the tonic.
+    """One chord per `step` quarters from `start` to `end`: the one that covers most of the melody's time, with a
+    liking for the tonic.
 
     Returns:
       [(onset, pitch classes, root first)].
@@ -110,7 +111,7 @@ def drone(tonic: int, start: float, end: float, step: float, low: int) -> np.nda
 
 
 def drum_pattern(meter: tuple[int, int], start: float, end: float, style: int) -> np.ndarray:
-    """A plain beat in the metre, bar by bar: style 0 with closed hats, 1 with the ride, 2 without a snare on weak beats."""
+    """A plain beat in the metre, bar by bar: style 0 with closed hats, 1 with the ride, 2 without a snare."""
     bar, beat = 4.0 * meter[0] / meter[1], beat_quarters(meter)
     beats = max(round(bar / beat), 1)
     part = beat / 3 if is_compound(meter) else beat / 2

@@ -45,15 +45,19 @@ LEADS = (
     Instrument("vibraphone", TIMGM, 11, 53, 89, True, ("a vibraphone", "vibes", "the vibraphone")),
     Instrument("celesta", TIMGM, 8, 60, 100, True, ("a celesta", "the celesta", "a music-box-like celesta")),
     Instrument("tubular bells", TIMGM, 14, 55, 84, False, ("tubular bells", "orchestral chimes", "church bells")),
-    Instrument("synth lead", TIMGM, 81, 52, 88, False, ("a synth lead", "a sawtooth synthesizer", "an electronic synth lead")),
-    Instrument("synth bass", TIMGM, 38, 29, 55, False, ("a synth bass", "a bass synthesizer", "an electronic bass synth")),
+    Instrument("synth lead", TIMGM, 81, 52, 88, False,
+               ("a synth lead", "a sawtooth synthesizer", "an electronic synth lead")),
+    Instrument("synth bass", TIMGM, 38, 29, 55, False,
+               ("a synth bass", "a bass synthesizer", "an electronic bass synth")),
     Instrument("steel drums", TIMGM, 114, 55, 88, False, ("steel drums", "a steel pan", "Caribbean steel drums")),
-    Instrument("harpsichord", MUSESCORE, 6, 48, 86, True, ("a harpsichord", "the harpsichord", "a plucked harpsichord")),
+    Instrument("harpsichord", MUSESCORE, 6, 48, 86, True,
+               ("a harpsichord", "the harpsichord", "a plucked harpsichord")),
     Instrument("fiddle", MUSESCORE, 40, 55, 91, False, ("a fiddle", "a violin", "the fiddle")),
     Instrument("sitar", MUSESCORE, 104, 48, 77, False, ("a sitar", "the sitar", "an Indian sitar")),
     Instrument("banjo", MUSESCORE, 105, 50, 84, False, ("a banjo", "the banjo", "a plucked banjo")),
     Instrument("bagpipe", MUSESCORE, 109, 55, 81, False, ("bagpipes", "a bagpipe", "the bagpipes")),
-    Instrument("electric piano", MUSESCORE, 4, 48, 89, True, ("an electric piano", "a mellow electric piano", "electric keys")),
+    Instrument("electric piano", MUSESCORE, 4, 48, 89, True,
+               ("an electric piano", "a mellow electric piano", "electric keys")),
 )  # fmt: skip
 BY_NAME = {instrument.name: instrument for instrument in LEADS}
 

@@ -1,8 +1,8 @@
 """Reads real compositions into `Score`s: the music21 corpus, OpenTTD's openmsx and Freedoom's MIDI.
 
-Palestrina, Monteverdi and the Essen collection are left out (rights). Parsed scores are cached as JSON beside the records, since
-the classical movements take minutes to parse. Nothing here is copied into the repository: scores are read where they
-are installed.
+Palestrina, Monteverdi and the Essen collection are left out (rights). Parsed scores are cached as JSON beside the
+records, since the classical movements take minutes to parse. Nothing here is copied into the repository: scores are
+read where they are installed.
 """
 
 import collections
@@ -40,7 +40,7 @@ _ONEILL_SECTIONS = (
     (1780, "hornpipe"),
     (1800, "dance tune"),
 )
-_TUNE_KINDS = {
+TUNE_KINDS = {
     "slip jig": "slip jig",
     "slipjig": "slip jig",
     "jig": "jig",
@@ -100,7 +100,7 @@ class Score:
       bpm: the file's own tempo in quarters per minute, 0 without one (scores leave it to the player).
       programs: General MIDI program per part, DRUMS for kits, UNKNOWN_PROGRAM for scores.
       notes: float32 `[n, 5]`: onset and duration in quarters, MIDI pitch, part, velocity (0..127); sorted by onset.
-      composition: id of the group of scores that share a melody or a title; the splits share none.
+      composition: id of the group of scores that share a melody or a title, set by compositions.group.
     """
 
     id: str
@@ -143,7 +143,7 @@ def music21_folder() -> pathlib.Path:
 
 def _tune_kind(tune: abc.Tune, book: str) -> str:
     for text in (tune.rhythm, tune.title.lower()):
-        for word, kind in _TUNE_KINDS.items():
+        for word, kind in TUNE_KINDS.items():
             if re.search(rf"\b{word}s?\b", text):
                 return kind
     if book == "oneills1850" and tune.number.isdigit():
@@ -318,48 +318,6 @@ def read_freedoom() -> list[Score]:
     return result
 
 
-def _title_key(title: str) -> str:
-    title = re.sub(r"\(.*?\)|'s\b|\b(the|a|1st|2nd|3rd|setting)\b", " ", title.lower().replace("’", "'"))
-    title = re.sub(r"--.*$|[^a-z0-9 ]", "", title)
-    words = [word for word in title.split() if word not in _TUNE_KINDS]
-    return " ".join(words) if len(words) >= 2 else ""
-
-
-def _melody_key(score: Score) -> str:
-    """Intervals between the first 13 notes that the highest voice strikes on beats, after the pickup."""
-    notes = score.notes[score.notes[:, 3] == score.notes[0, 3]] if DRUMS in score.programs else score.notes
-    phase = notes[:, 0] - score.pickup
-    notes = notes[(np.abs(phase - np.round(phase)) < 0.01) & (phase >= 0)]
-    top: dict[float, float] = {}
-    for onset, _, pitch, part, _ in notes:
-        if part == notes[0, 3]:
-            top[float(onset)] = max(top.get(float(onset), 0.0), float(pitch))
-    pitches = [top[onset] for onset in sorted(top)][:13]
-    steps = [int(b - a) for a, b in zip(pitches, pitches[1:], strict=False)]
-    # Repeated notes are not a melody: unrelated pieces would share them.
-    return ",".join(map(str, steps)) if len(steps) == 12 and sum(step != 0 for step in steps) >= 5 else ""
-
-
-def group_compositions(scores: list[Score]) -> None:
-    """Sets `composition`: scores that share a title or the beginning of a melody belong to one composition."""
-    parent = list(range(len(scores)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
-    first: dict[tuple[str, str], int] = {}
-    for index, score in enumerate(scores):
-        tune = score.source in TUNE_BOOKS
-        for key in (("title", _title_key(score.title) if tune else ""), ("melody", _melody_key(score))):
-            if key[1]:
-                other = root(first.setdefault(key, index))
-                parent[root(index)] = other
-    for index, score in enumerate(scores):
-        score.composition = scores[root(index)].id
-
-
 def _to_json(score: Score) -> dict:
     fields = dataclasses.asdict(score)
     fields["notes"] = np.round(score.notes.astype(float), 4).tolist()
@@ -374,7 +332,7 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
       progress: called with a line of text now and then.
 
     Returns:
-      (scores sorted by id with `composition` set, {name of a missing source: what to install}).
+      (scores sorted by id, {name of a missing source: what to install}).
     """
     cache.mkdir(parents=True, exist_ok=True)
     missing = {}
@@ -410,5 +368,4 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
         progress(f"scores: {len(found)} from {name}")
         scores += found
     scores.sort(key=lambda score: score.id)
-    group_compositions(scores)
     return scores, missing

@@ -1,0 +1,100 @@
+"""Text of the corpus's CARD.md: what it is, its sources and rights, counts."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from musiclm_jax import records
+from musiclm_jax.corpus import arrangement, captions, compositions, rendering, scores
+
+
+def _table(rows: Sequence[Mapping[str, Any]], field: str) -> str:
+    """Markdown table of the clips per split for every value of a field, most frequent first."""
+    names = collections.Counter(row[field] for row in rows)
+    lines = [f"| {field} | train | validation | test |", "|---|---|---|---|"]
+    for name, _ in names.most_common():
+        cells = [str(sum(row[field] == name and row["split"] == split for row in rows)) for split in records.SPLITS]
+        lines.append(f"| {name or 'not stated'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _sources(found: Sequence[scores.Score], missing: Mapping[str, str]) -> str:
+    counts = collections.Counter(score.source for score in found)
+    tunes = sum(counts[book] for book in scores.TUNE_BOOKS)
+    classical = sum(count for source, count in counts.items() if source.startswith("music21"))
+    free = "compositions in the public domain; encodings mixed: read from the installed package, not redistributed"
+    lines = [
+        "| source | scores | rights |",
+        "|---|---|---|",
+        f"| music21: {', '.join(title for _, title in scores.TUNE_BOOKS.values())} | {tunes} | {free} |",
+        f"| music21: Bach chorales, classical and Romantic movements | {classical} | {free} |",
+        f"| OpenTTD's openmsx (Debian openttd-openmsx) | {counts['openmsx']} | GPL-2 |",
+        f"| Freedoom (Debian freedoom) | {counts['freedoom']} | BSD-3-Clause |",
+        "| sound font TimGM6mb (in pretty_midi) | - | GPL-2 |",
+        "| sound font MuseScore General (Debian musescore-general-soundfont-small) | - | MIT |",
+    ]
+    notes = ["", "Left out of the music21 corpus: Palestrina, Monteverdi and the Essen collection."]
+    notes += [
+        f"Not installed when this was built, and so not in it: {name} (`{how}`)." for name, how in missing.items()
+    ]
+    return "\n".join(lines + notes)
+
+
+def card(
+    rows: Sequence[Mapping[str, Any]],
+    found: Sequence[scores.Score],
+    pool_sizes: Mapping[str, int],
+    missing: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> str:
+    """Writes the card.
+
+    Args:
+      rows: metadata of all clips.
+      found: all scores.
+      pool_sizes: compositions per split.
+      missing: sources that are not installed, with what to install.
+      settings: version, seed and hours of the build.
+    """
+    clips = collections.Counter(row["split"] for row in rows)
+    hours = {split: clips[split] * arrangement.CLIP_SECONDS / 3600 for split in records.SPLITS}
+    splits = ", ".join(f"{s} {pool_sizes[s]} compositions, {clips[s]} clips, {hours[s]:.2f} h" for s in records.SPLITS)
+    levels = np.array([row["rms_db"] for row in rows])
+    low, high = rendering.RMS_RANGE_DB
+    slow, fast = arrangement.TEMPO_LIMITS
+    pairs = ", ".join(f"{lead} x {kind}" for lead, kind in arrangement.HELD_OUT_PAIRS)
+    moods = "\n".join(f"- {mode}, {tempo}: {', '.join(words)}" for (mode, tempo), words in captions.MOODS.items())
+    tables = "\n\n".join(_table(rows, field) for field in ("instrument", "kind", "texture", "room", "tempo", "mode"))
+    return f"""# Corpus card
+
+Real compositions in synthetic performance: the notes were written by people, the sound is made by sound fonts.
+Nobody plays or sings here, and nothing in it is a recording.
+
+- Command: `musiclm corpus --output DIR --seed {settings["seed"]} --hours {settings["hours"]:g}` (version
+  {settings["version"]})
+- {len(rows)} clips of {arrangement.CLIP_SECONDS:g} s, 24 kHz mono, 16 bit: {sum(hours.values()):.2f} h
+- Splits by composition, never by clip: {splits}. Scores with the same title or the same beginning of the melody
+  count as one composition. Kinds with fewer than {compositions.RARE_KIND} compositions are in train only.
+- Held-out pairs (instrument x kind), in test only, where `held_out_pair` is 1: {pairs};
+  {sum(row["held_out_pair"] for row in rows)} clips.
+- Loudness: root mean square {levels.min():.1f} to {levels.max():.1f} dB of full scale (asserted: {low:g} to
+  {high:g} dB), peaks at most {max(row["peak"] for row in rows):.3f}; `gain_db` counts from
+  {rendering.NOMINAL_RMS_DB:g} dB.
+
+## Sources and rights
+{_sources(found, missing)}
+
+## What captions say
+Facts of the arrangement only: instrument, kind of piece, tempo word (slow below {slow:g} bpm, fast above {fast:g};
+the beat is a dotted quarter in 6/8, 9/8 and 12/8), mode (only where the notation and the key analysis of the piece
+and of the passage agree), texture, accompaniment, drums, room, loudness. Tunes are written melodies; their drones,
+basses, chords and drum beats are made by rule (harmony.py). In game music the tune is given to the lead instrument, the
+other parts keep their programs. Mood words follow from mode (mixolydian counts as major) and tempo:
+
+{moods}
+
+## Counts
+{tables}
+"""
