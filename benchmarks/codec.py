@@ -14,7 +14,8 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax import metrics, soundstream
+from musiclm_jax import metrics
+from musiclm_jax.generate import decode_audio
 from musiclm_jax.tokenizers import acoustic_codes
 from musiclm_jax.tokens import ACOUSTIC, SAMPLE_RATE
 
@@ -70,7 +71,7 @@ def main() -> None:
     for start in range(0, len(clips), BATCH):
         audio = np.stack([clip["audio"] for clip in clips[start : start + BATCH]])
         codes.append(np.asarray(acoustic_codes(part, audio)))
-        decoded = np.asarray(soundstream.decode(part.config, part.variables, codes[-1]))
+        decoded = decode_audio(part, codes[-1])
         for reference, ours in zip(audio, decoded, strict=True):
             scores["SoundStream"].append(distances(reference, ours))
             for kilobits in (6, 12):
