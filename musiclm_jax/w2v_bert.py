@@ -59,6 +59,7 @@ class W2vBertConfig:
     mask_length: int = 10  # latent frames of a span (0.4 s)
     num_negatives: int = 100  # distractors per masked frame, drawn with replacement (wav2vec 2.0)
     contrastive_temperature: float = 0.1  # of the cosine similarities (wav2vec 2.0)
+    target_gradient: float = 1.0  # scale of the contrastive loss's gradient into the choice of codes
     feature_layer: int = 7  # MLM layer whose output is clustered, from 1; 0 = the contrastive module's output
     feature_normalisation: str = (
         "dimension"  # "dimension": mean and deviation per dimension; "pca": whitened principal axes
@@ -207,8 +208,10 @@ class W2vBert(nn.Module):
         self.contrastive = [ConformerLayer(config, name=f"contrastive_{i}") for i in range(config.contrastive_layers)]
         self.mlm = [ConformerLayer(config, name=f"mlm_{i}") for i in range(config.mlm_layers)]
         self.latent_norm = nn.LayerNorm()
-        self.latent_quantizer = nn.Dense(config.codebook_size)
-        self.codebook = nn.Dense(config.codebook_dim, use_bias=False, kernel_init=nn.initializers.uniform(1.0))
+        # Large logits (wav2vec 2.0): from the start the codes depend on the latents more than on the Gumbel noise.
+        # W2vBertLearner.warm_start replaces it by clusters of the first batch's latents.
+        self.latent_quantizer = nn.Dense(config.codebook_size, kernel_init=nn.initializers.normal(1.0))
+        self.codebook = nn.Dense(config.codebook_dim, use_bias=False, kernel_init=nn.initializers.normal(1.0))
         self.context_projection = nn.Dense(config.codebook_dim)
         self.mlm_head = nn.Dense(config.codebook_size)
 
@@ -238,14 +241,18 @@ class W2vBert(nn.Module):
 
         Returns:
           {"codes": int32 `[batch, t]`, "vectors": `[batch, t, codebook_dim]`, "probabilities": `[batch, t, codebook]`};
-          probabilities are those without noise or temperature, for the diversity loss.
+          codes, the targets of masked prediction, and probabilities, for the diversity loss, are those without noise or
+          temperature.
         """
         logits = self.latent_quantizer(latents)
-        noisy = logits if key is None else logits + jax.random.gumbel(key, logits.shape)
-        codes = jnp.argmax(noisy, axis=-1)
+        fixed, share = jax.lax.stop_gradient(logits), self.config.target_gradient
+        noisy = fixed + share * (logits - fixed)
+        if key is not None:
+            noisy = noisy + jax.random.gumbel(key, logits.shape)
         soft = jax.nn.softmax(noisy / temperature)
-        hard = jax.nn.one_hot(codes, self.config.codebook_size)
+        hard = jax.nn.one_hot(jnp.argmax(noisy, axis=-1), self.config.codebook_size)
         selection = soft + jax.lax.stop_gradient(hard - soft)
+        codes = jnp.argmax(logits, axis=-1)
         return {"codes": codes, "vectors": self.codebook(selection), "probabilities": jax.nn.softmax(logits)}
 
     def __call__(

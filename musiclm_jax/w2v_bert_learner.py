@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm_jax import quantization
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.w2v_bert import FRAME_SAMPLES, SUBSAMPLING, W2vBert, W2vBertConfig, mel_frames
 
@@ -57,7 +58,8 @@ def contrastive_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """InfoNCE of each masked frame against other masked frames of its clip.
 
-    A negative whose target vector equals the positive's is left out of the softmax, as it is no negative.
+    Negatives with the positive's own code stay in the softmax (wav2vec 2.0's code leaves them out): otherwise a
+    quantizer that gives every frame the same code has no negatives and a loss of 0; small models run into just that.
 
     Args:
       key: random key of the draws.
@@ -72,8 +74,7 @@ def contrastive_loss(
     """
     unit = [x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-8) for x in (context, targets)]
     similarity = jnp.einsum("btd,bsd->bts", *unit) / temperature
-    same = jnp.einsum("btd,bsd->bts", unit[1], unit[1]) > 1 - 1e-5
-    draws = draw_negatives(key, mask, num_negatives) * ~same
+    draws = draw_negatives(key, mask, num_negatives)
     positive = jnp.diagonal(similarity, axis1=1, axis2=2)
     # How often a frame was drawn weighs its term: the gradient of a gather of the draws would be slow.
     denominator = jax.nn.logsumexp(similarity, axis=-1, b=draws + jnp.eye(mask.shape[1])[None])
@@ -178,6 +179,22 @@ class W2vBertLearner:
         mel = jnp.zeros((1, 4 * SUBSAMPLING, self.config.num_mels))
         params = model.init(key, mel, jnp.zeros((1, 4), bool), None, 1.0)["params"]
         return W2vBertState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
+
+    def warm_start(self, state: W2vBertState, batch: Batch, key: jax.Array) -> W2vBertState:
+        """Makes the codes clusters of the first batch's latents, by k-means.
+
+        The quantizer's linear layer then computes the log posterior of a Gaussian mixture with the centroids as means.
+        Not in the paper: a short training would spend most of its steps until the codes say something about the music.
+        """
+        model = W2vBert(self.config)
+        variables = {"params": state.params}
+        latents = model.apply(variables, mel_frames(self.config, batch["audio"]), method=W2vBert.latents)
+        x = latents.reshape(-1, self.config.d_model)
+        centroids = quantization.kmeans(key, x, self.config.codebook_size, iterations=10)
+        residual = x - centroids[quantization.kmeans_assign(centroids, x)]
+        precision = 1 / (jnp.mean(residual**2) + 1e-3)
+        layer = {"kernel": precision * centroids.T, "bias": -0.5 * precision * jnp.sum(centroids**2, axis=-1)}
+        return state.replace(params=state.params | {"latent_quantizer": layer})
 
     def train_step(self, state: W2vBertState, batch: Batch, key: jax.Array) -> tuple[W2vBertState, Metrics]:
         """One update; returns the new state and the batch's metrics before it."""
