@@ -1,0 +1,76 @@
+"""Small folders of records for the tests of tasks, datasets and gin files."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from musiclm_jax import records
+
+CLIPS = 6  # of a split
+SHARDS = 2
+SEMANTIC_FRAMES = 50  # 2 s
+
+
+def clip_codes(number: int) -> dict[str, np.ndarray]:
+    """Codes that tell clip, frame and level: semantic t, acoustic 100 + t / 2 in level 0, the level in the others."""
+    acoustic = np.tile(np.arange(12), (2 * SEMANTIC_FRAMES, 1))
+    acoustic[:, 0] = np.arange(2 * SEMANTIC_FRAMES) // 2
+    return {"semantic": np.arange(SEMANTIC_FRAMES), "acoustic": acoustic, "mulan": np.full(12, number)}
+
+
+def clip_audio(number: int) -> np.ndarray:
+    """A ramp of 2 s within [-1, 1] whose first sample tells the clip."""
+    return np.linspace(0.1 * number, 0.1 * number + 0.2, 48_000).astype(np.float32)
+
+
+def _write(folder: pathlib.Path, make) -> pathlib.Path:
+    folder.mkdir(parents=True)
+    for split in records.SPLITS:
+        for shard in range(SHARDS):
+            with tf.io.TFRecordWriter(str(records.shard_path(folder, split, shard, SHARDS))) as writer:
+                for number in range(shard, CLIPS, SHARDS):
+                    writer.write(make(f"{split}{number}", number))
+    return folder
+
+
+def token_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Writes token records; clip n has MuLan codes n."""
+
+    def make(name: str, number: int) -> bytes:
+        codes = clip_codes(number)
+        return records.token_example(
+            id=name, caption=["x"], instrument="flute", composition=name, held_out_pair=0, **codes
+        )
+
+    return _write(folder, make)
+
+
+def audio_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Writes audio records with two captions and three aspects each."""
+
+    def make(name: str, number: int) -> bytes:
+        return records.audio_example(
+            id=name,
+            audio=clip_audio(number),
+            caption=[f"first caption {number}", f"second caption {number}"],
+            aspects=["jig", "flute", "fast"],
+            composition=name,
+            kind="jig",
+            instrument="flute",
+            texture="solo",
+            key="G major",
+            bpm=120.0,
+            held_out_pair=0,
+            pitch_class=np.zeros(SEMANTIC_FRAMES, np.int64),
+            gain_db=0.0,
+        )
+
+    return _write(folder, make)
+
+
+def vocabulary(file: pathlib.Path) -> pathlib.Path:
+    """Writes a vocab.txt for the captions above."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "first", "second", "caption", "jig", "flute", "fast", ","]
+    file.write_text("\n".join(words + [str(digit) for digit in range(10)]) + "\n")
+    return file

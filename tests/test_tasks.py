@@ -1,0 +1,145 @@
+"""The tasks: aligned crops of the true streams, captions and aspects, clear errors."""
+
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+
+import record_folders
+from musiclm_jax.datasets import TaskDataset
+from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream, streams, w2v_bert
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return str(record_folders.token_folder(tmp_path_factory.mktemp("records") / "tokens"))
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    return str(record_folders.audio_folder(tmp_path_factory.mktemp("records") / "audio"))
+
+
+def epoch(task, number=0, split="train"):
+    batches = TaskDataset(task, split, 1).epoch(number)
+    return [{name: value[0] for name, value in batch.items()} for batch in batches]
+
+
+def test_coarse_crops_are_aligned_and_raw(tokens):
+    task = coarse.coarse_task(tokens, crop_seconds=0.4)
+    examples = epoch(task)
+    assert sorted(example["mulan"][0] for example in examples) == list(range(record_folders.CLIPS))
+    starts = set()
+    for example in examples:
+        assert example["semantic"].shape == (10,) and example["acoustic"].shape == (20, 12)
+        start = example["semantic"][0]
+        np.testing.assert_array_equal(example["semantic"], np.arange(start, start + 10))
+        # Level 0 of the acoustic codes counts semantic frames: both streams were cut at the same time.
+        np.testing.assert_array_equal(example["acoustic"][:, 0], np.repeat(example["semantic"], 2))
+        np.testing.assert_array_equal(example["acoustic"][0, 1:], np.arange(1, 12))
+        starts.add(int(start))
+    assert len(starts) > 2
+    assert starts != {int(example["semantic"][0]) for example in epoch(task, 1)}
+
+
+def test_crops_reach_both_ends(tokens):
+    task = semantic.semantic_task(tokens, crop_seconds=1.92, crops_per_clip=20)
+    examples = epoch(task)
+    assert len(examples) == 20 * record_folders.CLIPS
+    assert {int(example["semantic"][0]) for example in examples} == {0, 1, 2}
+
+
+def test_short_clips_are_padded_not_dropped(tokens):
+    examples = epoch(semantic.semantic_task(tokens, crop_seconds=30.0))
+    assert len(examples) == record_folders.CLIPS
+    for example in examples:
+        np.testing.assert_array_equal(example["semantic"], np.r_[np.arange(50), np.full(700, -1)])
+        assert set(example) == {"semantic", "mulan"}
+
+
+def test_fine_has_the_acoustic_stream_alone(tokens):
+    examples = epoch(fine.fine_task(tokens, crop_seconds=1.0, crops_per_clip=3))
+    assert len(examples) == 3 * record_folders.CLIPS and set(examples[0]) == {"acoustic"}
+    codes = np.stack([example["acoustic"] for example in examples])
+    assert codes.shape[1:] == (50, 12) and codes.dtype == np.int32
+    np.testing.assert_array_equal(np.diff(codes[:, ::2, 0], axis=1), np.ones((len(codes), 24)))
+
+
+def test_tf_crop_equals_numpy_slices(tokens):
+    """tf.data against the same crop made eagerly from the records."""
+    for example in epoch(coarse.coarse_task(tokens, crop_seconds=0.8)):
+        codes = record_folders.clip_codes(example["mulan"][0])
+        start = example["semantic"][0]
+        np.testing.assert_array_equal(example["semantic"], codes["semantic"][start : start + 20])
+        np.testing.assert_array_equal(example["acoustic"], codes["acoustic"][2 * start : 2 * (start + 20)])
+
+
+@pytest.mark.parametrize("make", [soundstream.soundstream_task, w2v_bert.w2v_bert_task])
+def test_audio_crops_are_stretches_of_the_clips(audio, make):
+    task = make(audio, crop_seconds=0.5, crops_per_clip=4)
+    examples = epoch(task)
+    assert len(examples) == 4 * record_folders.CLIPS
+    slope = 0.2 / 47_999
+    starts = set()
+    for example in examples:
+        crop = example["audio"]
+        assert crop.shape == (12_000,) and crop.dtype == np.float32
+        np.testing.assert_allclose(crop - crop[0], slope * np.arange(12_000), atol=1e-4)
+        starts.add(round(float(crop[0]), 4))
+    assert len(starts) > 3 * record_folders.CLIPS
+
+
+def test_mulan_pairs_audio_with_its_captions_or_aspects(audio, tmp_path):
+    vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
+    names = {index: word for index, word in enumerate((tmp_path / "vocab.txt").read_text().split("\n"))}
+    task = mulan.mulan_task(audio, vocab, max_text_tokens=9, crop_seconds=2.0, aspect_probability=0.5)
+    seen = set()
+    for number in range(8):
+        for example in epoch(task, number):
+            words = [names[i] for i in example["text_ids"][: example["text_mask"].sum()]]
+            assert words[0] == "[CLS]" and words[-1] == "[SEP]"
+            text = " ".join(words[1:-1])
+            clip = round(float(example["audio"][0]) / 0.1)
+            if "caption" in text:
+                assert text in {f"first caption {clip}", f"second caption {clip}"}
+                text = text.removesuffix(f" {clip}")
+            seen.add(text)
+    subsets = [" , ".join(p) for n in (1, 2, 3) for p in itertools.permutations(["jig", "flute", "fast"], n)]
+    assert {"first caption", "second caption"} <= seen <= {"first caption", "second caption", *subsets}
+    assert len(seen) > 8, "random subsets of the aspects"
+
+
+def test_captions_alone_when_aspects_are_off(audio, tmp_path):
+    vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
+    task = mulan.mulan_task(audio, vocab, max_text_tokens=9, crop_seconds=2.0, aspect_probability=0.0)
+    assert all(example["text_mask"].sum() == 5 for example in epoch(task))
+
+
+def test_tasks_are_seqio_tasks(tokens):
+    coarse.coarse_task(tokens, crop_seconds=0.4)
+    task = seqio.get_mixture_or_task("coarse")
+    assert set(task.splits) == {"train", "validation", "test"}
+    (first, *_) = task.get_dataset(split="validation", shuffle=False, seed=0).as_numpy_iterator()
+    assert first["semantic"].min() >= 1, "code + 1, so that 0 is padding"
+    assert task.output_features["acoustic"].rank == 2 and task.output_features["mulan"].rank == 1
+
+
+def test_features_of_streams():
+    ranks = [streams.codes_feature(stream).rank for stream in (SEMANTIC, ACOUSTIC, MULAN)]
+    assert ranks == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"crop_seconds": 0.0}, "crop_seconds 0.0"),
+        ({"crops_per_clip": 0}, "crops_per_clip 0"),
+        ({"crop_seconds": 0.41}, "0.41 s of the semantic stream"),
+        ({"data_dir": "/nowhere"}, "/nowhere holds no shards of split 'train'"),
+    ],
+)
+def test_bad_arguments_have_a_clear_error(tokens, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        coarse.coarse_task(**{"data_dir": tokens, **arguments})
