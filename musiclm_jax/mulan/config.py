@@ -21,8 +21,8 @@ class MulanConfig:
     mel_hop: int = 240  # samples between frames (10 ms)
     mel_fft_size: int = 1024  # points of the transform
     num_mels: int = 80  # mel filters
-    mel_mean: float = -7.0  # subtracted from the log-mel
-    mel_scale: float = 3.0  # and divided by
+    mel_mean: float = -5.6  # subtracted from the log-mel
+    mel_scale: float = 2.2  # and divided by
     stem_width: int = 64  # channels of the first convolution
     stem_kernel: int = 7  # its size, in frames and in mels
     stem_stride: int = 2  # its stride, in frames and in mels
