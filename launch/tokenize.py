@@ -27,8 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", required=True, help="folder for the token records")
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
     p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
-    p.add_argument("--shards", type=int, default=16, help="number of shards, for sound files")
-    p.add_argument("--split", default="train", help="split that sound files belong to: train, validation or test")
+    p.add_argument("--shards", type=int, default=16, help="shards of the training split, for sound files (default: 16)")
     return p
 
 
@@ -128,18 +127,22 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
         raise ValueError(
             f"--corpus {corpus}: holds neither .tfrecord files nor sound files ({', '.join(audio.READABLE)})"
         )
-    if args.split not in records.SPLITS:
-        raise ValueError(f"--split {args.split}: use one of {', '.join(records.SPLITS)}")
-    for index in range(args.shards):
-        mine = [path for path in files if _stable_hash(path.relative_to(corpus).as_posix()) % args.shards == index]
-        yield (
-            records.shard_path(output, args.split, index, args.shards),
-            lambda mine=mine: clips_of_files(mine, corpus, args.clip_seconds),
-        )
+    for split, own in split_files(files, corpus).items():
+        shards = args.shards if split == "train" else 1
+        for index in range(shards):
+            yield (
+                records.shard_path(output, split, index, shards),
+                lambda mine=own[index::shards]: clips_of_files(mine, corpus, args.clip_seconds),
+            )
 
 
-def _stable_hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+def split_files(files: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Every 20th file by the hash of its name is validation, every 20th test; a file's clips stay in one split."""
+    splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
+    for path in sorted(files, key=lambda path: hashlib.sha256(path.relative_to(corpus).as_posix().encode()).digest()):
+        position = sum(map(len, splits.values())) % 20
+        splits["validation" if position == 1 else "test" if position == 2 else "train"].append(path)
+    return splits
 
 
 def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:

@@ -1,0 +1,221 @@
+"""`musiclm export`: adds a trained model to a bundle.
+
+Takes a checkpoint of a training run and keeps what inference needs. For w2v-BERT and MuLan it first fits to the corpus
+what training leaves open: normalisation and k-means of the semantic tokens, centring and quantizer of the MuLan tokens.
+"""
+
+import argparse
+import collections
+import functools
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from musiclm_jax.launch import command
+
+STAGES = ("semantic", "coarse", "fine")
+NEED_CORPUS = ("w2v_bert", "mulan")
+LEARNERS = {
+    "soundstream": "musiclm_jax.soundstream.learner:SoundStreamLearner",
+    "w2v_bert": "musiclm_jax.w2v_bert_learner:W2vBertLearner",
+    "mulan": "musiclm_jax.mulan:MulanLearner",
+    "stage": "musiclm_jax.stage_learner:StageLearner",
+}
+BATCH_SIZE = 16  # clips at once when something is fitted to the corpus
+MAX_TAGS, MAX_CAPTIONS = 120, 96  # candidates for `musiclm describe`
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = command.Parser("export", "add a trained model to a bundle")
+    p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:3], *STAGES), help="which model it is")
+    p.add_argument("--model_dir", required=True, help="folder of the training run")
+    p.add_argument("--bundle", required=True, help="folder of the bundle; made if it is missing")
+    p.add_argument("--corpus", help="folder of audio records; needed for w2v_bert and mulan")
+    p.add_argument("--best", action="store_true", help="take the checkpoint of the lowest held-out loss, not the last")
+    p.add_argument("--storage", default="float16", choices=("float16", "int8"), help="of large matrices")
+    p.add_argument(
+        "--clips", type=int, help="clips of the corpus to fit to (default: 2000 for w2v_bert, all for mulan)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the fits")
+    p.add_argument("--max_seconds", type=float, help="longest music that `musiclm generate` makes with this bundle")
+    return p
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: if the run, the corpus or the bundle cannot be used.
+    """
+    args = parser().parse_args(arguments)
+    if args.family in NEED_CORPUS and not args.corpus:
+        raise ValueError(f"--family {args.family} is fitted to the corpus: give --corpus")
+    command.enable_compilation_cache()
+    from musiclm_jax import bundles
+
+    learner, state = read_run(args.model_dir, "stage" if args.family in STAGES else args.family, args.best)
+    folder = pathlib.Path(args.bundle).expanduser()
+    if args.family == "mulan":
+        sizes = export_mulan(learner, state, folder, args.corpus, args.clips or 0, args.seed)
+    else:
+        if args.family == "soundstream":
+            config = learner.config
+            variables = importlib.import_module("musiclm_jax.soundstream.learner").export(config, state)
+        elif args.family == "w2v_bert":
+            config, variables = fit_w2v_bert(learner, state, args.corpus, args.clips or 2000, args.seed)
+        else:
+            config, variables = stage_part(learner, state, args.family)
+        sizes = {args.family: bundles.save_part(folder, args.family, config, variables, args.storage)}
+    if args.max_seconds:
+        bundles.save_generation(folder, bundles.GenerationConfig(max_seconds=args.max_seconds))
+    for name, size in sizes.items():
+        print(f"{folder}: {name} {size / 1e6:.2f} MB")
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.2f} MB in all")
+    return 0
+
+
+def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]:
+    """Learner and state of a training run.
+
+    Raises:
+      ValueError: if there is no run or checkpoint, or the run trained another family.
+    """
+    import jax
+    from flax import serialization
+
+    from musiclm_jax import checkpoints, partitioning
+    from musiclm_jax.bundles import config_from_json
+
+    path = pathlib.Path(model_dir).expanduser() / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give the model_dir of a `musiclm train` run") from error
+    if described["family"] != family:
+        raise ValueError(f"{model_dir} holds a training run of {described['family']}, not of {family}")
+    module, name = LEARNERS[family].split(":")
+    learner_class = getattr(importlib.import_module(module), name)
+    learner = config_from_json(learner_class, {"config": described["config"]} | described["learner"], str(path))
+    step, restored = checkpoints.load(model_dir, best=best)
+    print(f"{model_dir}: checkpoint of step {step:,}", file=sys.stderr)
+    shapes = partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+    return learner, serialization.from_state_dict(shapes, restored)
+
+
+def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
+    """Config and variables of a stage.
+
+    Raises:
+      ValueError: if the run trained another stage.
+    """
+    from musiclm_jax.bundles.stage_config import StageModelConfig
+
+    if learner.stage.name != name:
+        raise ValueError(f"the run trained the {learner.stage.name} stage, not the {name} one")
+    return StageModelConfig(learner.stage, learner.config), {"params": state.params}
+
+
+def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -> tuple[Any, dict]:
+    """Fits normalisation and clusters of the semantic tokens to the training split."""
+    import jax
+
+    from musiclm_jax import w2v_bert
+
+    config, params = learner.config, state.params
+    features = jax.jit(functools.partial(w2v_bert.features, config))
+    progress = command.Progress()
+
+    def batches() -> Iterator[np.ndarray]:
+        for done, total, batch in corpus_batches(corpus, clips):
+            audio = np.stack([clip["audio"] for clip in filled(batch)])
+            yield np.asarray(features({"params": params}, audio))[: len(batch)]
+            progress("features of the corpus", done, total)
+
+    return config, w2v_bert.fit_kmeans(config, {"params": params}, batches(), jax.random.key(seed))
+
+
+def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, clips: int, seed: int) -> dict[str, int]:
+    """Fits centring and quantizer of MuLan to the training split, and writes MuLan and the candidates of `describe`.
+
+    Each clip is paired with one of its captions, drawn by the seed.
+
+    Returns:
+      Bytes of each file.
+    """
+    import jax
+
+    from musiclm_jax import bundles, mulan
+    from musiclm_jax.describe import CANDIDATES_FILE
+
+    config, variables = learner.config, learner.variables(state)
+    draw = np.random.default_rng(seed)
+    progress = command.Progress()
+    heard, read, seen = [], [], []
+    for done, total, batch in corpus_batches(corpus, clips):
+        audio = np.stack([clip["audio"] for clip in filled(batch)])
+        heard.append(np.asarray(mulan.embed_audio(config, variables, audio))[: len(batch)])
+        captions = [clip["caption"][draw.integers(len(clip["caption"]))] for clip in batch]
+        read.append(np.asarray(mulan.embed_text(config, variables, captions)))
+        seen += [{"caption": text, "aspects": clip["aspects"]} for text, clip in zip(captions, batch, strict=True)]
+        progress("embeddings of the corpus", done, total)
+    heard, read = np.concatenate(heard), np.concatenate(read)
+    variables = mulan.fit_quantizer(config, variables, heard, read, jax.random.key(seed))
+    agreement = mulan.token_agreement(
+        mulan.tokens(config, variables, heard, "audio"), mulan.tokens(config, variables, read, "text")
+    )
+    print(f"tokens of text equal to those of audio, by level: {np.round(np.asarray(agreement), 3).tolist()}")
+    sizes = bundles.save_mulan(folder, config, variables)
+    text = json.dumps(candidates(seen), indent=1, ensure_ascii=False) + "\n"
+    (folder / CANDIDATES_FILE).write_text(text, encoding="utf-8")
+    return sizes | {CANDIDATES_FILE: len(text.encode())}
+
+
+def candidates(clips: list[dict]) -> dict[str, list[str]]:
+    """What `musiclm describe` chooses from: the commonest aspects as tags, and captions spread over the clips."""
+    counts = collections.Counter(aspect for clip in clips for aspect in clip["aspects"])
+    captions = list(dict.fromkeys(clip["caption"] for clip in clips))
+    stride = max(1, len(captions) // MAX_CAPTIONS)
+    return {
+        "tags": sorted(aspect for aspect, _ in counts.most_common(MAX_TAGS)),
+        "captions": captions[::stride][:MAX_CAPTIONS],
+    }
+
+
+def corpus_batches(corpus: str, clips: int) -> Iterator[tuple[int, int, list[dict]]]:
+    """Clips of the training split, evenly spread over it, in batches.
+
+    Args:
+      corpus: folder of audio records.
+      clips: about how many; 0 for all.
+
+    Yields:
+      (clips so far, clips in all, batch).
+    """
+    import tensorflow as tf
+
+    from musiclm_jax import records
+
+    paths = records.shard_paths(corpus, "train")
+    count = sum(1 for _ in tf.data.TFRecordDataset(paths))
+    stride = max(1, count // clips) if clips else 1
+    total = -(-count // stride)
+    batch: list[dict] = []
+    done = 0
+    for index, clip in enumerate(records.read_audio_records(paths)):
+        if index % stride:
+            continue
+        batch.append(clip)
+        done += 1
+        if len(batch) == BATCH_SIZE or done == total:
+            yield done, total, batch
+            batch = []
+
+
+def filled(batch: list[dict]) -> list[dict]:
+    """`batch` with its last clip repeated up to `BATCH_SIZE`, so that one shape is compiled."""
+    return batch + batch[-1:] * (BATCH_SIZE - len(batch))

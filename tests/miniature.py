@@ -1,0 +1,140 @@
+"""A bundle of miniature models with random weights: every part of the real thing, nothing learned."""
+
+import atexit
+import functools
+import json
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+
+from musiclm_jax import bundles, mulan, partitioning, soundstream, stages, transformer, w2v_bert
+from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.mulan import MulanLearner
+from musiclm_jax.soundstream import model as soundstream_model
+from musiclm_jax.w2v_bert_learner import W2vBertLearner
+
+CODES = 16  # codes of every codebook
+STAGE_SIZES = {
+    "mulan_codebook_size": CODES,
+    "semantic_codebook_size": CODES,
+    "acoustic_codebook_size": CODES,
+    "full_vocabulary": False,
+}
+STAGES = {
+    "semantic": stages.semantic_stage(seconds=1.6, **STAGE_SIZES),
+    "coarse": stages.coarse_stage(seconds=0.8, **STAGE_SIZES),
+    "fine": stages.fine_stage(seconds=0.4, **STAGE_SIZES),
+}
+TRANSFORMER = transformer.TransformerConfig(
+    num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0, dropout=0.0
+)
+SOUNDSTREAM = soundstream.SoundStreamConfig(
+    patch_size=8, channels=2, strides=(3, 4, 5), dilations=(1,), embedding_dim=8, codebook_size=CODES
+)
+W2V_BERT = w2v_bert.W2vBertConfig(
+    d_model=8,
+    contrastive_layers=1,
+    mlm_layers=1,
+    num_heads=2,
+    feature_layer=1,
+    codebook_size=8,
+    codebook_dim=8,
+    num_clusters=CODES,
+)
+MULAN = mulan.MulanConfig(
+    window_seconds=1.0,
+    num_mels=32,
+    stem_width=4,
+    stage_widths=(4, 8),
+    stage_blocks=(1, 1),
+    bottleneck=False,
+    norm_groups=2,
+    vocab_size=64,
+    text_width=8,
+    text_layers=1,
+    text_heads=2,
+    text_mlp=8,
+    text_positions=64,
+    max_text_tokens=32,
+    projection_hidden=0,
+    embedding_dim=8,
+    codebook_size=CODES,
+)
+WORDS = ["fiddle", "piano", "jig", "slow", "organ", "a", "the", "on"]
+
+
+def write_vocab(path: pathlib.Path) -> pathlib.Path:
+    letters = [chr(ord("a") + i) for i in range(26)]
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters[1:], *("##" + c for c in letters)]))
+    return path
+
+
+def copy(folder: pathlib.Path) -> pathlib.Path:
+    """A bundle of one's own, to damage."""
+    shutil.copytree(path(), folder)
+    return folder
+
+
+@functools.cache
+def path() -> pathlib.Path:
+    """The bundle, made once per process; not to be changed."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="miniature_bundle_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rng = np.random.default_rng(0)
+
+    variables = {
+        "params": random_like(soundstream_model.init_params, SOUNDSTREAM, jax.random.key(0)),
+        "codebooks": rng.normal(size=(SOUNDSTREAM.num_quantizers, CODES, SOUNDSTREAM.embedding_dim)),
+    }
+    bundles.save_part(folder, "soundstream", SOUNDSTREAM, variables)
+
+    params = random_like(W2vBertLearner(W2V_BERT).init, jax.random.key(0)).params
+    variables = {
+        "params": w2v_bert.inference_params(W2V_BERT, params),
+        "feature_mean": np.zeros(W2V_BERT.d_model),
+        "feature_std": np.ones(W2V_BERT.d_model),
+        "centroids": rng.normal(size=(CODES, W2V_BERT.d_model)),
+    }
+    bundles.save_part(folder, "w2v_bert", W2V_BERT, variables)
+
+    learner = MulanLearner(MULAN, vocab=str(write_vocab(folder / "vocab.txt")))
+    dim = MULAN.embedding_dim
+    variables = learner.variables(random_like(learner.init, jax.random.key(0))) | {
+        "audio_mean": np.zeros(dim),
+        "text_mean": np.zeros(dim),
+        "audio_map": np.eye(dim),
+        "text_map": np.eye(dim),
+        "codebooks": 0.3 * rng.normal(size=(MULAN.num_quantizers, CODES, dim)),
+    }
+    bundles.save_mulan(folder, MULAN, variables)
+    tags = {"tags": ["fiddle", "piano", "slow"], "captions": ["a jig on the fiddle", "a slow piano"]}
+    (folder / "tags.json").write_text(json.dumps(tags))
+
+    for name, stage in STAGES.items():
+        params = random_like(transformer.init_params, TRANSFORMER, stage.vocabulary.rows, jax.random.key(0))
+        bundles.save_part(folder, name, StageModelConfig(stage, TRANSFORMER), {"params": params})
+    bundles.save_generation(folder, bundles.GenerationConfig(max_seconds=3.0))
+    return folder
+
+
+def random_like(init, *arguments):
+    """Random numbers in the shapes of what `init` makes, without compiling it."""
+    static = [argument for argument in arguments if not isinstance(argument, jax.Array)]
+    shapes = partitioning.unbox(jax.eval_shape(functools.partial(init, *static), arguments[-1]))
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        if not np.issubdtype(shape.dtype, np.floating):
+            return np.zeros(shape.shape, shape.dtype)
+        if len(shape.shape) < 2:
+            return np.full(shape.shape, float("scale" in jax.tree_util.keystr(path)), np.float32)
+        return rng.normal(0, np.prod(shape.shape[:-1]) ** -0.5, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def tone(seconds: float = 1.0) -> np.ndarray:
+    return np.sin(2 * np.pi * 440 * np.arange(int(24_000 * seconds)) / 24_000).astype(np.float32) / 2
