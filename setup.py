@@ -48,7 +48,16 @@ setup(
         "matplotlib>=3.9,<4",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1", "mypy>=1.14,<3", "transformers>=4.50,<6", "torch>=2.6,<3"],
+        "test": [
+            "pytest>=8,<10",
+            "ruff>=0.9,<1",
+            "mypy>=1.14,<3",
+            "transformers>=4.50,<6",
+            "torch>=2.6,<3",
+            "onnxruntime>=1.20,<2",
+            "music21>=10.5,<11",
+            "pretty_midi>=0.2.10,<0.3",
+        ],
         "corpus": ["music21>=10.5,<11", "pretty_midi>=0.2.10,<0.3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
