@@ -1,8 +1,9 @@
 """Residual vector quantization with moving-average codebooks, and k-means.
 
 A vector is quantized level by level: each level codes what the levels before it left over. Codebooks are not trained by
-gradient but follow an exponential moving average of the vectors assigned to them; codes that are hardly used are moved onto
-vectors of the batch (SoundStream, arXiv 2107.03312, section III-C). Shape letters: n vectors, q quantizers, k entries, d dims.
+gradient but follow an exponential moving average of the vectors assigned to them; codes that are hardly used are moved
+onto vectors of the batch (SoundStream, arXiv 2107.03312, section III-C).
+Shape letters: n vectors, q quantizers, k entries, d dims.
 """
 
 import dataclasses
@@ -63,8 +64,8 @@ def _assign(x: jax.Array, centroids: jax.Array) -> jax.Array:
 def _check_dim(x: jax.Array, codebooks: jax.Array, name: str) -> None:
     if x.shape[-1] != codebooks.shape[-1]:
         raise ValueError(
-            f"{name}: vectors of shape {x.shape} have {x.shape[-1]} dimensions but the codebooks {codebooks.shape} have "
-            f"{codebooks.shape[-1]}: pass the codebooks of the model that made the vectors"
+            f"{name}: vectors of shape {x.shape} have {x.shape[-1]} dimensions but the codebooks {codebooks.shape} "
+            f"have {codebooks.shape[-1]}: pass the codebooks of the model that made the vectors"
         )
 
 
@@ -118,8 +119,8 @@ def quantize_train(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], RVQState]:
     """Quantizes with a straight-through gradient and moves the codebooks towards the data.
 
-    Quantizer dropout acts on the first axis: sample b keeps its first n_b levels. The codebooks of all levels learn from all
-    samples, since the encoder's output does not depend on the dropout.
+    Quantizer dropout acts on the first axis: sample b keeps its first n_b levels. The codebooks of all levels learn
+    from all samples, since the encoder's output does not depend on the dropout.
 
     Args:
       config: the quantizer.
@@ -128,8 +129,9 @@ def quantize_train(
       key: for dropout and the replacement of dead codes.
 
     Returns:
-      quantized float32 `[batch, ..., dim]`, whose gradient goes to `x` unchanged; codes int32 `[batch, ..., quantizers]` of all
-      levels; losses {"commitment_loss", "perplexity_00", ...}: scalars, perplexities of this batch; the new state.
+      quantized float32 `[batch, ..., dim]`, whose gradient goes to `x` unchanged; codes int32
+      `[batch, ..., quantizers]` of all levels; losses {"commitment_loss", "perplexity_00", ...}: scalars, perplexities
+      of this batch; the new state.
 
     Raises:
       ValueError: if the dimensions differ.
@@ -208,8 +210,8 @@ def kmeans(
 ) -> jax.Array:
     """Centroids by Lloyd's algorithm, or by minibatches (Sculley, Web-Scale K-Means Clustering, 2010).
 
-    The start is k-means++ on at most 16 vectors per cluster. A cluster that loses all its vectors in Lloyd's algorithm moves to
-    a random vector; in minibatches a centroid without vectors stays.
+    The start is k-means++ on at most 16 vectors per cluster. A cluster that loses all its vectors in Lloyd's algorithm
+    moves to a random vector; in minibatches a centroid without vectors stays.
 
     Args:
       key: for the start, the replacements and the minibatches.
@@ -257,7 +259,7 @@ def kmeans(
 
 
 def _kmeans_plus_plus(key: jax.Array, x: jax.Array, num_clusters: int) -> jax.Array:
-    """Starts far apart: each next one is drawn with a probability proportional to its squared distance from the others."""
+    """Starts far apart: the next is drawn with a probability proportional to its squared distance from the others."""
     first_key, key = jax.random.split(key)
     first = x[jax.random.randint(first_key, (), 0, x.shape[0])]
     squares = jnp.sum(x**2, axis=-1)

@@ -1,7 +1,7 @@
-"""Discriminators of SoundStream: one on the STFT, three on the waveform at falling rates (arXiv 2107.03312, section III-D).
+"""Discriminators of SoundStream: one on the STFT, three on the waveform at falling rates (arXiv 2107.03312, III-D).
 
-Each returns logits over time and the features of its inner layers. They judge crops during training only, so their convolutions
-are padded on both sides.
+Each returns logits over time and the features of its inner layers. They judge crops during training only, so their
+convolutions are padded on both sides.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class WaveDiscriminator(nn.Module):
 
 
 class STFTDiscriminator(nn.Module):
-    """Residual 2-D convolutions over time and frequency of the complex STFT, then one over what is left of the frequencies."""
+    """Residual 2-D convolutions over time and frequency of the complex STFT, the last one over all frequencies."""
 
     config: SoundStreamConfig
 

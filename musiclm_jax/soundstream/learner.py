@@ -22,6 +22,9 @@ ADAM = OptimizerConfig(
 )  # open in the paper
 
 
+PAPER = SoundStreamConfig()
+
+
 class SoundStreamState(flax.struct.PyTreeNode):
     """All that a run needs to go on."""
 
@@ -38,10 +41,10 @@ class SoundStreamState(flax.struct.PyTreeNode):
 class SoundStreamLearner:
     """SoundStream and its losses; batches are {"audio": float32 `[b, samples]`} at 24 kHz."""
 
-    config: SoundStreamConfig = SoundStreamConfig()  # the model
+    config: SoundStreamConfig = PAPER  # the model
     optimizer: OptimizerConfig = ADAM  # of the generator
     discriminator_optimizer: OptimizerConfig = ADAM  # of the discriminators
-    adversarial: bool = True  # without it the discriminators are neither evaluated nor trained
+    adversarial: bool = True  # False: the discriminators are neither evaluated nor trained
     adversarial_weight: float = 1.0
     feature_weight: float = 100.0  # of feature matching
     mel_weight: float = 1.0  # of the reconstruction loss
@@ -87,8 +90,9 @@ class SoundStreamLearner:
     ) -> tuple[SoundStreamState, Metrics]:
         """One step of the generator, then, if `adversarial`, one of the discriminators on what the generator made.
 
-        Whether there are discriminators is fixed per compilation, and a run in two phases is two runs in one model_dir: inside
-        a conditional XLA's CPU compiler does not find its fast convolutions, and the cheap phase costs 15 times as much.
+        Whether there are discriminators is fixed per compilation, and a run in two phases is two runs in one model_dir:
+        inside a conditional XLA's CPU compiler does not find its fast convolutions, and the phase without
+        discriminators would cost 15 times as much.
         """
         audio = batch["audio"]
         grad = jax.value_and_grad(self._generator_loss, has_aux=True)

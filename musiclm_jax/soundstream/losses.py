@@ -1,4 +1,4 @@
-"""Losses of SoundStream: multi-scale mel reconstruction, hinge adversarial loss, feature matching (arXiv 2107.03312, III-D)."""
+"""Losses of SoundStream: multi-scale mel reconstruction, hinge, feature matching (arXiv 2107.03312, section III-D)."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,13 @@ from musiclm_jax import spectrogram
 
 MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, 2^6 .. 2^11; hop a quarter
 NUM_MELS = 64
-LOG_FLOOR = 1e-5  # added to mel magnitudes before the logarithm; open in the paper
+LOG_FLOOR = 1e-4  # amplitude of a sine, -80 dB of full scale, added before the logarithm; open in the paper
+
+
+def _log_mel(mel: jax.Array, window: int, sample_rate: int) -> jax.Array:
+    # Magnitude of a sine of amplitude a: a * window / 4; unit-area filters sum to about window / sample_rate. So the
+    # same level counts as silence in all windows, and none of them makes the codec spend bits on what nobody hears.
+    return jnp.log(mel + LOG_FLOOR * window / 4 * window / sample_rate)
 
 
 def _pad(audio: jax.Array, window: int) -> jax.Array:
@@ -19,7 +25,7 @@ def _pad(audio: jax.Array, window: int) -> jax.Array:
 
 
 def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS) -> jax.Array:
-    """Sum over windows s of |S(x) - S(y)|_1 + sqrt(s / 2) |log S(x) - log S(y)|_2, norms over mel bins, mean over frames.
+    """Sum over windows s of |S(x) - S(y)|_1 + sqrt(s / 2) |log S(x) - log S(y)|_2: norms over mels, mean over frames.
 
     Args:
       audio: the reference, float32 `[b, samples]`.
@@ -35,7 +41,7 @@ def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Se
         filters = spectrogram.mel_filterbank(sample_rate, window, NUM_MELS, 0.0, sample_rate / 2)
         both = jnp.concatenate([jax.lax.stop_gradient(audio), decoded])
         x, y = jnp.split(spectrogram.magnitude(_pad(both, window), window, window // 4) @ filters, 2)
-        log_difference = jnp.log(x + LOG_FLOOR) - jnp.log(y + LOG_FLOOR)
+        log_difference = _log_mel(x, window, sample_rate) - _log_mel(y, window, sample_rate)
         log_norm = jnp.sqrt(jnp.sum(log_difference**2, axis=-1) + 1e-12)
         total += jnp.mean(jnp.sum(jnp.abs(x - y), axis=-1)) + math.sqrt(window / 2) * jnp.mean(log_norm)
     return total
@@ -44,7 +50,7 @@ def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Se
 def log_mel_distance(
     audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS
 ) -> jax.Array:
-    """Mean absolute difference of the natural logarithms of mel magnitudes, averaged over the windows: a codec's quality.
+    """Mean absolute difference of the natural logarithms of mel magnitudes, averaged over the windows.
 
     Args and shapes as `mel_loss`; windows of 64 mel bins leave empty filters out of the mean.
     """
@@ -53,12 +59,12 @@ def log_mel_distance(
         filters = spectrogram.mel_filterbank(sample_rate, window, NUM_MELS, 0.0, sample_rate / 2)
         filters = filters[:, filters.sum(0) > 0]
         x, y = (spectrogram.magnitude(_pad(a, window), window, window // 4) @ filters for a in (audio, decoded))
-        distances.append(jnp.mean(jnp.abs(jnp.log(x + LOG_FLOOR) - jnp.log(y + LOG_FLOOR))))
+        distances.append(jnp.mean(jnp.abs(_log_mel(x, window, sample_rate) - _log_mel(y, window, sample_rate))))
     return jnp.mean(jnp.stack(distances))
 
 
 def si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
-    """Scale-invariant signal-to-distortion ratio in dB, `[b]` (Le Roux et al., SDR - half-baked or well done?, 2018)."""
+    """Scale-invariant signal-to-distortion ratio in dB, `[b]` (Le Roux et al., SDR: half-baked or well done?, 2019)."""
     audio = audio - jnp.mean(audio, axis=-1, keepdims=True)
     decoded = decoded - jnp.mean(decoded, axis=-1, keepdims=True)
     power = jnp.sum(audio**2, axis=-1, keepdims=True)
@@ -79,7 +85,7 @@ def generator_hinge(fake: Sequence[jax.Array]) -> jax.Array:
 
 
 def feature_matching(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """Mean absolute difference of the discriminators' inner features `[discriminators][layers]`, mean over all layers."""
+    """Mean absolute difference of the discriminators' features `[discriminators][layers]`, mean over all layers."""
     terms = [
         jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f))
         for real_layers, fake_layers in zip(real, fake, strict=True)

@@ -1,8 +1,8 @@
 """SoundStream: a causal convolutional encoder and decoder around a residual vector quantizer (arXiv 2107.03312).
 
-Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into the
-channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context explicitly, so
-that coding block by block equals coding the whole (`encode_streaming`).
+Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into
+the channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context
+explicitly, so that coding block by block equals coding the whole (`encode_streaming`).
 """
 
 import dataclasses
@@ -133,6 +133,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
+        """Returns the embeddings and the context for the audio that follows; a `context` of None is silence."""
         config = self.config
         chain = _Chain(context)
         x = fold(audio[..., None], config.patch_size)
@@ -153,6 +154,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
+        """Returns the audio and the context for the embeddings that follow; a `context` of None is silence."""
         config = self.config
         chain = _Chain(context)
         x = chain(CausalConv(config.channels * 2 ** len(config.strides), config.kernel_size, name="conv_in"), x)
