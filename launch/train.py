@@ -115,6 +115,8 @@ def train(
     keep: int = 3,
 ) -> Any:
     """Builds the data of a run and trains; every argument but model_dir comes from gin. See `trainer.train`."""
+    if not isinstance(task, TaskSpec):
+        raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
     mesh = mesh or partitioning.make_mesh()
     partitioning.check_batch_size(mesh, batch_size)
     train_dataset = TaskDataset(task, train_split, batch_size, seed=data_seed)

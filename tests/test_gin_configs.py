@@ -1,0 +1,166 @@
+"""gin files and the train command: every file builds what it says, no macro or binding is a silent no-op, clear errors."""
+
+import json
+import pathlib
+import re
+
+import gin
+import pytest
+
+import record_folders
+from musiclm_jax import checkpoints, gin_configs
+from musiclm_jax.launch import main, train
+from musiclm_jax.stage_learner import StageLearner
+
+FOLDER = pathlib.Path(gin_configs.__path__[0])
+FILES = sorted(path.name for path in FOLDER.glob("*.gin"))
+RUNS = [name for name in FILES if name != "train.gin"]
+# What only a user can say.
+REQUIRED = {"TEXT_WEIGHTS": "'bert/model.safetensors'", "VOCAB": "'bert/vocab.txt'"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("records")
+    return {
+        "audio": record_folders.audio_folder(base / "audio"),
+        "tokens": record_folders.token_folder(base / "tokens"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def forget_gin():
+    yield
+    gin.clear_config()
+
+
+def parse(name, folders):
+    text = (FOLDER / name).read_text()
+    stage = any(part in name for part in ("semantic", "coarse", "fine"))
+    bindings = [f"DATA_DIR = '{folders['tokens' if stage else 'audio']}'"]
+    bindings += [f"{macro} = {value}" for macro, value in REQUIRED.items() if f"{macro} = %gin.REQUIRED" in text]
+    train.parse_gin([name], bindings)
+    return gin.get_bindings("train")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_builds_and_uses_all_that_it_binds(name, folders):
+    arguments = parse(name, folders)
+    family = name.removesuffix(".gin").removesuffix("_tiny")
+    stages = ("semantic", "coarse", "fine")
+    learner, task = arguments["learner"], arguments["task"]
+    assert learner.family == ("stage" if family in stages else family) and task.name == family
+    assert learner.optimizer.total_steps == arguments["total_steps"]
+    bound = {key for key in gin.config._CONFIG if key[1] != "musiclm_jax.launch.train.train"}
+    unused = {f"{scope}/{what}" for scope, what in bound - set(gin.config._OPERATIVE_CONFIG)}
+    assert not unused, "bound, but nothing reads it"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_task_and_learner_agree_on_the_crop(name, folders):
+    arguments = parse(name, folders)
+    learner, lengths = arguments["learner"], arguments["task"].lengths
+    if isinstance(learner, StageLearner):
+        for part in (*learner.stage.conditioning, learner.stage.target):
+            rate = learner.stage.stream(part.stream).frame_rate
+            assert lengths[part.stream] == (learner.stage.frames(part) if rate else part.levels)
+    elif learner.family == "mulan":
+        assert lengths["audio"] == learner.config.window_samples
+        assert arguments["task"].text.max_length == learner.config.max_text_tokens
+    else:
+        assert lengths["audio"] >= 12_000
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_says_what_it_trains_how_and_at_what_cost(name):
+    header = re.match(r"(#.*\n)+", (FOLDER / name).read_text()).group(0)
+    assert len(header.splitlines()[0]) > 20
+    assert f"musiclm train --gin_file={'RUN.gin' if name == 'train.gin' else name}" in header
+    assert re.search(r"[Cc]ost", header) and "TO MEASURE" not in header and "TODO" not in header
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_tiny.gin")])
+def test_a_tiny_file_overrides_its_family(name):
+    assert f"include 'musiclm_jax/gin_configs/{name.replace('_tiny', '')}'" in (FOLDER / name).read_text()
+
+
+SMALL = """
+include 'musiclm_jax/gin_configs/train.gin'
+TRAIN_STEPS = 3
+BATCH_SIZE = 2
+train.log_period = 1
+train.eval_steps = 1
+train.learner = @StageLearner()
+train.task = @fine_task()
+fine_task.data_dir = %DATA_DIR
+fine_task.crop_seconds = 0.08
+StageLearner.stage = @fine_stage()
+fine_stage.seconds = 0.08
+fine_stage.full_vocabulary = False
+StageLearner.config = @TransformerConfig()
+TransformerConfig.num_layers = 1
+TransformerConfig.d_model = 8
+TransformerConfig.num_heads = 2
+TransformerConfig.d_ff = 8
+StageLearner.optimizer = @OptimizerConfig()
+OptimizerConfig.name = 'adamw'
+"""
+
+
+@pytest.fixture
+def command(folders, tmp_path):
+    (tmp_path / "small.gin").write_text(SMALL)
+    data = f"--gin.DATA_DIR='{folders['tokens']}'"
+    return ["train", f"--gin_file={tmp_path / 'small.gin'}", f"--model_dir={tmp_path / 'run'}", data]
+
+
+def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_path, capsys):
+    assert main.main(command) == 0
+    assert "done: step 3 of 3" in capsys.readouterr().out
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert described["family"] == "stage" and described["config"]["d_model"] == 8
+    assert described["learner"]["optimizer"]["name"] == "adamw" and described["learner"]["stage"]["name"] == "fine"
+    assert "fine_task.crop_seconds = 0.08" in (tmp_path / "run" / "config.gin").read_text()
+
+    assert main.main([*command, "--gin.TRAIN_STEPS=5"]) == 0
+    out = capsys.readouterr().out
+    assert "resuming from step 3 (epoch 1, batch 0)" in out and "done: step 5 of 5" in out
+    step, state = checkpoints.load(tmp_path / "run")
+    assert step == int(state["step"]) == 5
+
+    assert main.main([*command, "--gin.TRAIN_STEPS=7", "--gin.TransformerConfig.d_model=16"]) == 2
+    assert "does not fit this configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--gin.TransformerConfig.depth=3", "'TransformerConfig' doesn't have a parameter named 'depth'"),
+        ("--gin.Nothing.x=3", "No configurable matching 'Nothing'"),
+        ("--gin.train.task=@jazz_task()", "No configurable matching reference '@jazz_task()'"),
+        ("--gin.train.task='jazz'", "train.task is 'jazz', expected a task"),
+        ("--gin.BATCH_SIZE=(", "a gin value is incomplete"),
+        ("--gin.BATCH_SIZE=1000", "training data holds no batch"),
+        ("--gin.make_mesh.data=3", "mesh 3 x 1 x 1"),
+        ("--gin.DATA_DIR='/nowhere'", "/nowhere holds no shards of split 'train'"),
+        ("--gin_file=nothing.gin", "there is no gin file 'nothing.gin'"),
+        ("--model_dir=/dev/null/run", "cannot write to /dev/null/run"),
+    ],
+)
+def test_bad_input_is_one_clear_line(command, argument, message, capsys):
+    if "make_mesh" in argument:
+        command = [*command, "--gin.train.mesh=@make_mesh()"]
+    assert main.main([*command, argument]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_missing_macro_is_named(command, capsys):
+    assert main.main(command[:-1]) == 2
+    assert "DATA_DIR" in capsys.readouterr().err
+
+
+def test_an_unknown_argument_is_refused(command, capsys):
+    with pytest.raises(SystemExit):
+        main.main([*command, "--steps=3"])
+    assert "unknown argument '--steps=3': bindings are written --gin.NAME=VALUE" in capsys.readouterr().err
