@@ -1,7 +1,7 @@
 """Imports TensorFlow and seqio without their start-up lines, and keeps them off accelerators; import this module first.
 
-TensorFlow logs from C++ before any of its own settings counts. Standard error is set aside while it is imported; what Python
-raises meanwhile is raised as ever.
+TensorFlow logs from C++ before any of its own settings counts. Standard error is set aside while it is imported; what
+Python raises meanwhile is raised as ever.
 """
 
 import os

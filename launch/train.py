@@ -13,15 +13,15 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 # isort: split
 import gin
 import jax
+from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
 
 from musiclm_jax import gin_configs, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec
-from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
-gin files are looked for as given, then among those that come with the package. Values are gin's: strings in quotes, e.g.
---gin.DATA_DIR=\\"corpus\\" in a shell; --gin.train.total_steps=10 binds a parameter, --gin.DATA_DIR a macro.
+gin files are looked for as given, then among those that come with the package. Values are written as gin wants them,
+strings in quotes of their own: --gin.DATA_DIR="'corpus'" sets a macro, --gin.train.total_steps=10 a parameter.
 The same command goes on where an earlier one stopped."""
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: state and data position, written by Orbax in the background.
 
-A run's folder holds `checkpoints/<step>/`. Orbax writes into a folder of another name and renames it when it is whole, so
-a half-written checkpoint is never found. States are stored as nested dicts: `load` reads them without the code that made
-them.
+A run's folder holds `checkpoints/<step>/`. Orbax writes into a folder of another name and renames it when it is whole,
+so a half-written checkpoint is never found. States are stored as nested dicts: `load` reads them without the code that
+made them.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def save(
       position: of the data after these steps.
       eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
     """
-    # Arrays of the CPU backend are written from their own memory: a donated buffer would change under the writer's hands.
+    # On the CPU backend arrays are written from their own memory: donated, they would change under the writer's hands.
     copied = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
     manager.save(
         step,

@@ -1,7 +1,7 @@
 """From a seqio task to NumPy batches: a fixed order for each epoch, split over hosts, resumable at any batch.
 
-One epoch is one dataset whose every random choice (order of shards, shuffling, crops, captions) follows from seed + epoch,
-so batch i of epoch e is the same whenever it is asked for.
+One epoch is one dataset whose every random choice (order of shards, shuffling, crops, captions) follows from seed +
+epoch, so batch i of epoch e is the same whenever it is asked for.
 """
 
 import dataclasses
@@ -79,8 +79,8 @@ class TaskDataset:
         # With more hosts than shards seqio would let every host read everything, in silence.
         if shards == 0 or shards % hosts:
             raise ValueError(
-                f"split {self.split!r} of task {self.task.name!r} has {shards} shards, which do not divide over {hosts} hosts: "
-                f"write the records with a multiple of {hosts} shards"
+                f"split {self.split!r} of task {self.task.name!r} has {shards} shards, which do not divide over "
+                f"{hosts} hosts: write the records with a multiple of {hosts} shards"
             )
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -91,8 +91,8 @@ class TaskDataset:
           skip: first batch to yield.
 
         Yields:
-          {"semantic": int32 `[b, t]`, "acoustic": int32 `[b, t, q]`, "mulan": int32 `[b, 12]`}: codes, -1 in the padding; or
-          {"audio": float32 `[b, samples]`}; MuLan's batches have "text_ids" and "text_mask" int32 `[b, l]` too.
+          {"semantic": int32 `[b, t]`, "acoustic": int32 `[b, t, q]`, "mulan": int32 `[b, 12]`}: codes, -1 is padding;
+          or {"audio": float32 `[b, samples]`}; MuLan's batches have "text_ids" and "text_mask" int32 `[b, l]` too.
 
         Raises:
           ValueError: if a record file is damaged.
@@ -110,7 +110,8 @@ class TaskDataset:
                 yield self.task.text(batch) if self.task.text else batch
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
             raise ValueError(
-                f"split {self.split!r} of task {self.task.name!r} has a damaged record ({_first_line(error)}): write the records again"
+                f"split {self.split!r} of task {self.task.name!r} has a damaged record ({_first_line(error)}): "
+                "write the records again"
             ) from error
 
     def examples(self, epoch: int) -> tf.data.Dataset:

@@ -1,6 +1,6 @@
 """The step from seqio's task features to model batches: fixed lengths, and raw codes again.
 
-seqio pads with 0, but 0 is a code, so tasks emit code + 1. Here the 1 is taken off after the padding: padding becomes -1.
+seqio pads with 0, but 0 is a code, so tasks emit code + 1. Here the 1 is taken off after the padding, which becomes -1.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import tensorflow as tf
 class StreamFeatureConverter(seqio.FeatureConverter):
     """Pads every feature to its length and turns code + 1 back into codes.
 
-    Integer features are streams of code + 1 (rank 1 `[frames]` or rank 2 `[frames, quantizers]`) and become int32 codes with
-    -1 in the padding; float features `[samples]` are padded with 0.0; strings of rank 0 pass through.
+    Integer features are streams of code + 1 (rank 1 `[frames]` or rank 2 `[frames, quantizers]`) and become int32 codes
+    with -1 in the padding; float features `[samples]` are padded with 0.0; strings of rank 0 pass through.
     """
 
     TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}

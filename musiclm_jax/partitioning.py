@@ -1,7 +1,8 @@
 """Where arrays live: a mesh of {data, fsdp, tensor} and the rules that lay logical axes on it.
 
-Modules name the axes of their parameters ("embed", "mlp", "heads", ...) with `flax.linen.with_logical_partitioning`; RULES
-says which axis of the mesh each name is split over. Parameters without names are replicated, so small models need none.
+Modules name the axes of their parameters ("embed", "mlp", "heads", ...) with `flax.linen.with_logical_partitioning`;
+RULES says which axis of the mesh each name is split over. Parameters without names are replicated, small
+models need none.
 """
 
 from typing import Any
@@ -78,7 +79,7 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices; the result is the global `[batch, ...]`."""
+    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices, and returns the global `[batch, ...]`."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
@@ -100,8 +101,8 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
       abstract_state: `jax.eval_shape(learner.init, key)`, still with the boxes of logical axes.
 
     Returns:
-      tree of NamedSharding with the structure of `unbox(abstract_state)`. Leaves without names are replicated, and so are
-      those whose names do not fit their rank (Adafactor's factored moments lie in the box of their parameter).
+      tree of NamedSharding with the structure of `unbox(abstract_state)`. Leaves without names are replicated, and so
+      are those whose names do not fit their rank (Adafactor's factored moments lie in the box of their parameter).
 
     Raises:
       ValueError: if an axis does not divide over the mesh, with its name and the parameter's path.
@@ -119,8 +120,8 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
             )
             if size % parts:
                 raise ValueError(
-                    f"{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does not divide into the {parts} parts of "
-                    f"mesh axis {axis!r}: change the model's size or the mesh"
+                    f"{jax.tree_util.keystr(path)}: axis {name!r} of size {size} does not divide into the {parts} "
+                    f"parts of mesh axis {axis!r}: change the model's size or the mesh"
                 )
         return NamedSharding(mesh, spec)
 

@@ -1,10 +1,11 @@
 """The one training loop: all model families and stages are trained by `train`, read from top to bottom.
 
-A run is a pure function of its configuration: step s uses the key fold_in(key(seed), s) and batch s of data that is seeded
-by epoch, so a run that was stopped and resumed takes the same steps as one that was not.
+A run is a pure function of its configuration: step s uses a key folded from the seed and s, and batch s of data that is
+seeded by epoch, so a run that was stopped and resumed takes the same steps as one that was not.
 """
 
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -26,8 +27,8 @@ Metrics = Mapping[str, jax.Array]
 class Learner(Protocol):
     """What can be trained: a frozen dataclass of a model's config and of how to optimise it.
 
-    The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`, called
-    once with the first batch before the first step, for what is initialised from data (the k-means of a codebook).
+    The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`,
+    called once with the first batch before the first step, for what is initialised from data (k-means of a codebook).
     """
 
     family: str  # "soundstream", "w2v_bert", "mulan" or "stage"
@@ -71,7 +72,7 @@ def train(
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
-    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on from there.
+    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there.
 
     Args:
       learner: what to train.
@@ -80,7 +81,7 @@ def train(
       model_dir: folder of checkpoints and TensorBoard events.
       total_steps: where to stop.
       checkpoint_period: steps between checkpoints; one is also written at the end.
-      checkpoint_minutes: a checkpoint is also written this many minutes after the last one (one process only); 0 for never.
+      checkpoint_minutes: one is also written this many minutes after the last one (one process only); 0 for never.
       eval_period: steps between evaluations; one is also made at the end.
       eval_steps: batches of an evaluation.
       log_period: steps between progress lines.
@@ -95,8 +96,8 @@ def train(
       DivergedError: if a metric is not finite. The state is then in model_dir/diverged, and the checkpoints are sound.
       ValueError: if a period is not positive, the data is empty or the checkpoint does not fit.
     """
-    for name, value in (("total_steps", total_steps), ("checkpoint_period", checkpoint_period), ("eval_period", eval_period),
-                        ("eval_steps", eval_steps), ("log_period", log_period)):  # fmt: skip
+    periods = {"checkpoint_period": checkpoint_period, "eval_period": eval_period, "log_period": log_period}
+    for name, value in {"total_steps": total_steps, "eval_steps": eval_steps, **periods}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more")
     model_dir = pathlib.Path(model_dir).expanduser().absolute()
@@ -122,12 +123,8 @@ def train(
         state = jax.jit(lambda k: partitioning.unbox(learner.init(k)), out_shardings=sharding)(init_key)
     else:
         step, state, position = restored
-        _say(
-            f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) of {manager.directory}"
-        )
-    _say(
-        f"{learner.family}: {_parameter_count(abstract):,} numbers in the state, mesh {dict(mesh.shape)}, to {model_dir}"
-    )
+        _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
+    _say(f"{learner.family}: {_parameter_count(abstract):,} parameters, mesh {dict(mesh.shape)}, to {model_dir}")
 
     writer = _summary_writer(model_dir)
     stop = _StopRequest()
@@ -221,12 +218,15 @@ def _check_finite(means: Mapping[str, float], step: int, state: Any, model_dir: 
     bad = [name for name, value in means.items() if not np.isfinite(value)]
     if not bad:
         return
-    with checkpoints.open_manager(model_dir / "diverged", keep=1) as aside:
+    folder = model_dir / "diverged"
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    with checkpoints.open_manager(folder, keep=1) as aside:
         checkpoints.save(aside, step, state, Position())
     manager.wait_until_finished()
     raise DivergedError(
-        f"{', '.join(bad)} not finite at or before step {step:,}. The state is in {model_dir / 'diverged'}; the last sound "
-        f"checkpoint is step {manager.latest_step()}. Lower the learning rate, warm up longer or clip more, then run again."
+        f"{', '.join(bad)} not finite at or before step {step:,}. The state is in {folder}; the last sound checkpoint is "
+        f"step {manager.latest_step()}. Lower the learning rate, warm up longer or clip more, then run again."
     )
 
 

@@ -2,9 +2,10 @@
 
 import functools
 
+from musiclm_jax.tasks import streams
+
 from musiclm_jax import records
 from musiclm_jax.datasets import TaskSpec, TextTokens
-from musiclm_jax.tasks import streams
 from musiclm_jax.tokens import SAMPLE_RATE
 
 
@@ -27,7 +28,8 @@ def mulan_task(
       name: in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]`, "text_ids" and "text_mask" int32 `[b, l]`.
+      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]`, "text_ids" and "text_mask" int32
+      `[b, l]`.
     """
     streams.check_crops(crop_seconds, 1)
     samples = round(crop_seconds * SAMPLE_RATE)

@@ -1,7 +1,8 @@
 """SoundStream: random crops of audio."""
 
-from musiclm_jax.datasets import TaskSpec
 from musiclm_jax.tasks import streams
+
+from musiclm_jax.datasets import TaskSpec
 
 
 def soundstream_task(

@@ -10,14 +10,14 @@ import seqio
 import tensorflow as tf
 
 from musiclm_jax import records
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, TokenStream
+from musiclm_jax.tokens import ACOUSTIC, SAMPLE_RATE, SEMANTIC, TokenStream
 
 SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples
 MAX_SHUFFLE_EXAMPLES = 8192
 
 
 def codes_feature(stream: TokenStream) -> seqio.Feature:
-    """Feature of a stream's code + 1 (0 is padding): rank 2 `[frames, quantizers]` for streams of several levels in time."""
+    """Feature of a stream's code + 1 (0 is padding): `[frames, quantizers]` for streams of several levels in time."""
     rank = 2 if stream.frame_rate and stream.quantizers > 1 else 1
     vocabulary = seqio.PassThroughVocabulary(stream.codebook_size + 1)
     return seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32, rank=rank)

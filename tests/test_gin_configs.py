@@ -1,4 +1,4 @@
-"""gin files and the train command: every file builds what it says, no macro or binding is a silent no-op, clear errors."""
+"""gin files and the train command: each builds what it says, nothing bound is a silent no-op, clear errors."""
 
 import json
 import pathlib
@@ -6,10 +6,10 @@ import re
 
 import gin
 import pytest
-
 import record_folders
-from musiclm_jax import checkpoints, gin_configs
 from musiclm_jax.launch import main, train
+
+from musiclm_jax import checkpoints, gin_configs
 from musiclm_jax.stage_learner import StageLearner
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])

@@ -74,13 +74,14 @@ EIGHT_DEVICES = """
     assert {s.data.shape for s in batch.addressable_shards} == {(2, 4)}
     kernel = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 6), jnp.float32), ("embed", "mlp"))
     sharding = partitioning.state_sharding(mesh, {"kernel": kernel})["kernel"]
+    odd = kernel.replace(value=jax.ShapeDtypeStruct((4, 7), jnp.float32))
     w = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     placed = jax.device_put(w, sharding)
     assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
     np.testing.assert_allclose(jax.jit(jnp.matmul)(batch, placed), x @ w, rtol=1e-5)
     for action, words in (
         (lambda: partitioning.check_batch_size(mesh, 6), "choose a multiple of 4"),
-        (lambda: partitioning.state_sharding(mesh, {"k": kernel.replace(value=jax.ShapeDtypeStruct((4, 7), jnp.float32))}),
+        (lambda: partitioning.state_sharding(mesh, {"k": odd}),
          "axis 'mlp' of size 7 does not divide into the 2 parts"),
         (lambda: partitioning.make_mesh(2, 2, 4), "does not match 8 device(s)"),
     ):
@@ -96,7 +97,6 @@ EIGHT_DEVICES = """
 
 def test_eight_devices():
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "as expected", done.stderr

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-import seqio
-
 import record_folders
-from musiclm_jax.datasets import TaskDataset
+import seqio
 from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream, streams, w2v_bert
+
+from musiclm_jax.datasets import TaskDataset
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 

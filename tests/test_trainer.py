@@ -1,0 +1,156 @@
+"""The training loop: interrupted == uninterrupted bit for bit, signals, divergence, progress."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from toy_run import ToyData, ToyLearner, WarmLearner, run
+
+from musiclm_jax import checkpoints, trainer
+from musiclm_jax.optimizers import OptimizerConfig
+
+
+def assert_equal_states(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_learns_and_reports(tmp_path, capsys):
+    state = run(tmp_path, 60, eval_period=30)
+    assert int(state.step) == 60
+    out = capsys.readouterr().out
+    lines = re.findall(r"^step (\d+)/60 \| loss (\S+) \| (.*)$", out, re.M)
+    assert lines[0][0] == "1" and "first step" in lines[0][2]
+    assert re.fullmatch(r"\S+ steps/s, \S+ examples/s, \d+ s left", lines[5][2])
+    held_out = [float(x) for x in re.findall(r"held out after \d+ steps: loss (\S+)", out)]
+    assert len(held_out) == 2 and held_out[1] < 0.5 * held_out[0]
+    assert out.rstrip().endswith("done: step 60 of 60")
+
+    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={event_accumulator.TENSORS: 0})
+    events.Reload()
+    assert {"train/loss", "eval/loss", "steps_per_second", "examples_per_second"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Tensors("eval/loss")] == [30, 60]
+
+
+@pytest.mark.parametrize("first", [3, 10, 14])
+def test_resumed_in_process_equals_uninterrupted(tmp_path, first):
+    """Stopped within an epoch, at a checkpoint, and at the end of an epoch (7 batches)."""
+    whole, parts = ToyData(), ToyData()
+    expected = run(tmp_path / "whole", 19, whole)
+    run(tmp_path / "parts", first, parts)
+    state = run(tmp_path / "parts", 19, parts)
+    assert_equal_states(state, expected)
+    assert parts.served == whole.served == [(step // 7, step % 7) for step in range(19)]
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    expected = run(tmp_path, 5)
+    data = ToyData()
+    assert_equal_states(run(tmp_path, 5, data), expected)
+    assert data.served == []
+
+
+def start(tmp_path, seconds):
+    command = [sys.executable, str(pathlib.Path(__file__).parent / "toy_run.py"), str(tmp_path / "run"), "30"]
+    return subprocess.Popen(
+        [*command, str(tmp_path / "final"), str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu"),
+    )
+
+
+def read_until(process, text):
+    for line in process.stdout:
+        if text in line:
+            return line
+    raise AssertionError(f"the run ended without {text!r}")
+
+
+def test_killed_and_terminated_equals_uninterrupted(tmp_path):
+    expected = run(tmp_path / "whole", 30)
+
+    process = start(tmp_path, seconds=0.2)  # slow enough to be hit in mid-epoch
+    read_until(process, "step 13/30")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    process = start(tmp_path, seconds=0.2)
+    assert "step 10 " in read_until(process, "resuming"), "the last whole checkpoint"
+    read_until(process, "step 16/30")
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "stopped by a signal, saved at step" in rest
+    stopped = int(re.search(r"saved at step (\d+)", rest).group(1))
+    assert 16 <= stopped < 30 and not (tmp_path / "final").exists()
+
+    process = start(tmp_path, seconds=0.0)
+    assert f"step {stopped} " in read_until(process, "resuming")
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    final = np.frombuffer((tmp_path / "final").read_bytes(), np.float32)
+    np.testing.assert_array_equal(final, expected.params["w"])
+
+
+def test_divergence_stops_and_keeps_sound_checkpoints(tmp_path):
+    with pytest.raises(trainer.DivergedError, match=r"loss not finite at or before step 15\..*checkpoint is step 10"):
+        run(tmp_path, 30, learner=ToyLearner(nan_at=12))
+    with pytest.raises(trainer.DivergedError, match="at or before step 15"):  # again, over what the first one left
+        run(tmp_path, 30, learner=ToyLearner(nan_at=12))
+    assert checkpoints.load(tmp_path)[0] == 10
+    assert checkpoints.load(tmp_path / "diverged")[0] == 15
+
+
+def test_divergence_just_before_a_checkpoint_is_not_saved(tmp_path):
+    with pytest.raises(trainer.DivergedError):
+        run(tmp_path, 30, learner=ToyLearner(nan_at=9), log_period=100)
+    assert checkpoints.load(tmp_path)[0] == 5
+
+
+def test_warm_start_sees_the_first_batch_once(tmp_path):
+    frozen = WarmLearner(optimizer=OptimizerConfig("adamw", learning_rate=1e-30, warmup_steps=0))
+    state = run(tmp_path, 1, learner=frozen)
+    (batch, *_) = ToyData().epoch(0, 0)
+    np.testing.assert_allclose(state.params["w"], batch["x"].mean(0), rtol=1e-6)
+    resumed = run(tmp_path, 9, learner=frozen)
+    np.testing.assert_allclose(resumed.params["w"], batch["x"].mean(0), rtol=1e-6)
+
+
+def test_seeds_decide_the_run(tmp_path):
+    states = [run(tmp_path / str(number), 3, seed=seed) for number, seed in enumerate((0, 0, 1))]
+    assert_equal_states(states[0], states[1])
+    assert not np.array_equal(states[0].params["w"], states[2].params["w"])
+
+
+def test_time_alone_can_call_for_a_checkpoint(tmp_path):
+    run(tmp_path, 3, ToyData(0.05), checkpoint_period=1000, checkpoint_minutes=0.001 / 60)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [1, 2, 3]
+
+
+class Empty(ToyData):
+    """No batch at all."""
+
+    def epoch(self, epoch, skip):
+        return iter(())
+
+
+def test_bad_input_has_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="total_steps is 0, expected 1 or more"):
+        run(tmp_path, 0)
+    with pytest.raises(ValueError, match="training data holds no batch"):
+        run(tmp_path, 3, Empty())
+    with pytest.raises(ValueError, match="evaluation data holds no batch"):
+        trainer.train(ToyLearner(), ToyData(), Empty(), tmp_path, total_steps=3)
+
+
+@pytest.mark.parametrize("seconds, text", [(12.4, "12 s"), (300, "5 min"), (9000, "2.5 h")])
+def test_durations(seconds, text):
+    assert trainer._duration(seconds) == text
