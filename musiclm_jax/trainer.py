@@ -225,8 +225,8 @@ def _check_finite(means: Mapping[str, float], step: int, state: Any, model_dir: 
         checkpoints.save(aside, step, state, Position())
     manager.wait_until_finished()
     raise DivergedError(
-        f"{', '.join(bad)} not finite at or before step {step:,}. The state is in {folder}; the last sound checkpoint is "
-        f"step {manager.latest_step()}. Lower the learning rate, warm up longer or clip more, then run again."
+        f"{', '.join(bad)} not finite at or before step {step:,}. The state is in {folder}; the last sound checkpoint "
+        f"is step {manager.latest_step()}. Lower the learning rate, warm up longer or clip more, then run again."
     )
 
 

@@ -1,10 +1,9 @@
 """A learner and data small enough to train in tests; as a program, trains them in a process that can be killed.
 
-Usage: python toy_run.py MODEL_DIR TOTAL_STEPS LOSS_FILE SECONDS_PER_STEP
+Usage: python toy_run.py MODEL_DIR TOTAL_STEPS SECONDS_PER_STEP
 """
 
 import dataclasses
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -95,6 +94,4 @@ def run(model_dir, total_steps, data=None, learner=None, **overrides) -> ToyStat
 
 
 if __name__ == "__main__":
-    final = run(sys.argv[1], int(sys.argv[2]), ToyData(float(sys.argv[4])), log_period=1)
-    if int(final.step) == int(sys.argv[2]):
-        pathlib.Path(sys.argv[3]).write_bytes(np.asarray(final.params["w"]).tobytes())
+    run(sys.argv[1], int(sys.argv[2]), ToyData(float(sys.argv[3])), log_period=1)
