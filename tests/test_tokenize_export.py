@@ -1,0 +1,197 @@
+"""`musiclm tokenize` and `musiclm export` on miniature models and a corpus of noise."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import miniature
+import numpy as np
+import pytest
+import tensorflow as tf
+from musiclm_jax.launch import main, train
+
+from musiclm_jax import audio, bundles, checkpoints, mulan, records, w2v_bert
+from musiclm_jax.mulan import MulanLearner
+from musiclm_jax.soundstream.learner import SoundStreamLearner
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tokenizers import Tokenizers
+from musiclm_jax.w2v_bert_learner import W2vBertLearner
+
+CLIPS = {"train": 18, "validation": 2, "test": 1}
+
+
+def noise(seed, seconds=1.0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, int(24_000 * seconds)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for split, count in CLIPS.items():
+        for shard in range(2):
+            with tf.io.TFRecordWriter(str(records.shard_path(folder, split, shard, 2))) as writer:
+                for index in range(shard, count, 2):
+                    example = records.audio_example(
+                        id=f"{split}/{index}",
+                        audio=noise(index),
+                        caption=["a slow piano", "the piano", "a jig"],
+                        aspects=["piano", "slow" if index % 2 else "jig"],
+                        composition=f"piece {index}",
+                        kind="jig",
+                        instrument="piano",
+                        texture="solo",
+                        key="G major",
+                        bpm=100.0,
+                        held_out_pair=0,
+                        pitch_class=np.full(25, -1),
+                        gain_db=0.0,
+                    )
+                    writer.write(example)
+    return folder
+
+
+def run(capsys, *arguments):
+    code = main.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_token_records_hold_the_streams_of_the_clips(corpus, tmp_path, capsys):
+    options = ["tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", tmp_path, "--batch_size", "4"]
+    code, _, err = run(capsys, *options)
+    assert code == 0 and "tokenize (21 clips): done" in err, err
+    tokenizers = Tokenizers.from_bundle(bundles.load(miniature.path()))
+    for split, count in CLIPS.items():
+        tokens = list(records.read_token_records(records.shard_paths(tmp_path, split)))
+        assert len(tokens) == count
+        for record in tokens:
+            index = int(record["id"].split("/")[1])
+            assert record["caption"] == ["a slow piano", "the piano", "a jig"] and record["instrument"] == "piano"
+            if index < 2:
+                streams = tokenizers.tokenize(np.round(noise(index)[None] * 32767).astype(np.float32) / 32767)
+                for name, codes in streams.items():
+                    np.testing.assert_array_equal(record[name], codes[0])
+
+    # The same command again makes what is missing, and nothing else.
+    shards = sorted(tmp_path.glob("*.tfrecord"))
+    times = {path: path.stat().st_mtime_ns for path in shards}
+    shards[0].unlink()
+    code, _, err = run(capsys, *options)
+    assert code == 0 and "6 shards, 5 of them done already" in err
+    assert [path.stat().st_mtime_ns == times[path] for path in shards] == [False] + [True] * 5
+
+
+def test_tokens_of_two_tokenizers_are_not_mixed(corpus, tmp_path, capsys):
+    other = miniature.copy(tmp_path / "other")
+    config, variables = bundles.load(other).part("w2v_bert")
+    bundles.save_part(other, "w2v_bert", config, variables | {"centroids": 2 * variables["centroids"]})
+    (tmp_path / "tokens").mkdir()
+    mine = {
+        part: bundles.load(miniature.path()).config["parts"][part]["sha256"] for part in ("soundstream", "w2v_bert")
+    }
+    (tmp_path / "tokens" / "tokenizers.json").write_text(json.dumps(mine))
+    code, _, err = run(capsys, "tokenize", "--bundle", other, "--corpus", corpus, "--output", tmp_path / "tokens")
+    assert code == 2 and "another w2v_bert than" in err and err.count("\n") == 1
+
+
+def test_a_folder_of_sound_files_becomes_records(tmp_path, capsys):
+    (tmp_path / "songs" / "deep").mkdir(parents=True)
+    audio.write(tmp_path / "songs" / "a.wav", noise(0, 2.5))
+    audio.write(tmp_path / "songs" / "deep" / "b.flac", noise(1, 1.0))
+    audio.write(tmp_path / "songs" / "short.ogg", noise(2, 0.5))
+    (tmp_path / "songs" / "broken.mp3").write_text("no sound")
+    (tmp_path / "songs" / "a.txt").write_text("a slow piano\n\nthe piano\n")
+    options = ["--corpus", tmp_path / "songs", "--output", tmp_path / "tokens", "--clip_seconds", "1", "--shards", "1"]
+    code, _, err = run(capsys, "tokenize", "--bundle", miniature.path(), *options)
+    assert code == 0, err
+    assert "short.ogg is shorter" in err and "broken.mp3: not a sound file" in err
+    clips = {}
+    for split in records.SPLITS:
+        for record in records.read_token_records(records.shard_paths(tmp_path / "tokens", split)):
+            clips[record["id"]] = record
+    assert sorted(clips) == ["a.wav@0", "a.wav@1", "deep/b.flac@0"]
+    assert clips["a.wav@1"]["caption"] == ["a slow piano", "the piano"] and clips["deep/b.flac@0"]["caption"] == [""]
+    assert clips["a.wav@0"]["composition"] == "a.wav" and clips["a.wav@0"]["semantic"].shape == (25,)
+
+
+@pytest.mark.parametrize(
+    "content, message", [(None, "no such folder"), ([], "neither .tfrecord files nor sound files")]
+)
+def test_tokenize_refuses_a_folder_without_music(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "c").mkdir()
+    options = ["--corpus", tmp_path / "c", "--output", tmp_path / "tokens"]
+    code, _, err = run(capsys, "tokenize", "--bundle", miniature.path(), *options)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def training_run(folder, learner):
+    """A run's folder as `musiclm train` leaves it, with random numbers; returns the state."""
+    state = jax.tree.map(jnp.asarray, miniature.random_like(learner.init, jax.random.key(0)))
+    train.write_config(folder, learner)
+    with checkpoints.open_manager(folder) as manager:
+        checkpoints.save(manager, 7, state, checkpoints.Position())
+        manager.wait_until_finished()
+    return state
+
+
+def close(loaded, expected):
+    for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_export_of_a_stage(tmp_path, capsys):
+    learner = StageLearner(miniature.STAGES["coarse"], miniature.TRANSFORMER)
+    state = training_run(tmp_path / "run", learner)
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]
+    code, out, err = run(capsys, "export", "--family", "coarse", *options)
+    assert code == 0 and "checkpoint of step 7" in err and "coarse 0.0" in out and "in all" in out
+    config, variables = bundles.load(tmp_path / "b").part("coarse")
+    assert config.stage == learner.stage and config.transformer == learner.config
+    close(variables["params"], state.params)
+
+    code, _, err = run(capsys, "export", "--family", "fine", *options)
+    assert code == 2 and "trained the coarse stage, not the fine one" in err
+    code, _, err = run(capsys, "export", "--family", "soundstream", *options)
+    assert code == 2 and "a training run of stage, not of soundstream" in err
+
+
+def test_export_of_soundstream_takes_the_averaged_parameters(tmp_path, capsys):
+    state = training_run(tmp_path / "run", SoundStreamLearner(miniature.SOUNDSTREAM))
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--max_seconds", "12"]
+    assert run(capsys, "export", "--family", "soundstream", *options)[0] == 0
+    bundle = bundles.load(tmp_path / "b")
+    assert bundle.part("soundstream").config == miniature.SOUNDSTREAM and bundle.generation.max_seconds == 12
+    close(bundle.part("soundstream").variables, {"params": state.ema_params, "codebooks": state.rvq.codebooks})
+
+
+def test_export_of_w2v_bert_fits_the_clusters(corpus, tmp_path, capsys):
+    training_run(tmp_path / "run", W2vBertLearner(miniature.W2V_BERT))
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--corpus", corpus, "--clips", "9"]
+    assert run(capsys, "export", "--family", "w2v_bert", *options)[0] == 0
+    part = bundles.load(tmp_path / "b").part("w2v_bert")
+    codes = jax.jit(w2v_bert.semantic_tokens, static_argnums=0)(*part, np.stack([noise(0), noise(2)]))
+    assert len(np.unique(codes)) > miniature.CODES // 2
+
+
+def test_export_of_mulan_fits_the_quantizer_and_writes_candidates(corpus, tmp_path, capsys):
+    vocab = miniature.write_vocab(tmp_path / "words.txt")
+    training_run(tmp_path / "run", MulanLearner(miniature.MULAN, vocab=str(vocab)))
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--corpus", corpus]
+    code, out, _ = run(capsys, "export", "--family", "mulan", *options)
+    assert code == 0 and "text_encoder" in out and "tokens of text equal to those of audio" in out
+    bundle = bundles.load(tmp_path / "b")
+    assert bundle.file("vocab.txt").read_bytes() == vocab.read_bytes()
+    part = bundle.mulan()
+    codes = mulan.tokens(*part, mulan.embed_text(*part, ["a slow piano"]), "text")
+    assert codes.shape == (1, 12)
+    assert json.loads((tmp_path / "b" / "tags.json").read_text())["tags"] == ["jig", "piano", "slow"]
+
+
+def test_export_refuses_bad_runs(tmp_path, capsys):
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]
+    code, _, err = run(capsys, "export", "--family", "coarse", *options)
+    assert code == 2 and "give the model_dir of a `musiclm train` run" in err and err.count("\n") == 1
+    code, _, err = run(capsys, "export", "--family", "mulan", *options)
+    assert code == 2 and "give --corpus" in err
+    assert not (tmp_path / "b").exists()
