@@ -60,7 +60,7 @@ def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.Checkpoint
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
-    return ocp.CheckpointManager(folder, options=options)
+    return _manager(folder, options)
 
 
 def save(
@@ -128,7 +128,7 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
     folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: give the model_dir of a `musiclm train` run")
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         steps = manager.all_steps()
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"{folder} holds the steps {sorted(steps)}, not {'any' if step is None else step}")
@@ -139,6 +139,12 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(metadata))
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
     return step, jax.tree.map(np.asarray, restored.state)
+
+
+def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    """Orbax's manager, which needs to know the items to tell the shapes in a checkpoint that it did not write."""
+    handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _as_dict(metadata: Any) -> Any:
