@@ -6,6 +6,7 @@ made them.
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -52,13 +53,14 @@ def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.Checkpoint
     policy = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(n=keep),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: -metrics["loss"], n=1, keep_checkpoints_without_metrics=False
-            ),
+            preservation_policy.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        best_fn=_quality,  # without it Orbax writes no metrics
+        preservation_policy=policy,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
     )
     return _manager(folder, options)
 
@@ -82,7 +84,7 @@ def save(
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(copied), position=ocp.args.JsonSave(dataclasses.asdict(position))
         ),
-        metrics=None if eval_loss is None else {"loss": float(eval_loss)},
+        metrics={} if eval_loss is None else {"loss": float(eval_loss)},
         force=True,
     )
 
@@ -128,7 +130,7 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
     folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: give the model_dir of a `musiclm train` run")
-    with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(folder, ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)) as manager:
         steps = manager.all_steps()
         if not steps or (step is not None and step not in steps):
             raise ValueError(f"{folder} holds the steps {sorted(steps)}, not {'any' if step is None else step}")
@@ -139,6 +141,11 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(metadata))
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
     return step, jax.tree.map(np.asarray, restored.state)
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    """Higher is better; a checkpoint that was not evaluated is no candidate."""
+    return -metrics["loss"] if "loss" in metrics else -math.inf
 
 
 def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
