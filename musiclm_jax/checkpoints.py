@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
@@ -73,16 +72,15 @@ def save(
     Args:
       manager: from `open_manager`.
       step: number of training steps the state has seen.
-      state: training state; copied before this returns, so it may be donated at once.
+      state: training state; Orbax has it on the host when this returns, so it may be donated at once.
       position: of the data after these steps.
       eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
     """
-    # On the CPU backend arrays are written from their own memory: donated, they would change under the writer's hands.
-    copied = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
     manager.save(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardSave(copied), position=ocp.args.JsonSave(dataclasses.asdict(position))
+            state=ocp.args.StandardSave(serialization.to_state_dict(state)),
+            position=ocp.args.JsonSave(dataclasses.asdict(position)),
         ),
         metrics={} if eval_loss is None else {"loss": float(eval_loss)},
         force=True,
