@@ -83,13 +83,19 @@ class CausalConv(nn.Module):
     features: int
     kernel_size: int
     dilation: int = 1
+    init_gain: float = 1.0  # variance of the kernel at the start, relative to one that keeps the input's
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns `[b, t, features]` and the context for the block that follows; a `context` of None is silence."""
         reach = (self.kernel_size - 1) * self.dilation
         b, t, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, c, self.features))
+        initializer = (
+            nn.initializers.variance_scaling(self.init_gain, "fan_in", "truncated_normal")
+            if self.init_gain
+            else nn.initializers.zeros
+        )
+        kernel = self.param("kernel", initializer, (self.kernel_size, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         extended = jnp.concatenate([jnp.zeros((b, reach, c), x.dtype) if context is None else context, x], axis=1)
         # Silence before the first frame as padding of the convolution spares a copy; the context is then dead code.
@@ -119,10 +125,12 @@ class _Chain:
 
 
 def _residual_units(config: SoundStreamConfig, chain: _Chain, x: jax.Array, name: str) -> jax.Array:
+    # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts loud
+    # spends its first thousand steps on becoming silent, in which the codebooks collapse.
     channels = x.shape[-1]
     for i, dilation in enumerate(config.dilations):
         y = chain(CausalConv(channels, config.kernel_size, dilation, name=f"{name}_unit{i}_dilated"), nn.elu(x))
-        x = x + chain(CausalConv(channels, 1, name=f"{name}_unit{i}_pointwise"), nn.elu(y))
+        x = x + chain(CausalConv(channels, 1, init_gain=0.0, name=f"{name}_unit{i}_pointwise"), nn.elu(y))
     return x
 
 
@@ -163,7 +171,7 @@ class Decoder(nn.Module):
             channels = config.channels * 2**i
             x = unfold(chain(CausalConv(stride * channels, 2, name=f"block{i}_up"), nn.elu(x)), stride)
             x = _residual_units(config, chain, x, f"block{i}")
-        x = chain(CausalConv(config.patch_size, config.kernel_size, name="conv_out"), nn.elu(x))
+        x = chain(CausalConv(config.patch_size, config.kernel_size, init_gain=0.01, name="conv_out"), nn.elu(x))
         return unfold(x, config.patch_size)[..., 0], tuple(chain.new)
 
 
