@@ -4,6 +4,18 @@ The stages are trained on tokens of audio and used with tokens of text. In the j
 and an embedding of audio holds much that no text says. Canonical correlation mends both: each modality is centred and
 turned to directions that correlate pairwise, and each pair of directions is scaled by a power of its correlation.
 What audio and text agree on then takes up the first levels of the RVQ, what only audio knows is left to the last.
+
+Measured on held-out compositions of the tiny corpus, share of the captions with the code of their audio at levels 1, 2
+and 3, by size of the codebooks (chance at 16: 0.08, 0.14, 0.08):
+
+    codebook_size                            16                   64
+    centring alone                           0.76 0.54 0.38       0.76 0.06 0.02
+    centring, audio regressed on text        0.77 0.58 0.46       0.76 0.10 0.05
+    canonical correlation (chosen)           0.94 0.76 0.27       0.76 0.09 0.04
+
+At 16 the chosen first level also tells more of the instrument (mutual information 0.84 of the instruments' entropy,
+centring 0.55). An RVQ fitted to audio and text together (tried at 64) agrees no better, and with centring alone far
+worse (0.21): each modality then gets codes of its own.
 """
 
 import jax
@@ -51,7 +63,7 @@ def fit_quantizer(
     text_embeddings: jax.typing.ArrayLike,
     key: jax.Array,
     iterations: int = 30,
-    ridge: float = 0.01,
+    ridge: float = 0.1,
     power: float = 1.0,
 ) -> Variables:
     """Fits what `embed.tokens` needs to pairs of the training split.
