@@ -106,9 +106,31 @@ def causal_attention(
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int) -> jax.Array:
     """One block: `bias` [h, rows, keys - first] is added from key `first` on, `padding` [b, 1, 1, keys] everywhere."""
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + padding
-    scores = scores + jnp.pad(bias, ((0, 0), (0, 0), (first, 0)))
+    scores = _add_bias(scores, jnp.pad(bias, ((0, 0), (0, 0), (first, 0))))
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
+
+
+@jax.custom_vjp
+def _add_bias(scores: jax.Array, bias: jax.Array) -> jax.Array:
+    """scores [b, h, rows, keys] + bias [h, rows, keys].
+
+    The gradient of the bias is written as a product with ones: on a CPU, XLA's sum over the leading axis takes 70 times
+    as long, and a fifth of the time of the attention.
+    """
+    return scores + bias[None]
+
+
+def _add_bias_forward(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return scores + bias[None], None
+
+
+def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    ones = jnp.ones(gradient.shape[0], gradient.dtype)
+    return gradient, jnp.einsum("b,bhqk->hqk", ones, gradient, precision=jax.lax.Precision.HIGHEST)
+
+
+_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def _normal(fan_in: int) -> nn.initializers.Initializer:
@@ -131,7 +153,10 @@ class RMSNorm(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """T5 1.1's feed-forward: gelu(x gate) * (x up), then down; gate and up are one product. No biases."""
+    """T5 1.1's feed-forward: gelu(x gate) * (x up), then down, without biases.
+
+    Gate and up are two products: as one, whose result is cut in two, the gradient takes a third longer on a CPU.
+    """
 
     d_ff: int
     dropout: float
@@ -140,15 +165,13 @@ class GatedMlp(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps [b, l, d] to [b, l, d]."""
         d = x.shape[-1]
-        gate_up = self.param(
-            "gate_up", nn.with_logical_partitioning(_normal(d), ("embed", None, "mlp")), (d, 2, self.d_ff)
-        )
+        inward = nn.with_logical_partitioning(_normal(d), ("embed", "mlp"))
+        gate, up = self.param("gate", inward, (d, self.d_ff)), self.param("up", inward, (d, self.d_ff))
         down = self.param("down", nn.with_logical_partitioning(_normal(self.d_ff), ("mlp", "embed")), (self.d_ff, d))
-        hidden = jnp.einsum("bld,dgf->gblf", x, gate_up.astype(x.dtype))
-        hidden = jax.nn.gelu(hidden[0], approximate=True) * hidden[1]
+        hidden = jax.nn.gelu(x @ gate.astype(x.dtype), approximate=True) * (x @ up.astype(x.dtype))
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-        return jnp.einsum("blf,fd->bld", hidden, down.astype(x.dtype))
+        return hidden @ down.astype(x.dtype)
 
 
 class Attention(nn.Module):
