@@ -59,7 +59,28 @@ TAGS = tuple(MTT_TAGS) + tuple(f"msd_{tag}" for tag in MSD_TAGS)
 
 # Tags whose mean probability stands for an instrument: chosen on real renders of the training split by
 # `separating_tags` (python -m benchmarks.judges --choose), never on generated music.
-TAG_GROUPS: dict[str, tuple[str, ...]] = {}
+TAG_GROUPS: dict[str, tuple[str, ...]] = {
+    "acoustic guitar": ("msd_acoustic", "country"),
+    "bagpipe": ("violin", "msd_progressive_rock"),
+    "banjo": ("guitar", "sitar"),
+    "celesta": ("msd_chillout", "msd_alternative"),
+    "choir": ("choir",),
+    "church organ": ("msd_female_vocalist",),
+    "electric piano": ("soft", "msd_electronica"),
+    "fiddle": ("violin", "drums", "female"),
+    "flute": ("flute",),
+    "harpsichord": ("harpsichord", "msd_folk"),
+    "piano": ("piano",),
+    "sitar": ("indian",),
+    "steel drums": ("msd_funk", "msd_70s"),
+    "string ensemble": ("female", "msd_easy_listening"),
+    "synth bass": ("techno",),
+    "synth lead": ("beats", "no_voice"),
+    "trombone": ("msd_jazz",),
+    "trumpet": ("msd_jazz", "drums", "country"),
+    "tubular bells": ("no_vocals", "msd_beautiful"),
+    "vibraphone": ("quiet", "msd_chillout"),
+}
 
 
 def missing() -> list[str]:
