@@ -1,13 +1,10 @@
 """The arithmetic of benchmarks/, on literals; what the judges hear is in test_judges.py."""
 
-import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # benchmarks/ is not installed with the package
 from benchmarks import codec, generation, mulan_retrieval, paraphrases, report, stage_bits
 from musiclm_jax import metrics, stages
 from musiclm_jax.metrics import Estimate

@@ -2,12 +2,10 @@
 
 import importlib.util
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # benchmarks/ is not installed with the package
 from benchmarks import judges
 from musiclm_jax import metrics
 from musiclm_jax.tokens import SAMPLE_RATE

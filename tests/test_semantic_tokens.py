@@ -1,13 +1,9 @@
 """The arithmetic of benchmarks/semantic_tokens.py, on literals."""
 
-import pathlib
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # benchmarks/ is not installed with the package
 from benchmarks import semantic_tokens
 
 
