@@ -41,7 +41,8 @@ def test_audio_record_round_trip(tmp_path):
 
 
 def test_pcm_is_little_endian_int16():
-    assert records.pcm_from_audio(np.array([0.0, 1.0, -1.0, 1 / 32767], np.float32)) == bytes.fromhex("0000ff7f01800100")
+    audio = np.array([0.0, 1.0, -1.0, 1 / 32767], np.float32)
+    assert records.pcm_from_audio(audio) == bytes.fromhex("0000ff7f01800100")
     np.testing.assert_allclose(records.audio_from_pcm(bytes.fromhex("ff7f0180")), [1.0, -1.0])
 
 

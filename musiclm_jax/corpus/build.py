@@ -128,7 +128,7 @@ def _write_shard(path: pathlib.Path, make: Callable[[int], Clip], indices: range
             writer.write(records.audio_example(**clip.fields))
             rows.append(json.dumps(_metadata(clip)))
             tick()
-    _metadata_path(path).write_text("\n".join(rows) + "\n")
+    _metadata_path(path).write_text("".join(row + "\n" for row in rows))
     temporary.rename(path)
 
 

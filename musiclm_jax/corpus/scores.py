@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import pathlib
 import re
 import struct
@@ -359,7 +360,7 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
             ]
         else:
             found = reader()
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several workers may parse at once
             temporary.write_text(json.dumps([_to_json(score) for score in found]))
             temporary.rename(path)
             # The cached form is rounded: read it back, so that a first and a second run are the same.
