@@ -63,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"musiclm {name}: {one_line(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        # Whole weights that lack a layer, or have one of another shape, come to light when a model is applied.
+        if os.environ.get("MUSICLM_TRACEBACK") == "1" or type(error).__module__ != "flax.errors":
+            raise
+        print(f"musiclm {name}: the weights do not fit the models of this release: {one_line(error)}", file=sys.stderr)
+        return 2
 
 
 def one_line(error: Exception) -> str:

@@ -165,6 +165,15 @@ def test_damaged_bundle_is_one_line(run, tmp_path):
     assert code == 2 and "coarse.safetensors is damaged" in err.splitlines()[-1] and "Traceback" not in err
 
 
+def test_weights_of_another_release_are_one_line(run, tmp_path):
+    folder = miniature.copy(tmp_path / "mini")
+    config, variables = bundles.load(folder).part("semantic")
+    del variables["params"]["final_norm"]
+    bundles.save_part(folder, "semantic", config, variables)
+    code, _, err = run(*generate_arguments(tmp_path / "m.wav", "piano", "--bundle", folder))
+    assert code == 2 and "do not fit the models of this release" in err.splitlines()[-1] and "Traceback" not in err
+
+
 def test_other_script_warns(run, tmp_path, monkeypatch):
     piece = generate.GeneratedMusic(miniature.tone(), {}, 0.0, "静かなピアノ", 0, 0)
     monkeypatch.setattr(generate, "stream", lambda *_: iter([piece]))

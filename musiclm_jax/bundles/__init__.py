@@ -346,7 +346,7 @@ def config_from_json(config_class: type, values: Any, where: str) -> Any:
     arguments = {}
     for name, value in values.items():
         kind = kinds[name]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             value = config_from_json(kind, value, f"{where}: {name}")
         arguments[name] = _tuples(value)
     try:
@@ -359,7 +359,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _config_class(part: str) -> type:
+def _config_class(part: str) -> Any:
     module, name = PART_CONFIGS[part].split(":")
     return getattr(importlib.import_module(module), name)
 
