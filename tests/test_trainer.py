@@ -83,10 +83,11 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
     process.wait()
 
     process = start(tmp_path, seconds=0.2)
-    assert "step 10 " in read_until(process, "resuming"), "the last whole checkpoint"
+    resumed = int(re.search(r"from step (\d+) ", read_until(process, "resuming")).group(1))
+    assert resumed in (5, 10), "the last whole checkpoint; 10 may have been half written"
     read_until(process, "step 16/30")
     process.send_signal(signal.SIGTERM)
-    rest = process.communicate(timeout=120)[0]
+    rest = process.communicate(timeout=900)[0]
     assert process.returncode == 0 and "stopped by a signal, saved at step" in rest
     stopped = int(re.search(r"saved at step (\d+)", rest).group(1))
     assert 16 <= stopped < 30
