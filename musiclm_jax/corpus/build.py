@@ -163,15 +163,16 @@ def build(
       Whether the corpus is complete (other workers may still be at work).
 
     Raises:
-      ValueError: if the folder holds a corpus with other settings.
+      ValueError: if the folder holds a corpus with other settings, or `hours` are too few.
     """
+    counts = clip_counts(hours)  # first: it refuses bad hours before minutes of parsing
     folder = pathlib.Path(output).expanduser()
     (folder / ".metadata").mkdir(parents=True, exist_ok=True)
     found, missing = scores.load_scores(folder / ".scores", progress)
     compositions.group(found)
     settings = {"version": CORPUS_VERSION, "seed": seed, "hours": hours, "scores": len(found)}
     _check_settings(folder, settings)
-    pools, counts = compositions.split_scores(found), clip_counts(hours)
+    pools = compositions.split_scores(found)
     shards = []
     for split in ("test", "validation", "train"):
         edges = np.linspace(0, counts[split], SHARDS[split] + 1).astype(int)

@@ -95,7 +95,7 @@ def chord_part(
     for onset, chord in progression:
         pitches = [_near(pc, low) for pc in chord]
         if pattern == "held":
-            times, length = [onset], 0.97 * step
+            times, length = np.array([onset]), 0.97 * step
         else:
             shift = beat / 2 if pattern == "offbeats" else 0.0
             times, length = np.arange(onset, onset + step - 1e-6, beat) + shift, 0.45 * beat

@@ -174,7 +174,7 @@ def read_tune_books() -> list[Score]:
     """Ryan's, O'Neill's and Aird's tunes; tunes of a few notes or with an unreadable key are left out."""
     result = []
     for book, (origin, _) in TUNE_BOOKS.items():
-        seen = collections.Counter()
+        seen: collections.Counter[str] = collections.Counter()
         for path in sorted((music21_folder() / book).glob("*.abc")):
             for text in abc.split_book(path.read_text(encoding="utf-8", errors="replace")):
                 try:
@@ -268,7 +268,8 @@ def midi_score(data: bytes, name: str, source: str, title: str) -> Score | None:
     except ImportError as error:
         raise SystemExit("musiclm corpus needs pretty_midi: pip install 'musiclm_jax[corpus]'") from error
     midi = pretty_midi.PrettyMIDI(io.BytesIO(data))
-    rows, programs = [], []
+    rows: list = []
+    programs: list[int] = []
     for instrument in midi.instruments:
         # Programs from 112 on are percussion and sound effects; only steel drums (114) play tunes.
         if not instrument.is_drum and instrument.program >= 112 and instrument.program != 114:
