@@ -235,7 +235,8 @@ def _grow(cache: KeysValues, length: int) -> KeysValues:
     missing = length - cache[0].shape[2]
     if missing <= 0:
         return cache
-    return tuple(jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) for part in cache)
+    widths = ((0, 0), (0, 0), (0, missing), (0, 0))
+    return jnp.pad(cache[0], widths), jnp.pad(cache[1], widths)
 
 
 def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:

@@ -219,7 +219,7 @@ class Attention(nn.Module):
         projected = jnp.einsum("bld,dshc->sbhlc", x, qkv.astype(x.dtype))
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
-        if cache is None:
+        if cache is None or position is None:
             attended = causal_attention(q, k, v, by_distance, valid, self.block_size)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))

@@ -111,7 +111,10 @@ def decode(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
             f"decode: codes of shape {codes.shape} have {levels} levels but there are {codebooks.shape[0]} codebooks: "
             "pass at most that many levels on the last axis"
         )
-    return sum(codebooks[i][codes[..., i]] for i in range(levels))
+    vectors = codebooks[0][codes[..., 0]]
+    for i in range(1, levels):
+        vectors = vectors + codebooks[i][codes[..., i]]
+    return vectors
 
 
 def quantize_train(
@@ -247,7 +250,7 @@ def kmeans(
 
     def minibatch(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centroids, seen = carry
-        points = x[jax.random.randint(jax.random.fold_in(loop_key, i), (batch_size,), 0, n)]
+        points = x[jax.random.randint(jax.random.fold_in(loop_key, i), (batch_size or n,), 0, n)]
         sums, counts = sums_and_counts(points, centroids)
         seen += counts
         # Each centroid is the mean of all vectors it was ever given.

@@ -232,7 +232,7 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
         raise ValueError(
             f"{root} holds no shards of split {split!r}: expected {split}-00000-of-NNNNN.tfrecord; build them first"
         )
-    expected = int(_SHARD.search(paths[0]).group(2))
+    expected = int(paths[0].removesuffix(".tfrecord").rsplit("-", 1)[1])
     if len(paths) != expected:
         raise ValueError(
             f"{root} holds {len(paths)} shards of split {split!r}: expected {expected}; run the same build again"

@@ -1,7 +1,6 @@
 """Spectrograms in JAX: STFT by a matrix product with the Fourier basis, mel filters, log-mel features.
 
-A product with a fixed basis runs on the matrix units of every accelerator and, at the window sizes used here (64 to 2048),
-is faster than XLA's FFT on a CPU as well; its gradient is another product.
+A product with a fixed basis runs on the matrix units of every accelerator; its gradient is another product.
 """
 
 import dataclasses

@@ -220,7 +220,7 @@ def coarse_stage(
     streams = _streams(
         (mulan_quantizers, mulan_codebook_size), semantic_codebook_size, (acoustic_quantizers, acoustic_codebook_size)
     )
-    conditioning = (StreamSlice("mulan", 0, mulan_quantizers - 1),)
+    conditioning: tuple[StreamSlice, ...] = (StreamSlice("mulan", 0, mulan_quantizers - 1),)
     if use_semantic:
         conditioning += (StreamSlice("semantic", 0, 0),)
     target = StreamSlice("acoustic", 0, coarse_quantizers - 1)

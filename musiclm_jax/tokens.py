@@ -1,8 +1,8 @@
 """The token streams of a piece of music (MusicLM section 3, arXiv 2301.11325).
 
-Words used everywhere in this project: a *stream* is a sequence of *frames* at a fixed rate, each frame holds one *code* per
-*quantizer* (a level of residual vector quantization), a *code* is a raw index 0..codebook_size-1, and an *id* is a code's
-place in a stage's vocabulary. Axes are always `[batch, frames, quantizers]`; letters in shape comments:
+Words used everywhere in this project: a *stream* is a sequence of *frames* at a fixed rate, each frame holds one *code*
+per *quantizer* (a level of residual vector quantization), a *code* is a raw index 0..codebook_size-1, and an *id* is a
+code's place in a stage's vocabulary. Axes are always `[batch, frames, quantizers]`; letters in shape comments:
 b batch, t frames, q quantizers, l flat length, d model, h heads, k codebook entries.
 """
 

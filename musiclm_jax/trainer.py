@@ -137,9 +137,9 @@ def train(
     with stop, manager:
         batches = _batches(train_dataset, position)
         while step < total_steps and not stop.requested:
-            batch, position = next(batches)
-            progress.examples = len(next(iter(batch.values()))) * jax.process_count()
-            batch = partitioning.shard_batch(mesh, batch)
+            host_batch, position = next(batches)
+            progress.examples = len(next(iter(host_batch.values()))) * jax.process_count()
+            batch = partitioning.shard_batch(mesh, host_batch)
             if step == 0 and hasattr(learner, "warm_start"):
                 warm_key = jax.random.fold_in(init_key, 1)
                 state = jax.jit(learner.warm_start, donate_argnums=0, out_shardings=sharding)(state, batch, warm_key)
@@ -159,7 +159,7 @@ def train(
                 _say(progress.line(step, means))
                 writer.write_scalars(step, {f"train/{name}": value for name, value in means.items()})
                 writer.write_scalars(step, progress.rates())
-            if evaluate:
+            if evaluate and eval_dataset is not None:
                 means = _evaluate(eval_step, state, eval_dataset, eval_steps, eval_key, mesh)
                 _say(f"  held out after {step:,} steps: {_format(means)}")
                 writer.write_scalars(step, {f"eval/{name}": value for name, value in means.items()})

@@ -308,8 +308,8 @@ def arrange(rng: np.random.Generator, score: Score, texture: str, lead: Instrume
             companions = [*player.words, *instruments.ACOUSTIC_BASS.words]
         if texture in ("ensemble", "band"):
             player = instruments.CHORD_PLAYERS[rng.integers(len(instruments.CHORD_PLAYERS))]
-            held = player.name in ("organ chords", "string chords")
-            pattern = "held" if held else str(rng.choice(["beats", "offbeats", "held"]))
+            sustains = player.name in ("organ chords", "string chords")
+            pattern = "held" if sustains else str(rng.choice(["beats", "offbeats", "held"]))
             other_tracks = [track(player, clip(harmony.chord_part(progression, step, beat, player.low, pattern)))]
             companions = [*player.words]
         if texture != "with drums":

@@ -4,6 +4,7 @@ The build is resumable shard by shard: a shard is written under a temporary name
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -183,7 +184,6 @@ def build(
     mine = [shard for number, shard in enumerate(shards) if number % worker[1] == worker[0] and not shard[1].exists()]
     todo, done, began = sum(len(indices) for _, _, indices in mine), 0, time.monotonic()
     progress(f"corpus: {sum(counts.values())} clips in {len(shards)} shards, {todo} clips to make here")
-    renderer = rendering.Renderer() if mine else None
     last = began
 
     def tick() -> None:
@@ -195,10 +195,11 @@ def build(
             progress(f"corpus: {done}/{todo} clips, {rate:.1f} clips/s, {(todo - done) / rate / 60:.1f} min left")
             last = now
 
+    if mine:
+        renderer = rendering.Renderer()
     for split, path, indices in mine:
-        _write_shard(
-            path, lambda index, split=split: make_clip(renderer, pools[split], seed, split, index), indices, tick
-        )
+        make = functools.partial(make_clip, renderer, pools[split], seed, split)
+        _write_shard(path, make, indices, tick)
         progress(f"corpus: wrote {path.name}")
     if not all(path.exists() for _, path, _ in shards):
         progress("corpus: this worker is done, others are still at work")

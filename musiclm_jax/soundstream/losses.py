@@ -76,12 +76,12 @@ def si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
 def discriminator_hinge(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> jax.Array:
     """Mean over discriminators of E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(x)))], of logits `[b, ...]`."""
     terms = [jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f)) for r, f in zip(real, fake, strict=True)]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))
 
 
 def generator_hinge(fake: Sequence[jax.Array]) -> jax.Array:
     """Mean over discriminators of E[max(0, 1 - D(G(x)))]."""
-    return sum(jnp.mean(jax.nn.relu(1 - f)) for f in fake) / len(fake)
+    return jnp.mean(jnp.stack([jnp.mean(jax.nn.relu(1 - f)) for f in fake]))
 
 
 def feature_matching(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[jax.Array]]) -> jax.Array:
@@ -91,4 +91,4 @@ def feature_matching(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequenc
         for real_layers, fake_layers in zip(real, fake, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]
-    return sum(terms) / len(terms)
+    return jnp.mean(jnp.stack(terms))
