@@ -189,8 +189,8 @@ def decode_frames(
             state.start,
             state.position,
             count,
-            temperature,
-            1.0 if top_p is None else top_p,
+            float(temperature),  # an int would compile another program
+            1.0 if top_p is None else float(top_p),
         )
         pieces.append(codes[:, :count])
         state = state._replace(position=state.position + count, token=token, caches=caches)
