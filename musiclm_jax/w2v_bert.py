@@ -47,6 +47,7 @@ class W2vBertConfig:
     mel_min_hz: float = 60.0
     mel_max_hz: float = 11_000.0
     mel_floor: float = 1e-5  # added to the mel magnitudes before the logarithm
+    mel_axes: int = 0  # principal axes of the mel bins, whitened, that the model sees instead of the bins; 0: the bins
     d_model: int = 1024
     contrastive_layers: int = 12
     mlm_layers: int = 12
@@ -77,6 +78,8 @@ class W2vBertConfig:
             )
         if not 0 <= self.feature_layer <= self.mlm_layers:
             raise ValueError(f"feature_layer {self.feature_layer} is not within 0..{self.mlm_layers} (mlm_layers)")
+        if not 0 <= self.mel_axes <= self.num_mels:
+            raise ValueError(f"mel_axes {self.mel_axes} is not within 0..{self.num_mels} (num_mels)")
         if self.feature_normalisation not in _NORMALISATIONS:
             raise ValueError(f"feature_normalisation {self.feature_normalisation!r} is none of {_NORMALISATIONS}")
         if self.conv_kernel % 2 == 0:
@@ -193,6 +196,10 @@ class ConformerLayer(nn.Module):
         return nn.LayerNorm()(x)
 
 
+def _first_axes(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return jnp.eye(*shape)
+
+
 class W2vBert(nn.Module):
     """Subsampling, contrastive module, MLM module, quantizer and prediction heads."""
 
@@ -203,6 +210,10 @@ class W2vBert(nn.Module):
         self.subsample = [
             nn.Conv(config.d_model, (3,), strides=(2,), padding="SAME", name=f"subsample_{i}") for i in range(2)
         ]
+        if config.mel_axes:
+            # Fitted by W2vBertLearner.warm_start and then fixed.
+            self.mel_mean = self.param("mel_mean", nn.initializers.zeros, (config.num_mels,))
+            self.mel_rotation = self.param("mel_rotation", _first_axes, (config.num_mels, config.mel_axes))
         self.input_projection = nn.Dense(config.d_model)
         self.mask_vector = self.param("mask_vector", nn.initializers.normal(0.1), (config.d_model,))
         self.contrastive = [ConformerLayer(config, name=f"contrastive_{i}") for i in range(config.contrastive_layers)]
@@ -217,6 +228,8 @@ class W2vBert(nn.Module):
 
     def latents(self, mel: jax.Array) -> jax.Array:
         """Subsamples log-mel `[batch, 4 t, mels]` to latents `[batch, t, d]`."""
+        if self.config.mel_axes:
+            mel = (mel - jax.lax.stop_gradient(self.mel_mean)) @ jax.lax.stop_gradient(self.mel_rotation)
         for conv in self.subsample:
             mel = nn.relu(conv(mel))
         return self.latent_norm(mel)
@@ -317,6 +330,12 @@ def normalise_features(variables: Variables, x: jax.Array) -> jax.Array:
     return x @ variables["feature_projection"] if "feature_projection" in variables else x
 
 
+def whitening(x: jax.Array, axes: int) -> jax.Array:
+    """Principal axes of centred `[n, d]`, each divided by the deviation along it: `[d, axes]`, the largest first."""
+    variances, vectors = jnp.linalg.eigh(x.T @ x / len(x))
+    return (vectors / jnp.sqrt(jnp.maximum(variances, 0) + 1e-4))[:, ::-1][:, :axes]
+
+
 def inference_params(config: W2vBertConfig, params: Variables) -> Variables:
     """The part of `params` that `features` reads: no training heads, no MLM layers above the feature layer."""
     above = {f"mlm_{i}" for i in range(config.feature_layer, config.mlm_layers)}
@@ -352,9 +371,7 @@ def fit_kmeans(config: W2vBertConfig, variables: Variables, batches: Iterable[ja
     }
     x = (x - mean) / std
     if config.feature_normalisation == "pca":
-        values, axes = np.linalg.eigh(x.T @ x / len(x))
-        kept = np.argsort(values)[::-1][: config.feature_dims or None]
-        fitted["feature_projection"] = jnp.asarray((axes[:, kept] / np.sqrt(values[kept] + 1e-4)).astype(np.float32))
+        fitted["feature_projection"] = whitening(jnp.asarray(x), config.feature_dims or x.shape[-1])
         x = x @ np.asarray(fitted["feature_projection"])
     centroids = quantization.kmeans(key, jnp.asarray(x), config.num_clusters, config.kmeans_iterations)
     return fitted | {"centroids": centroids}

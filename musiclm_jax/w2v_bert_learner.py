@@ -10,7 +10,7 @@ import optax
 
 from musiclm_jax import quantization
 from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.w2v_bert import FRAME_SAMPLES, SUBSAMPLING, W2vBert, W2vBertConfig, mel_frames
+from musiclm_jax.w2v_bert import FRAME_SAMPLES, SUBSAMPLING, W2vBert, W2vBertConfig, mel_frames, whitening
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -119,8 +119,9 @@ def pretraining_losses(
       noise: whether the quantizer draws Gumbel noise (training) or takes the best entry (evaluation).
 
     Returns:
-      float32 scalars: "contrastive_loss", "mlm_loss", "diversity_loss", "contrastive_accuracy", "mlm_accuracy" (both on
-      masked frames), "codebook_perplexity" (of the mean distribution), "code_usage_perplexity" (of the chosen codes).
+      float32 scalars: "contrastive_loss", "mlm_loss", "unmasked_loss" (the same at the other frames), "diversity_loss",
+      "contrastive_accuracy", "mlm_accuracy" (both on masked frames), "codebook_perplexity" (of the mean distribution),
+      "code_usage_perplexity" (of the chosen codes).
     """
     mask_key, negative_key, gumbel_key = jax.random.split(key, 3)
     mel = mel_frames(config, audio)
@@ -137,9 +138,11 @@ def pretraining_losses(
     log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(out["mlm_logits"]), out["codes"][..., None], axis=-1)[
         ..., 0
     ]
+    rest = jnp.maximum(mask.size - count, 1)
     return {
         "contrastive_loss": contrastive,
         "mlm_loss": -jnp.sum(jnp.where(mask, log_likelihood, 0.0)) / count,
+        "unmasked_loss": -jnp.sum(jnp.where(mask, 0.0, log_likelihood)) / rest,
         "diversity_loss": diversity,
         "contrastive_accuracy": contrastive_accuracy,
         "mlm_accuracy": jnp.sum(mask & (jnp.argmax(out["mlm_logits"], -1) == out["codes"])) / count,
@@ -168,6 +171,7 @@ class W2vBertLearner:
     config: W2vBertConfig
     optimizer: OptimizerConfig = _ADAM
     mlm_weight: float = 1.0  # of the masked-prediction loss, beside the contrastive loss at 1
+    unmasked_weight: float = 0.0  # of the same prediction at frames that are not masked (HuBERT, arXiv 2106.07447)
     diversity_weight: float = 0.1  # of the codebook's diversity loss
     gumbel_start: float = 2.0  # temperature of the Gumbel softmax at step 0 (wav2vec 2.0)
     gumbel_end: float = 0.5  # its lowest value
@@ -181,20 +185,25 @@ class W2vBertLearner:
         return W2vBertState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
     def warm_start(self, state: W2vBertState, batch: Batch, key: jax.Array) -> W2vBertState:
-        """Makes the codes clusters of the first batch's latents, by k-means.
+        """Fits the whitening of the mel bins, if there is one, and makes the codes clusters of the batch's latents.
 
         The quantizer's linear layer then computes the log posterior of a Gaussian mixture with the centroids as means.
         Not in the paper: a short training would spend most of its steps until the codes say something about the music.
         """
         model = W2vBert(self.config)
-        variables = {"params": state.params}
-        latents = model.apply(variables, mel_frames(self.config, batch["audio"]), method=W2vBert.latents)
+        mel = mel_frames(self.config, batch["audio"])
+        params = dict(state.params)
+        if self.config.mel_axes:
+            flat = mel.reshape(-1, self.config.num_mels)
+            params["mel_mean"] = flat.mean(axis=0)
+            params["mel_rotation"] = whitening(flat - params["mel_mean"], self.config.mel_axes)
+        latents = model.apply({"params": params}, mel, method=W2vBert.latents)
         x = latents.reshape(-1, self.config.d_model)
         centroids = quantization.kmeans(key, x, self.config.codebook_size, iterations=10)
         residual = x - centroids[quantization.kmeans_assign(centroids, x)]
         precision = 1 / (jnp.mean(residual**2) + 1e-3)
         layer = {"kernel": precision * centroids.T, "bias": -0.5 * precision * jnp.sum(centroids**2, axis=-1)}
-        return state.replace(params=state.params | {"latent_quantizer": layer})
+        return state.replace(params=params | {"latent_quantizer": layer})
 
     def train_step(self, state: W2vBertState, batch: Batch, key: jax.Array) -> tuple[W2vBertState, Metrics]:
         """One update; returns the new state and the batch's metrics before it."""
@@ -226,6 +235,7 @@ class W2vBertLearner:
         loss = (
             losses["contrastive_loss"]
             + self.mlm_weight * losses["mlm_loss"]
+            + self.unmasked_weight * losses["unmasked_loss"]
             + self.diversity_weight * losses["diversity_loss"]
         )
         return losses | {"loss": loss, "gumbel_temperature": temperature}
