@@ -154,7 +154,7 @@ def test_wrong_batches_are_named(change, message):
 
 
 def test_missing_streams_are_named():
-    stage = coarse_stage(seconds=0.04, **SMALL)
+    stage = coarse_stage(seconds=0.04, coarse_quantizers=2, **SMALL)
     with pytest.raises(ValueError, match="needs stream 'acoustic', the batch has"):
         slice_codes(stage, stage.target, {"semantic": BATCH["semantic"]})
 

@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import decoding, transformer
+from musiclm_jax.partitioning import unbox
+from musiclm_jax.stages import coarse_stage, flatten, shift_right
+from musiclm_jax.transformer import TransformerConfig
+
+STAGE = coarse_stage(
+    seconds=0.4,
+    mulan_quantizers=2,
+    mulan_codebook_size=8,
+    semantic_codebook_size=8,
+    acoustic_quantizers=3,
+    acoustic_codebook_size=16,
+    coarse_quantizers=3,
+    full_vocabulary=False,
+)
+CONFIG = TransformerConfig(
+    num_layers=2, num_heads=2, d_model=16, d_ff=24, relative_buckets=8, relative_max_distance=12, time_embedding=True
+)
+ROWS, FRAMES = 3, 20
+
+
+@pytest.fixture(autouse=True)
+def short_caches(monkeypatch):
+    """Several growths of the cache in a few frames: 13 tokens are known, 60 are drawn."""
+    monkeypatch.setattr(decoding, "CACHE_STEP", 32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = unbox(jax.jit(lambda key: transformer.init_params(CONFIG, STAGE.vocabulary.rows, key))(jax.random.key(0)))
+    return transformer.unstack_layers(made)
+
+
+@pytest.fixture(scope="module")
+def conditioning():
+    rng = np.random.default_rng(0)
+    codes = {"mulan": rng.integers(0, 8, (ROWS, 2)), "semantic": rng.integers(0, 8, (ROWS, 10))}
+    codes["semantic"][1, 4:6] = -1  # padding
+    return codes
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.random.split(jax.random.key(1), ROWS)
+
+
+def logits_of(params, conditioning, codes):
+    """Logits [b, t, q, k] of given codes, in one pass without a cache."""
+    stacked = transformer.stack_layers(params)
+    ids, valid = decoding.condition_ids(STAGE, conditioning)
+    ids = jnp.concatenate([ids, flatten(STAGE, STAGE.target, codes)], axis=1)
+    valid = jnp.concatenate(
+        [jnp.ones((len(ids), 1), bool), valid, jnp.ones((len(ids), codes[0].size - 1), bool)], axis=1
+    )
+    hidden = transformer.hidden_states(
+        CONFIG, stacked, shift_right(STAGE, ids), STAGE.times((1, 10, codes.shape[1]))[:-1], valid
+    )
+    hidden = hidden[:, -codes[0].size :].reshape(*codes.shape, -1)
+    return transformer.level_logits(params, hidden, STAGE.vocabulary.offset("acoustic"), 3, 16)
+
+
+def test_greedy_with_cache_is_the_most_likely_code_without(params, conditioning, keys):
+    codes = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys, temperature=0)
+    assert codes.shape == (ROWS, FRAMES, 3) and codes.dtype == jnp.int32
+    logits = logits_of(params, conditioning, codes)
+    np.testing.assert_array_equal(codes, jnp.argmax(logits, axis=-1))
+    assert len(np.unique(codes)) > 4  # not stuck
+
+
+def test_logits_with_cache_are_those_without(params, conditioning, keys):
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 16, (ROWS, 7, 3))
+    expected = logits_of(params, conditioning, codes)[:, 6, 0]
+    state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :6], FRAMES, keys)
+    caches = [decoding._grow(cache, state.valid.shape[1]) for cache in state.caches]
+    model = transformer.Transformer(CONFIG, STAGE.vocabulary.rows, stacked=False)
+    time = state.features[state.position]
+    hidden, _ = model.apply(
+        {"params": params}, state.token, time, state.valid, caches, state.position, method=transformer.Transformer.step
+    )
+    logits = transformer.level_logits(params, hidden[:, None, None], STAGE.vocabulary.offset("acoustic"), 1, 16)
+    np.testing.assert_allclose(logits[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_same_keys_same_codes_other_keys_others(params, conditioning, keys):
+    first = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
+    again = decoding.sample(CONFIG, STAGE, transformer.stack_layers(params), conditioning, None, FRAMES, keys)
+    np.testing.assert_array_equal(first, again)
+    other = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys[::-1])
+    assert (first != other).mean() > 0.5
+    assert first.min() >= 0 and first.max() <= 15
+
+
+def test_a_row_does_not_depend_on_its_batch(params, conditioning, keys):
+    together = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
+    alone = {name: codes[1:2] for name, codes in conditioning.items()}
+    np.testing.assert_array_equal(
+        decoding.sample(CONFIG, STAGE, params, alone, None, FRAMES, keys[1:2])[0], together[1]
+    )
+
+
+def test_pieces_and_prefixes_do_not_change_the_result(params, conditioning, keys):
+    whole = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
+    state = decoding.prefill(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
+    pieces = []
+    for frames in (1, 12, 7):
+        state, codes = decoding.decode_frames(CONFIG, STAGE, params, state, frames)
+        pieces.append(codes)
+    np.testing.assert_array_equal(jnp.concatenate(pieces, axis=1), whole)
+    np.testing.assert_array_equal(
+        decoding.sample(CONFIG, STAGE, params, conditioning, whole[:, :8], FRAMES, keys), whole
+    )
+
+
+def test_padding_in_the_conditioning_is_not_seen(params, conditioning, keys):
+    other = dict(conditioning, semantic=np.where(conditioning["semantic"] < 0, 3, conditioning["semantic"]))
+    other["semantic_mask"] = conditioning["semantic"] >= 0
+    one = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys)
+    np.testing.assert_array_equal(one, decoding.sample(CONFIG, STAGE, params, other, None, 4, keys))
+
+
+def frequencies(temperature=1.0, top_k=None, top_p=None):
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    codes = jax.jit(jax.vmap(lambda key: decoding.choose(logits, key, temperature, top_k, top_p)))(keys)
+    return np.bincount(codes, minlength=4) / 4000
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.0}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [25 / 36.5, 9 / 36.5, 2.25 / 36.5, 0.25 / 36.5]),
+        ({"top_k": 2}, [5 / 8, 3 / 8, 0, 0]),
+        ({"top_p": 0.7}, [5 / 8, 3 / 8, 0, 0]),
+        ({"top_p": 0.01}, [1, 0, 0, 0]),
+    ],
+)
+def test_codes_are_drawn_with_their_probabilities(options, expected):
+    drawn = frequencies(**options)
+    np.testing.assert_allclose(drawn, expected, atol=0.03)
+    assert (drawn[np.array(expected) == 0] == 0).all()
+
+
+def test_options_reach_the_draw(params, conditioning, keys):
+    greedy = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, temperature=0)
+    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-5}):
+        np.testing.assert_array_equal(
+            decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, **options), greedy
+        )
+
+
+def test_wrong_calls_are_named(params, conditioning, keys):
+    with pytest.raises(ValueError, match=r"prefix has shape \(3, 2, 1\), expected \[3, frames, 3\]"):
+        decoding.prefill(CONFIG, STAGE, params, conditioning, np.zeros((3, 2, 1), int), FRAMES, keys)
+    with pytest.raises(ValueError, match="num_frames is 2, expected more than the 2 frames of the prefix"):
+        decoding.prefill(CONFIG, STAGE, params, conditioning, np.zeros((3, 2, 3), int), 2, keys)
+    with pytest.raises(ValueError, match=r"keys have shape \(\), expected \[3\]"):
+        decoding.prefill(CONFIG, STAGE, params, conditioning, None, FRAMES, keys[0])
+    state = decoding.prefill(CONFIG, STAGE, params, conditioning, None, 4, keys)
+    with pytest.raises(ValueError, match="num_frames is 5, expected 1 to 4"):
+        decoding.decode_frames(CONFIG, STAGE, params, state, 5)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        decoding.decode_frames(CONFIG, STAGE, params, state, 1, temperature=-1)
+    with pytest.raises(ValueError, match="top_p is 0"):
+        decoding.decode_frames(CONFIG, STAGE, params, state, 1, top_p=0)

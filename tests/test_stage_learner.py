@@ -1,0 +1,95 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.partitioning import unbox
+from musiclm_jax.stage_learner import StageLearner, fast_key
+from musiclm_jax.stages import coarse_stage, fine_stage
+from musiclm_jax.transformer import TransformerConfig
+
+SIZES = {"mulan_codebook_size": 8, "semantic_codebook_size": 8, "acoustic_codebook_size": 16, "full_vocabulary": False}
+LEARNER = StageLearner(
+    coarse_stage(seconds=0.08, **SIZES),
+    TransformerConfig(num_layers=1, num_heads=2, d_model=32, d_ff=48, dropout=0.1),
+    OptimizerConfig(name="adamw", learning_rate=1e-2, schedule="constant", warmup_steps=0),
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return unbox(jax.jit(LEARNER.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    sizes = {"mulan": (8, (4, 12)), "semantic": (8, (4, 2)), "acoustic": (16, (4, 4, 12))}
+    return {name: rng.integers(0, size, shape).astype(np.int32) for name, (size, shape) in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return jax.jit(LEARNER.eval_step)
+
+
+def test_starts_near_chance_and_overfits_a_batch(state, batch, evaluate):
+    key = jax.random.key(1)
+    before = evaluate(state, batch, key)
+    assert before["loss"] == pytest.approx(math.log(16), rel=0.35)
+    step = jax.jit(LEARNER.train_step)
+    for i in range(100):
+        state, metrics = step(state, batch, jax.random.fold_in(key, i))
+    assert state.step == 100
+    after = evaluate(state, batch, key)
+    assert after["loss"] < 0.4 and after["accuracy"] > 0.95
+    assert set(metrics) == set(after) | {"z_loss", "grad_norm"}
+
+
+def test_metrics(state, batch, evaluate):
+    metrics = evaluate(state, batch, jax.random.key(0))
+    levels = [f"loss/level_{i:02d}" for i in range(4)]
+    assert set(metrics) == {"loss", "bits", "accuracy", *levels}
+    assert metrics["bits"] == pytest.approx(metrics["loss"] / math.log(2))
+    assert metrics["loss"] == pytest.approx(np.mean([metrics[level] for level in levels]), rel=1e-5)
+    fine = dataclasses.replace(LEARNER, stage=fine_stage(seconds=0.08, **SIZES))
+    names = set(jax.eval_shape(lambda key: fine.eval_step(unbox(fine.init(key)), batch, key), jax.random.key(0)))
+    assert {"loss/level_04", "loss/level_11"} <= names and "loss/level_03" not in names
+
+
+def test_padding_changes_nothing(state, batch, evaluate):
+    padded = batch["acoustic"].copy()
+    padded[2:, 3] = -1
+    masked = dict(batch, acoustic=batch["acoustic"], acoustic_mask=np.array([[1, 1, 1, i < 2] for i in range(4)]))
+    expected = evaluate(state, dict(batch, acoustic=padded), jax.random.key(0))
+    measured = jax.jit(LEARNER.eval_step)(state, masked, jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), measured, expected)
+    assert expected["loss"] != evaluate(state, batch, jax.random.key(0))["loss"]
+
+
+def test_dropout_in_training_only(state, batch, evaluate):
+    step = jax.jit(LEARNER.train_step)
+    losses = [float(step(state, batch, jax.random.key(i))[1]["loss"]) for i in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    assert evaluate(state, batch, jax.random.key(0)) == evaluate(state, batch, jax.random.key(1))
+    still = dataclasses.replace(LEARNER, config=dataclasses.replace(LEARNER.config, dropout=0.0))
+    loss = jax.jit(still.train_step)(state, batch, jax.random.key(0))[1]["loss"]
+    np.testing.assert_allclose(loss, evaluate(state, batch, jax.random.key(0))["loss"], rtol=1e-5)
+
+
+def test_fast_key_follows_its_key():
+    first, second = fast_key(jax.random.key(0)), fast_key(jax.random.key(1))
+    assert jax.random.key_impl(first) == "rbg"
+    assert (jax.random.bits(first, (8,)) != jax.random.bits(second, (8,))).any()
+    np.testing.assert_array_equal(jax.random.bits(first, (8,)), jax.random.bits(fast_key(jax.random.key(0)), (8,)))
+    assert fast_key(None) is None
+
+
+def test_state_carries_the_names_of_logical_axes():
+    abstract = jax.eval_shape(LEARNER.init, jax.random.key(0))
+    assert abstract.params["layers"]["mlp"]["gate"].names == ("layers", "embed", "mlp")
+    assert abstract.step.dtype == jnp.int32
