@@ -65,7 +65,7 @@ def test_task_and_learner_agree_on_the_crop(name, folders):
             rate = learner.stage.stream(part.stream).frame_rate
             assert lengths[part.stream] == (learner.stage.frames(part) if rate else part.levels)
     elif learner.family == "mulan":
-        assert lengths["audio"] == learner.config.window_samples
+        assert 12_000 <= lengths["audio"] <= learner.config.window_samples, "a window, or a part of one"
         assert arguments["task"].text.max_length == learner.config.max_text_tokens
     else:
         assert lengths["audio"] >= 12_000
@@ -124,7 +124,7 @@ def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_pa
 
     assert main.main([*command, "--gin.TRAIN_STEPS=5"]) == 0
     out = capsys.readouterr().out
-    assert "resuming from step 3 (epoch 1, batch 0)" in out and "done: step 5 of 5" in out
+    assert "resuming from step 3 (epoch 0, batch 3)" in out and "done: step 5 of 5" in out
     step, state = checkpoints.load(tmp_path / "run")
     assert step == int(state["step"]) == 5
 
