@@ -210,13 +210,16 @@ class Attention(nn.Module):
         channels = d // self.num_heads
         qkv = self.param(
             "qkv",
-            nn.with_logical_partitioning(_normal(d), ("embed", None, "heads", "kv")),
-            (d, 3, self.num_heads, channels),
+            nn.with_logical_partitioning(_normal(d), ("embed", "heads", None, "kv")),
+            (d, self.num_heads, 3, channels),
         )
         out = self.param(
             "out", nn.with_logical_partitioning(_normal(d), ("heads", "kv", "embed")), (self.num_heads, channels, d)
         )
-        projected = jnp.einsum("bld,dshc->sbhlc", x, qkv.astype(x.dtype))
+        # Products of matrices, with the heads as leading part of the flat axis: an einsum would have XLA transpose the
+        # kernels in each step of decoding, and heads that come later could not be split over a mesh.
+        projected = (x @ qkv.reshape(d, -1).astype(x.dtype)).reshape(*x.shape[:2], self.num_heads, 3, channels)
+        projected = projected.transpose(3, 0, 2, 1, 4)
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
         if cache is None or position is None:
@@ -227,4 +230,5 @@ class Attention(nn.Module):
             bias = by_distance[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
             scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + bias
             attended = jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-        return jnp.einsum("bhlc,hcd->bld", attended, out.astype(x.dtype)), (k, v)
+        attended = attended.transpose(0, 2, 1, 3).reshape(x.shape)
+        return attended @ out.reshape(d, d).astype(x.dtype), (k, v)

@@ -71,7 +71,7 @@ def test_attention_as_t5(block_size):
     shape = {"q": (24, 3, 8), "k": (24, 3, 8), "v": (24, 3, 8)}
     q, k, v = (getattr(theirs, name).weight.detach().numpy().T.reshape(shape[name]) for name in "qkv")
     # T5 does not divide by sqrt(head_dim): its q times sqrt(head_dim) is ours.
-    params = {"qkv": np.stack([q * 8**0.5, k, v], 1), "out": theirs.o.weight.detach().numpy().T.reshape(3, 8, 24)}
+    params = {"qkv": np.stack([q * 8**0.5, k, v], 2), "out": theirs.o.weight.detach().numpy().T.reshape(3, 8, 24)}
     table = 5 * theirs.relative_attention_bias.weight.detach().numpy() + random(1, 32, 3)
     theirs.relative_attention_bias.weight.data = torch.from_numpy(table)
     seen = torch.tril(torch.ones(length, length))
@@ -128,5 +128,5 @@ def test_sequences_shorter_than_the_bias_reaches():
 def test_parameters_name_their_logical_axes():
     module = layers.Attention(2, 0)
     boxed = module.init(jax.random.key(0), jnp.zeros((1, 3, 8)), jnp.zeros((2, 4)), jnp.ones((1, 3), bool))["params"]
-    assert boxed["qkv"].names == ("embed", None, "heads", "kv") and boxed["out"].names == ("heads", "kv", "embed")
-    assert unbox(boxed)["qkv"].shape == (8, 3, 2, 4)
+    assert boxed["qkv"].names == ("embed", "heads", None, "kv") and boxed["out"].names == ("heads", "kv", "embed")
+    assert unbox(boxed)["qkv"].shape == (8, 2, 3, 4)

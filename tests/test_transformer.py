@@ -145,7 +145,7 @@ def test_parameters_name_their_logical_axes():
     boxed = jax.eval_shape(lambda key: transformer.init_params(SMALL, ROWS, key), jax.random.key(0))
     assert boxed["embedding"].names == ("vocab", "embed")
     assert boxed["layers"]["mlp"]["down"].names == ("layers", "mlp", "embed")
-    assert boxed["layers"]["attention"]["qkv"].names == ("layers", "embed", None, "heads", "kv")
+    assert boxed["layers"]["attention"]["qkv"].names == ("layers", "embed", "heads", None, "kv")
 
 
 @pytest.mark.parametrize(
