@@ -12,6 +12,7 @@ from musiclm_jax.launch import main, train
 
 from musiclm_jax import audio, bundles, checkpoints, mulan, records, w2v_bert
 from musiclm_jax.mulan import MulanLearner
+from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.soundstream.learner import SoundStreamLearner
 from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tokenizers import Tokenizers
@@ -141,7 +142,7 @@ def close(loaded, expected):
 
 
 def test_export_of_a_stage(tmp_path, capsys):
-    learner = StageLearner(miniature.STAGES["coarse"], miniature.TRANSFORMER)
+    learner = StageLearner(miniature.STAGES["coarse"], miniature.TRANSFORMER, OptimizerConfig())
     state = training_run(tmp_path / "run", learner)
     options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]
     code, out, err = run(capsys, "export", "--family", "coarse", *options)
