@@ -161,9 +161,11 @@ def stream(
     check_prompts(prompts)
     request.check(bundle)
     progress = progress or (lambda name, done, total: None)
+    progress("text", 0, 1)  # also stands for reading the weights
     text = bundle.mulan()
     embeddings = mulan.embed_text(text.config, text.variables, list(prompts))
     codes = mulan.tokens(text.config, text.variables, embeddings, "text")
+    progress("text", 1, 1)
 
     pieces = [(p, s) for p in range(len(prompts)) for s in range(request.num_samples)]
     group_size = max(1, request.batch_size // request.best_of)
@@ -175,6 +177,7 @@ def stream(
         keys = jnp.stack([jax.random.fold_in(jax.random.key(request.seed), candidate) for _, candidate in rows])
         of_prompt = np.array([p for p, _ in rows])
         tokens = generate_tokens(bundle, codes[of_prompt], request, keys, progress)
+        progress("audio", 0, 1)
         audio = decode_audio(bundle.part("soundstream"), tokens["acoustic"])[:, : round(request.seconds * SAMPLE_RATE)]
         heard = mulan.embed_audio(text.config, text.variables, audio)
         similarity = np.asarray(jnp.sum(heard * embeddings[of_prompt], axis=-1))

@@ -154,7 +154,7 @@ def test_progress_tells_every_stage_to_its_end(bundle):
     generate.generate(
         bundle, ["piano"], lambda *report: told.setdefault(report[0], []).append(report[1:]), seconds=SECONDS
     )
-    assert list(told) == ["semantic", "coarse", "fine", "audio"]
+    assert list(told) == ["text", "semantic", "coarse", "fine", "audio"]
     for reports in told.values():
         done = [report[0] for report in reports]
         assert done == sorted(done) and done[-1] == reports[-1][1]
@@ -165,7 +165,7 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
     told = []
     pieces = generate.stream(bundle, ["piano", "fiddle"], request, lambda name, done, total: told.append(name))
     assert next(pieces).prompt == "piano"
-    assert told.count("audio") == 1
+    assert told.count("audio") == 2  # begun and done, once
     assert next(pieces).prompt == "fiddle"
 
 
