@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from musiclm_jax.launch import command
 
 STAGES = ("semantic", "coarse", "fine")

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import numpy as np
+
 from musiclm_jax.launch import command
 
 EXAMPLES = """examples:

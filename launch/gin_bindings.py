@@ -4,8 +4,6 @@ Everything is registered from outside, so that the library never imports gin.
 """
 
 import gin
-from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream
-from musiclm_jax.tasks import w2v_bert as w2v_bert_task
 
 from musiclm_jax import partitioning, stages, transformer, w2v_bert, w2v_bert_learner
 from musiclm_jax.mulan import config as mulan_config
@@ -15,6 +13,8 @@ from musiclm_jax.quantization import RVQConfig
 from musiclm_jax.soundstream import learner as soundstream_learner
 from musiclm_jax.soundstream import model as soundstream_model
 from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream
+from musiclm_jax.tasks import w2v_bert as w2v_bert_task
 
 CONFIGURABLES = (
     # learners

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+
 from musiclm_jax.launch import command
 
 RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")

@@ -13,10 +13,10 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 # isort: split
 import gin
 import jax
-from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
 
 from musiclm_jax import gin_configs, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 

@@ -138,6 +138,14 @@ def _normal(fan_in: int) -> nn.initializers.Initializer:
     return nn.initializers.normal(fan_in**-0.5)
 
 
+def dropout(rate: float) -> nn.Dropout:
+    """Dropout of [b, l, channels] that drops a channel of a sequence at all positions, as T5X does.
+
+    On a CPU a mask of every position makes a step half as long again: drawing it costs more than the layer.
+    """
+    return nn.Dropout(rate, broadcast_dims=(-2,))
+
+
 class RMSNorm(nn.Module):
     """T5's norm: x / rms(x) * scale, without mean and bias; computed in float32."""
 
@@ -170,7 +178,7 @@ class GatedMlp(nn.Module):
         down = self.param("down", nn.with_logical_partitioning(_normal(self.d_ff), ("mlp", "embed")), (self.d_ff, d))
         hidden = jax.nn.gelu(x @ gate.astype(x.dtype), approximate=True) * (x @ up.astype(x.dtype))
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        hidden = dropout(self.dropout)(hidden, deterministic=deterministic)
         return hidden @ down.astype(x.dtype)
 
 

@@ -88,9 +88,7 @@ class StageLearner:
         lm = assemble(stage, batch, drop_key)
         if self.config.dropout == 0:
             dropout_key = None
-        hidden = hidden_states(
-            self.config, params, lm.decoder_input_tokens, stage.times()[:-1], lm.valid, fast_key(dropout_key)
-        )
+        hidden = hidden_states(self.config, params, lm.decoder_input_tokens, stage.times()[:-1], lm.valid, dropout_key)
         rows, frames, levels = lm.target_codes.shape
         hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
         target = stage.target
@@ -110,10 +108,3 @@ class StageLearner:
         if key is not None:
             metrics["z_loss"] = z_loss
         return loss + z_loss, metrics
-
-
-def fast_key(key: jax.Array | None) -> jax.Array | None:
-    """A key of XLA's own generator made from `key`: its bits cost a fraction of threefry's, and dropout needs many."""
-    if key is None:
-        return None
-    return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="rbg")

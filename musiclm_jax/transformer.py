@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, saturation_distance
+from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -33,7 +33,7 @@ class TransformerConfig:
     num_heads: int = 16  # attention heads of d_model / num_heads channels
     d_model: int = 1024  # width of the residual stream
     d_ff: int = 4096  # width of the gated feed-forward
-    dropout: float = 0.1  # of embeddings, hidden units and branches; attention weights are not dropped (open)
+    dropout: float = 0.1  # of embeddings, hidden units, branches and output, not of attention weights (open)
     relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
     relative_max_distance: int = 128  # further distances share the last bucket
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
@@ -94,9 +94,9 @@ class Block(nn.Module):
         config = self.config
         attention = Attention(config.num_heads, config.attention_block_size, name="attention")
         branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
-        x = x + nn.Dropout(config.dropout)(branch, deterministic=deterministic)
+        x = x + dropout(config.dropout)(branch, deterministic=deterministic)
         branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)
-        x = x + nn.Dropout(config.dropout)(branch, deterministic=deterministic)
+        x = x + dropout(config.dropout)(branch, deterministic=deterministic)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), keys_values if keep else None
 
 
@@ -138,8 +138,8 @@ class Transformer(nn.Module):
         else:
             self.layers = [block(config) for _ in range(config.num_layers)]
         self.final_norm = RMSNorm()
-        self.input_dropout = nn.Dropout(config.dropout)
-        self.output_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = dropout(config.dropout)
+        self.output_dropout = dropout(config.dropout)
 
     def __call__(
         self, tokens: jax.Array, features: jax.Array, valid: jax.Array, deterministic: bool = True, keep: bool = False

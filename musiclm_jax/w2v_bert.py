@@ -230,9 +230,8 @@ class W2vBert(nn.Module):
         """Subsamples log-mel `[batch, 4 t, mels]` to latents `[batch, t, d]`."""
         if self.config.mel_axes:
             mel = (mel - jax.lax.stop_gradient(self.mel_mean)) @ jax.lax.stop_gradient(self.mel_rotation)
-        for conv in self.subsample:
-            mel = nn.relu(conv(mel))
-        return self.latent_norm(mel)
+        first, second = self.subsample
+        return self.latent_norm(second(nn.relu(first(mel))))
 
     def layers(self, latents: jax.Array, mask: jax.Array | None = None) -> list[jax.Array]:
         """Outputs of the contrastive layers, then of the MLM layers, each `[batch, t, d]`; `mask` bool `[batch, t]`."""
@@ -330,10 +329,17 @@ def normalise_features(variables: Variables, x: jax.Array) -> jax.Array:
     return x @ variables["feature_projection"] if "feature_projection" in variables else x
 
 
-def whitening(x: jax.Array, axes: int) -> jax.Array:
-    """Principal axes of centred `[n, d]`, each divided by the deviation along it: `[d, axes]`, the largest first."""
-    variances, vectors = jnp.linalg.eigh(x.T @ x / len(x))
-    return (vectors / jnp.sqrt(jnp.maximum(variances, 0) + 1e-4))[:, ::-1][:, :axes]
+def whitening(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+    """Mean `[d]` of `[n, d]`, and the principal axes of its correlation matrix scaled to variance 1, the largest first.
+
+    Returns:
+      (mean, rotation `[d, axes]`): (x - mean) @ rotation has the identity as covariance.
+    """
+    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
+    normal = (x - mean) / std
+    variances, vectors = jnp.linalg.eigh(normal.T @ normal / len(x))
+    rotation = vectors / jnp.sqrt(jnp.maximum(variances, 0) + 1e-4) / std[:, None]
+    return mean, rotation[:, ::-1][:, :axes]
 
 
 def inference_params(config: W2vBertConfig, params: Variables) -> Variables:
@@ -371,7 +377,7 @@ def fit_kmeans(config: W2vBertConfig, variables: Variables, batches: Iterable[ja
     }
     x = (x - mean) / std
     if config.feature_normalisation == "pca":
-        fitted["feature_projection"] = whitening(jnp.asarray(x), config.feature_dims or x.shape[-1])
+        _, fitted["feature_projection"] = whitening(jnp.asarray(x), config.feature_dims or x.shape[-1])
         x = x @ np.asarray(fitted["feature_projection"])
     centroids = quantization.kmeans(key, jnp.asarray(x), config.num_clusters, config.kmeans_iterations)
     return fitted | {"centroids": centroids}

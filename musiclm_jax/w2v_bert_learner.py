@@ -194,9 +194,8 @@ class W2vBertLearner:
         mel = mel_frames(self.config, batch["audio"])
         params = dict(state.params)
         if self.config.mel_axes:
-            flat = mel.reshape(-1, self.config.num_mels)
-            params["mel_mean"] = flat.mean(axis=0)
-            params["mel_rotation"] = whitening(flat - params["mel_mean"], self.config.mel_axes)
+            bins = mel.reshape(-1, self.config.num_mels)
+            params["mel_mean"], params["mel_rotation"] = whitening(bins, self.config.mel_axes)
         latents = model.apply({"params": params}, mel, method=W2vBert.latents)
         x = latents.reshape(-1, self.config.d_model)
         centroids = quantization.kmeans(key, x, self.config.codebook_size, iterations=10)

@@ -1,8 +1,7 @@
 """Fine stage: the last acoustic levels under the first ones (MusicLM section 3.2; 3 s crops as in AudioLM)."""
 
-from musiclm_jax.tasks import streams
-
 from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
 from musiclm_jax.tokens import ACOUSTIC
 
 

@@ -2,10 +2,9 @@
 
 import functools
 
-from musiclm_jax.tasks import streams
-
 from musiclm_jax import records
 from musiclm_jax.datasets import TaskSpec, TextTokens
+from musiclm_jax.tasks import streams
 from musiclm_jax.tokens import SAMPLE_RATE
 
 

@@ -1,8 +1,7 @@
 """SoundStream: random crops of audio."""
 
-from musiclm_jax.tasks import streams
-
 from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
 
 
 def soundstream_task(

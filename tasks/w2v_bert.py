@@ -1,8 +1,7 @@
 """w2v-BERT: random crops of audio."""
 
-from musiclm_jax.tasks import streams
-
 from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
 
 
 def w2v_bert_task(

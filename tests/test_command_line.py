@@ -7,9 +7,9 @@ import sys
 import miniature
 import numpy as np
 import pytest
-from musiclm_jax.launch import command, main
 
 from musiclm_jax import audio, bundles, generate
+from musiclm_jax.launch import command, main
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,7 +3,6 @@ import struct
 
 import numpy as np
 import pytest
-from musiclm_jax.launch import corpus as launch_corpus
 
 from musiclm_jax import records
 from musiclm_jax.corpus import (
@@ -17,6 +16,7 @@ from musiclm_jax.corpus import (
     rendering,
     scores,
 )
+from musiclm_jax.launch import corpus as launch_corpus
 
 JIG = """X: 7
 T: The Test -- Jig

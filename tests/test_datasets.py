@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import record_folders
-from musiclm_jax.tasks import coarse
 
 from musiclm_jax import datasets, records
 from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.tasks import coarse
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import re
 import gin
 import pytest
 import record_folders
-from musiclm_jax.launch import main, train
 
 from musiclm_jax import checkpoints, gin_configs
+from musiclm_jax.launch import main, train
 from musiclm_jax.stage_learner import StageLearner
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])

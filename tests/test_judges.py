@@ -134,21 +134,21 @@ def test_note_posteriors_stand_at_their_time_and_pitch():
 
 def test_tag_groups_name_tags_and_score_their_mean():
     assert all(tag in judges.TAGS for group in judges.TAG_GROUPS.values() for tag in group)
-    probabilities = np.zeros(100)
-    group = judges.TAG_GROUPS["piano"]
-    probabilities[[judges.TAGS.index(tag) for tag in group]] = 0.6
-    assert judges.group_scores(probabilities, ["piano"])[0] == pytest.approx(0.6)
+    probabilities = np.full(100, 0.01)
+    probabilities[[judges.TAGS.index(tag) for tag in judges.TAG_GROUPS["piano"]]] = 0.6
+    assert judges.group_scores(probabilities, ["piano"])[0] == pytest.approx(np.log(0.6 / 0.4))
+    assert all(tag in judges.TAG_GROUPS[name] for name, tag in judges.OWN_TAGS.items())
     with pytest.raises(ValueError, match="no tag group for kazoo"):
         judges.group_scores(probabilities, ["kazoo"])
 
 
 def test_separating_tags_finds_the_tag_that_tells():
-    probabilities = np.random.default_rng(0).uniform(size=(60, 100))
+    probabilities = np.random.default_rng(0).uniform(0, 0.5, size=(60, 100))
     names = np.array(["oboe", "gong", "harp"] * 20)
     for column, name in enumerate(("oboe", "gong", "harp")):
-        probabilities[names == name, column] += 1
+        probabilities[names == name, column] += 0.5
     assert judges.separating_tags(probabilities, names) == {
-        name: [judges.TAGS[column]] for column, name in enumerate(("oboe", "gong", "harp"))
+        name: (judges.TAGS[column],) for column, name in enumerate(("oboe", "gong", "harp"))
     }
 
 

@@ -130,3 +130,10 @@ def test_parameters_name_their_logical_axes():
     boxed = module.init(jax.random.key(0), jnp.zeros((1, 3, 8)), jnp.zeros((2, 4)), jnp.ones((1, 3), bool))["params"]
     assert boxed["qkv"].names == ("embed", "heads", None, "kv") and boxed["out"].names == ("heads", "kv", "embed")
     assert unbox(boxed)["qkv"].shape == (8, 2, 3, 4)
+
+
+def test_dropout_drops_channels_of_whole_sequences():
+    x = jnp.ones((4, 7, 50))
+    dropped = layers.dropout(0.2).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(dropped, jnp.broadcast_to(dropped[:, :1], x.shape))
+    assert set(np.unique(dropped)) == {0.0, 1.25} and 0.1 < float(jnp.mean(dropped == 0)) < 0.3

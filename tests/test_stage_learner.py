@@ -8,7 +8,7 @@ import pytest
 
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.partitioning import unbox
-from musiclm_jax.stage_learner import StageLearner, fast_key
+from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.stages import coarse_stage, fine_stage
 from musiclm_jax.transformer import TransformerConfig
 
@@ -79,14 +79,6 @@ def test_dropout_in_training_only(state, batch, evaluate):
     still = dataclasses.replace(LEARNER, config=dataclasses.replace(LEARNER.config, dropout=0.0))
     loss = jax.jit(still.train_step)(state, batch, jax.random.key(0))[1]["loss"]
     np.testing.assert_allclose(loss, evaluate(state, batch, jax.random.key(0))["loss"], rtol=1e-5)
-
-
-def test_fast_key_follows_its_key():
-    first, second = fast_key(jax.random.key(0)), fast_key(jax.random.key(1))
-    assert jax.random.key_impl(first) == "rbg"
-    assert (jax.random.bits(first, (8,)) != jax.random.bits(second, (8,))).any()
-    np.testing.assert_array_equal(jax.random.bits(first, (8,)), jax.random.bits(fast_key(jax.random.key(0)), (8,)))
-    assert fast_key(None) is None
 
 
 def test_state_carries_the_names_of_logical_axes():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import record_folders
 import seqio
-from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream, streams, w2v_bert
 
 from musiclm_jax.datasets import TaskDataset
+from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream, streams, w2v_bert
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 

@@ -8,9 +8,9 @@ import miniature
 import numpy as np
 import pytest
 import tensorflow as tf
-from musiclm_jax.launch import main, train
 
 from musiclm_jax import audio, bundles, checkpoints, mulan, records, w2v_bert
+from musiclm_jax.launch import main, train
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.soundstream.learner import SoundStreamLearner

@@ -74,16 +74,20 @@ class SoundStreamLearner:
     def warm_start(self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array) -> SoundStreamState:
         """Fits the codebooks to the embeddings of the first batch by residual k-means.
 
-        A batch with fewer frames than two per code is repeated with a slight jitter.
+        A batch with fewer than 4 vectors per code is fitted with fewer codes, which are then copied with a jitter: as
+        many codes as vectors would leave nothing over to fit the later levels to, and their codes would all lie in one
+        place.
         """
-        fit_key, noise_key = jax.random.split(key)
-        config = self.config
-        x = model.embed(config, state.params, batch["audio"]).reshape(-1, config.embedding_dim)
-        copies = -(-2 * config.codebook_size // x.shape[0])
-        x = jnp.tile(x, (copies, 1))
-        x += 0.01 * jnp.std(x, axis=0) * jax.random.normal(noise_key, x.shape)
-        codebooks = quantization.fit_rvq(fit_key, x, config.rvq, self.kmeans_iterations)
-        return state.replace(rvq=RVQState.from_codebooks(codebooks, config.rvq))
+        fit_key, jitter_key = jax.random.split(key)
+        config = self.config.rvq
+        x = model.embed(self.config, state.params, batch["audio"]).reshape(-1, config.dim)
+        fitted = min(config.codebook_size, max(1, x.shape[0] // 4))
+        few = dataclasses.replace(config, codebook_size=fitted)
+        codebooks = quantization.fit_rvq(fit_key, x, few, self.kmeans_iterations)
+        copies = jnp.tile(codebooks, (1, -(-config.codebook_size // fitted), 1))[:, : config.codebook_size]
+        jitter = jax.random.normal(jitter_key, copies.shape) * jnp.std(codebooks, axis=(1, 2), keepdims=True)
+        is_copy = (jnp.arange(config.codebook_size) >= fitted)[:, None]
+        return state.replace(rvq=RVQState.from_codebooks(copies + 0.5 * jitter * is_copy, config))
 
     def train_step(
         self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array

@@ -1,0 +1,309 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import quantization
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.quantization import RVQState
+from musiclm_jax.soundstream import discriminator, learner, losses, model
+from musiclm_jax.soundstream.learner import SoundStreamLearner
+from musiclm_jax.soundstream.model import SoundStreamConfig
+
+SMALL = SoundStreamConfig(
+    patch_size=4,
+    channels=4,
+    strides=(3, 4),
+    dilations=(1, 3),
+    kernel_size=3,
+    embedding_dim=6,
+    num_quantizers=3,
+    codebook_size=16,
+    dead_code_threshold=0.01,
+    discriminator_channels=2,
+    wave_discriminator_channels=2,
+    wave_discriminator_max_channels=8,
+    wave_discriminator_groups=2,
+)
+STRIDE = SMALL.total_stride  # 48
+
+
+@pytest.fixture(scope="module")
+def variables():
+    params = jax.jit(lambda key: model.init_params(SMALL, key))(jax.random.key(0))
+    # Off the zeros of the start: residual units that do something, and silence whose activations are not silent.
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
+    embed = jax.jit(lambda audio: model.embed(SMALL, params, audio))
+    x = np.asarray(embed(noise(8, 20 * STRIDE))).reshape(-1, 6)
+    levels = [(x[:16] - x.mean(0)) * 0.5**i + (x.mean(0) if i == 0 else 0) for i in range(3)]
+    return {"params": params, "codebooks": np.stack(levels)}
+
+
+@pytest.fixture(scope="module")
+def start():
+    return jax.jit(LEARNER.init)(jax.random.key(0))
+
+
+def noise(batch: int, samples: int, seed: int = 0) -> np.ndarray:
+    return (0.3 * np.random.default_rng(seed).normal(size=(batch, samples))).astype(np.float32)
+
+
+def test_paper_size_by_shapes():
+    config = SoundStreamConfig()
+    assert config.total_stride == 480
+    assert config.rvq == quantization.RVQConfig(12, 1024, 256, 0.99, 2.0, True, 1.0)
+    params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
+
+    # By hand: widths of the blocks, then a strided convolution of kernel 2s between them.
+    def units(c):
+        return 3 * ((7 * c + 1) * c + (c + 1) * c)
+
+    encoder = (7 + 1) * 32 + sum(units(c) for c in (32, 64, 128, 256)) + (3 * 512 + 1) * 256
+    encoder += sum((2 * s * c + 1) * 2 * c for c, s in ((32, 3), (64, 4), (128, 5), (256, 8)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params["encoder"])) == encoder
+    state = jax.eval_shape(SoundStreamLearner().init, jax.random.key(0))
+    assert state.rvq.codebooks.shape == (12, 1024, 256)
+    audio = jax.ShapeDtypeStruct((2, 24_000), jnp.float32)
+    variables = {"params": params, "codebooks": state.rvq.codebooks}
+    codes = jax.eval_shape(lambda v, a: model.encode(config, v, a), variables, audio)
+    assert (codes.shape, codes.dtype) == ((2, 50, 12), jnp.int32)
+    assert jax.eval_shape(lambda v, c: model.decode(config, v, c), variables, codes).shape == (2, 24_000)
+
+
+def test_strided_and_transposed_convolutions_equal_their_definitions():
+    x = noise(1, 24)[..., None]
+    conv = model.CausalConv(features=1, kernel_size=2)
+    params = conv.init(jax.random.key(0), model.fold(x, 3), None)
+    kernel = np.asarray(params["params"]["kernel"]).reshape(6)  # of stride 3, kernel 6
+    padded = np.concatenate([np.zeros(3), x[0, :, 0]])
+    expected = [kernel @ padded[3 * i : 3 * i + 6] for i in range(8)]
+    np.testing.assert_allclose(conv.apply(params, model.fold(x, 3), None)[0][0, :, 0], expected, rtol=1e-4, atol=1e-6)
+
+    up = model.CausalConv(features=3, kernel_size=2)
+    params = up.init(jax.random.key(1), x, None)
+    kernel = np.asarray(params["params"]["kernel"])[:, 0]  # [2, 3]: of the frame before, of this frame
+    impulse_response = np.concatenate([kernel[1], kernel[0]])
+    expected = np.zeros(24 * 3 + 3)
+    for i, value in enumerate(x[0, :, 0]):
+        expected[3 * i : 3 * i + 6] += value * impulse_response
+    actual = model.unfold(up.apply(params, x, None)[0], 3)[0, :, 0]
+    np.testing.assert_allclose(actual, expected[:72], rtol=1e-4, atol=1e-6)
+
+
+def test_codes_and_audio_have_the_promised_shapes(variables):
+    audio = noise(2, 10 * STRIDE)
+    codes = model.encode(SMALL, variables, audio)
+    assert codes.shape == (2, 10, 3)
+    assert codes.dtype == jnp.int32
+    assert len(np.unique(codes)) > 8
+    for levels in (3, 1):
+        decoded = model.decode(SMALL, variables, codes[..., :levels])
+        assert decoded.shape == audio.shape
+        quantized = quantization.decode(variables["codebooks"], codes[..., :levels])
+        np.testing.assert_allclose(decoded, model.synthesize(SMALL, variables["params"], quantized), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(STRIDE,), (1, STRIDE + 1), (1, 0)])
+def test_audio_of_a_broken_shape_is_refused(variables, shape):
+    with pytest.raises(ValueError, match=r"multiple of 48"):
+        model.encode(SMALL, variables, np.zeros(shape, np.float32))
+
+
+def test_encoder_and_decoder_are_causal_by_gradient(variables):
+    frames, frame = 8, 4
+    audio = noise(1, frames * STRIDE)
+    gradient = jax.grad(lambda a: jnp.sum(model.embed(SMALL, variables["params"], a)[0, frame] ** 2))(audio)[0]
+    assert np.abs(gradient[(frame + 1) * STRIDE :]).max() == 0
+    assert np.abs(gradient[frame * STRIDE : (frame + 1) * STRIDE]).min() > 0
+
+    embeddings = jax.random.normal(jax.random.key(0), (1, frames, 6))
+    sample = frame * STRIDE  # the first of the frame
+    gradient = jax.grad(lambda e: model.synthesize(SMALL, variables["params"], e)[0, sample] ** 2)(embeddings)[0]
+    assert np.abs(gradient[frame + 1 :]).max() == 0
+    assert np.abs(gradient[frame]).max() > 0
+    assert np.abs(gradient[frame - 1]).max() > 0
+
+
+def test_streaming_encode_equals_whole_encode(variables):
+    audio = noise(2, 12 * STRIDE)
+    whole = model.encode(SMALL, variables, audio)
+    context = model.initial_context(SMALL, variables["params"], batch=2)
+    parts, start = [], 0
+    for frames in (1, 3, 1, 5, 2):
+        block = audio[:, start * STRIDE : (start + frames) * STRIDE]
+        codes, context = model.encode_streaming(SMALL, variables, block, context)
+        parts.append(codes)
+        start += frames
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    # Without the context the blocks would not fit: the test sees it.
+    alone = model.encode(SMALL, variables, audio[:, STRIDE : 4 * STRIDE])
+    assert (np.asarray(alone) != parts[1]).any()
+
+
+def test_mel_loss_is_the_sum_over_windows():
+    audio, decoded = noise(2, 4096), noise(2, 4096, seed=1)
+    assert float(losses.mel_loss(audio, audio, 24_000)) < 1e-3
+    separate = [float(losses.mel_loss(audio, decoded, 24_000, [window])) for window in losses.MEL_WINDOWS]
+    np.testing.assert_allclose(float(losses.mel_loss(audio, decoded, 24_000)), sum(separate), rtol=1e-5)
+
+    # Twice the amplitude: |S - 2S|_1 = |S|_1, and log 2 in each of the filters that are not empty.
+    window = 512
+    filters = losses.spectrogram.mel_filterbank(24_000, window, losses.NUM_MELS, 0.0, 12_000.0)
+    padded = np.pad(audio, ((0, 0), (window // 2, window // 2)))
+    mel = np.asarray(losses.spectrogram.magnitude(padded, window, window // 4) @ filters)
+    expected = mel.sum(-1).mean() + np.sqrt(window / 2) * np.log(2) * np.sqrt((filters.sum(0) > 0).sum())
+    np.testing.assert_allclose(losses.mel_loss(audio, 2 * audio, 24_000, [window]), expected, rtol=5e-3)
+
+
+def test_log_mel_distance_of_half_the_amplitude_is_log_2():
+    audio = noise(2, 4096)
+    np.testing.assert_allclose(losses.log_mel_distance(audio, 0.5 * audio, 24_000), np.log(2), rtol=0.02)
+
+
+def test_si_sdr_ignores_the_scale_and_measures_noise():
+    audio = noise(3, 4800)
+    error = noise(3, 4800, seed=1)
+    error -= (error * audio).sum(-1, keepdims=True) / (audio**2).sum(-1, keepdims=True) * audio
+    error *= np.linalg.norm(audio, axis=-1, keepdims=True) / np.linalg.norm(error, axis=-1, keepdims=True) / 10
+    np.testing.assert_allclose(losses.si_sdr(audio, 0.3 * (audio + error)), 20.0, atol=0.1)
+
+
+def test_hinge_and_feature_matching_on_literals():
+    real = [jnp.array([[2.0], [0.5]]), jnp.array([[-1.0], [3.0]])]
+    fake = [jnp.array([[-2.0], [0.0]]), jnp.array([[1.0], [-0.5]])]
+    # (0, .5) and (0, 1) -> .25 + .5; (2, 0) and (2, .5) -> 1 + 1.25; mean of two.
+    np.testing.assert_allclose(losses.discriminator_hinge(real, fake), (0.75 + 2.25) / 2)
+    # (3, 1) -> 2; (0, 1.5) -> 0.75.
+    np.testing.assert_allclose(losses.generator_hinge(fake), (2 + 0.75) / 2)
+    matching = losses.feature_matching(
+        [[jnp.ones(3), jnp.zeros(2)], [jnp.ones(4)]], [[jnp.zeros(3), jnp.ones(2) * 2], [jnp.ones(4)]]
+    )
+    np.testing.assert_allclose(matching, (1 + 2 + 0) / 3)
+
+
+def test_discriminators_judge_at_four_resolutions():
+    audio = noise(2, 4800)
+    params = discriminator.init_params(SMALL, jax.random.key(0))
+    logits, features = discriminator.discriminate(SMALL, params, audio)
+    # STFT: 15 frames, halved three times. Waveforms: rates 1, 1/2, 1/4, each divided by 4^4.
+    assert [x.shape for x in logits] == [(2, 2, 1), (2, 19, 1), (2, 10, 1), (2, 5, 1)]
+    assert features[0][-1].shape[2] == 8  # 512 bins halved six times
+    assert [len(layers) for layers in features] == [7, 6, 6, 6]
+    assert [layer.shape[-1] for layer in features[1]] == [2, 8, 8, 8, 8, 8]
+    gradient = jax.grad(lambda a: sum(jnp.sum(x) for x in discriminator.discriminate(SMALL, params, a)[0]))(audio)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+ADAM = OptimizerConfig(name="adamw", learning_rate=3e-3, schedule="constant", warmup_steps=0, clip_norm=1.0)
+LEARNER = SoundStreamLearner(
+    config=SMALL, optimizer=ADAM, discriminator_optimizer=ADAM, feature_weight=1.0, mel_weight=0.01, kmeans_iterations=3
+)
+
+
+def tones(batch: int, samples: int, seed: int = 7) -> np.ndarray:
+    hz = np.random.default_rng(seed).uniform(200, 2000, size=(batch, 1))
+    return (0.4 * np.sin(2 * np.pi * hz * np.arange(samples) / 24_000)).astype(np.float32)
+
+
+def differs(a, b) -> bool:
+    return any((np.asarray(x) != np.asarray(y)).any() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+@pytest.mark.parametrize("codes", [16, 128])  # of 200 vectors: enough for each code, and fewer than 4
+def test_warm_start_gives_every_level_codes_that_new_audio_uses(codes, start):
+    warm = dataclasses.replace(LEARNER, config=dataclasses.replace(SMALL, codebook_size=codes))
+    start = start.replace(rvq=RVQState.init(jax.random.key(2), warm.config.rvq))
+    state = jax.jit(warm.warm_start)(start, {"audio": noise(4, 50 * STRIDE)}, jax.random.key(1))
+    assert state.rvq.codebooks.shape == (3, codes, 6)
+    x = model.embed(warm.config, start.params, noise(4, 50 * STRIDE, seed=1)).reshape(-1, 6)
+    found = quantization.encode(state.rvq.codebooks, x)
+    assert min(len(np.unique(level)) for level in found.T) > min(codes, 40) / 2
+    error = jnp.mean((quantization.decode(state.rvq.codebooks, found) - x) ** 2)
+    untrained = jnp.mean(
+        (quantization.decode(start.rvq.codebooks, quantization.encode(start.rvq.codebooks, x)) - x) ** 2
+    )
+    assert error < 0.2 * jnp.var(x)
+    assert error < 0.5 * untrained
+
+
+def test_training_lowers_the_loss_after_a_warm_start(start):
+    reconstruction = dataclasses.replace(LEARNER, adversarial=False)
+    batch = {"audio": tones(4, 50 * STRIDE)}
+    state = jax.jit(reconstruction.warm_start)(start, batch, jax.random.key(1))
+    step = jax.jit(reconstruction.train_step)
+    history = []
+    for i in range(60):
+        state, metrics = step(state, batch, jax.random.key(i))
+        history.append({name: float(value) for name, value in metrics.items()})
+    assert int(state.step) == 60
+    assert set(history[0]) == {
+        "loss", "gradient_norm/generator", "reconstruction/mel", "reconstruction/waveform", "vq/commitment_loss",
+        "vq/perplexity_00", "vq/perplexity_01", "vq/perplexity_02",
+    }  # fmt: skip
+    assert np.mean([m["loss"] for m in history[-5:]]) < 0.8 * history[0]["loss"]
+    assert not differs(state.discriminator_params, start.discriminator_params)
+    evaluated = jax.jit(reconstruction.eval_step)(state, batch, jax.random.key(0))
+    variables = learner.export(SMALL, state)
+    decoded = model.decode(SMALL, variables, model.encode(SMALL, variables, batch["audio"]))
+    np.testing.assert_allclose(evaluated["loss"], losses.mel_loss(batch["audio"], decoded, 24_000), rtol=1e-3)
+
+
+def test_one_adversarial_step_trains_generator_and_discriminators_in_turn(start):
+    batch = {"audio": tones(2, 50 * STRIDE)}
+    state = start
+    new, metrics = jax.jit(LEARNER.train_step)(state, batch, jax.random.key(1))
+    assert differs(new.params, state.params)
+    assert differs(new.ema_params, state.ema_params)
+    assert differs(new.discriminator_params, state.discriminator_params)
+    assert differs(new.rvq.codebooks, state.rvq.codebooks)
+    total = (
+        0.01 * metrics["reconstruction/mel"]
+        + metrics["vq/commitment_loss"]
+        + metrics["adversarial/generator"]
+        + metrics["adversarial/feature_matching"]
+    )
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+
+    # The generator's step sees the discriminators from before the step; theirs sees the audio decoded before it.
+    x = model.embed(SMALL, state.params, batch["audio"])
+    quantized = quantization.quantize_train(SMALL.rvq, state.rvq, x, jax.random.key(1))[0]
+    decoded = model.synthesize(SMALL, state.params, quantized)
+    logits = [
+        discriminator.discriminate(SMALL, state.discriminator_params, audio)[0] for audio in (batch["audio"], decoded)
+    ]
+    np.testing.assert_allclose(metrics["adversarial/generator"], losses.generator_hinge(logits[1]), rtol=1e-3)
+    np.testing.assert_allclose(metrics["adversarial/discriminator"], losses.discriminator_hinge(*logits), rtol=1e-3)
+
+
+def test_discriminators_learn_to_tell_noise_from_tones():
+    params = discriminator.init_params(SMALL, jax.random.key(0))
+    tx = ADAM.make()
+    opt_state = tx.init(params)
+    real, fake = tones(4, 2400), noise(4, 2400)
+
+    @jax.jit
+    def step(params, opt_state):
+        loss, gradients = jax.value_and_grad(LEARNER._discriminator_loss)(params, real, fake)
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        return jax.tree.map(jnp.add, params, updates), opt_state, loss
+
+    history = []
+    for _ in range(40):
+        params, opt_state, loss = step(params, opt_state)
+        history.append(float(loss))
+    assert 1.0 < history[0] < 4.0
+    assert history[-1] < 0.3 * history[0]
+
+
+def test_exported_variables_are_the_averaged_ones(start):
+    state = start.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, start.ema_params))
+    variables = learner.export(SMALL, state)
+    assert set(variables) == {"params", "codebooks"}
+    np.testing.assert_array_equal(
+        variables["params"]["encoder"]["conv_in"]["bias"], np.asarray(state.params["encoder"]["conv_in"]["bias"]) + 1
+    )
+    np.testing.assert_array_equal(variables["codebooks"], state.rvq.codebooks)
