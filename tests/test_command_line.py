@@ -69,7 +69,7 @@ except SystemExit as end:
     assert end.code == 0
 assert not {"jax", "tensorflow", "librosa"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-P", "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_unknown_command(run):

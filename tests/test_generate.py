@@ -239,4 +239,4 @@ assert music[0].audio.shape == (24000,)
 found = {{"tensorflow", "seqio", "gin", "librosa", "orbax", "tensorflow_datasets"}} & set(sys.modules)
 assert not found, found
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)

@@ -97,6 +97,6 @@ EIGHT_DEVICES = """
 
 def test_eight_devices():
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
-    command = [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(EIGHT_DEVICES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "as expected", done.stderr
