@@ -186,16 +186,14 @@ def semantic_stage(
       mulan_quantizers: MuLan codes of a clip.
       mulan_codebook_size: codes of one MuLan quantizer.
       semantic_codebook_size: semantic codes.
-      acoustic_quantizers: acoustic codes of a frame; only for the size of the full vocabulary.
-      acoustic_codebook_size: codes of one acoustic quantizer; only for the size of the full vocabulary.
+      acoustic_quantizers: acoustic codes of a frame; here only for the size of the full vocabulary.
+      acoustic_codebook_size: codes of one acoustic quantizer; likewise.
       full_vocabulary: the ids of all three streams, as the paper's 430M parameters imply; else only those in use.
       condition_dropout: see `Stage`.
     """
-    streams = _streams(
-        (mulan_quantizers, mulan_codebook_size), semantic_codebook_size, (acoustic_quantizers, acoustic_codebook_size)
-    )
-    conditioning = (StreamSlice("mulan", 0, mulan_quantizers - 1),)
-    target = StreamSlice("semantic", 0, 0)
+    mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
+    streams = _streams(mulan, semantic_codebook_size, acoustic)
+    conditioning, target = (StreamSlice("mulan", 0, mulan_quantizers - 1),), StreamSlice("semantic", 0, 0)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
 
 
@@ -217,9 +215,8 @@ def coarse_stage(
       coarse_quantizers: the first so many acoustic levels are the target.
       use_semantic: False for the paper's ablation, straight from MuLan.
     """
-    streams = _streams(
-        (mulan_quantizers, mulan_codebook_size), semantic_codebook_size, (acoustic_quantizers, acoustic_codebook_size)
-    )
+    mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
+    streams = _streams(mulan, semantic_codebook_size, acoustic)
     conditioning: tuple[StreamSlice, ...] = (StreamSlice("mulan", 0, mulan_quantizers - 1),)
     if use_semantic:
         conditioning += (StreamSlice("semantic", 0, 0),)
@@ -242,9 +239,8 @@ def fine_stage(
     Args as in `semantic_stage` (MuLan and semantic only size the full vocabulary), and:
       coarse_quantizers: the first so many acoustic levels are the conditioning, the others the target.
     """
-    streams = _streams(
-        (mulan_quantizers, mulan_codebook_size), semantic_codebook_size, (acoustic_quantizers, acoustic_codebook_size)
-    )
+    mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
+    streams = _streams(mulan, semantic_codebook_size, acoustic)
     conditioning = (StreamSlice("acoustic", 0, coarse_quantizers - 1),)
     target = StreamSlice("acoustic", coarse_quantizers, acoustic_quantizers - 1)
     return _make_stage("fine", seconds, conditioning, target, streams, full_vocabulary, 0.0)
@@ -310,8 +306,8 @@ def flatten(stage: Stage, part: StreamSlice, codes: jax.Array) -> jax.Array:
 def unflatten(stage: Stage, part: StreamSlice, ids: jax.Array) -> jax.Array:
     """Inverse of `flatten`: codes [b, t, q] of ids [b, t * q]; ids outside their level's range become -1."""
     size = stage.stream(part.stream).codebook_size
-    first = stage.vocabulary.offset(part.stream, part.first_level)
-    codes = ids.reshape(ids.shape[0], -1, part.levels) - (first + size * np.arange(part.levels))
+    first_ids = stage.vocabulary.offset(part.stream, part.first_level) + size * np.arange(part.levels)
+    codes = ids.reshape(ids.shape[0], -1, part.levels) - first_ids
     return jnp.where((codes >= 0) & (codes < size), codes, PADDING)
 
 
@@ -356,10 +352,8 @@ def assemble(stage: Stage, batch: Mapping[str, Any], key: jax.Array | None = Non
                 f"{stage.frames(part)} in its {stage.seconds} s: change the crop of the task or the stage's seconds"
             )
     target = slice_codes(stage, stage.target, batch)
-    rows = target.shape[0]
-    drop = None
-    if key is not None and stage.condition_dropout > 0:
-        drop = jax.random.bernoulli(key, stage.condition_dropout, (rows,))
+    rows, probability = target.shape[0], stage.condition_dropout
+    drop = jax.random.bernoulli(key, probability, (rows,)) if key is not None and probability else None
     conditioning, conditioning_valid = condition_ids(stage, batch, drop)
     ids = jnp.concatenate([conditioning, flatten(stage, stage.target, target)], axis=1)
     valid = jnp.concatenate([conditioning_valid, (target >= 0).reshape(rows, -1)], axis=1)
@@ -372,7 +366,7 @@ def assemble(stage: Stage, batch: Mapping[str, Any], key: jax.Array | None = Non
 
 
 def shift_right(stage: Stage, ids: jax.Array) -> jax.Array:
-    """Decoder inputs of ids [b, l]: bos, then all but the last."""
+    """Decoder inputs of ids [b, l]: bos, then all but the last id."""
     return jnp.concatenate([jnp.full_like(ids[:, :1], stage.vocabulary.bos), ids[:, :-1]], axis=1)
 
 
@@ -399,10 +393,9 @@ def split(stage: Stage, ids: jax.Array) -> dict[str, jax.Array]:
         length = stage.frames(part, seconds) * part.levels
         pieces.setdefault(part.stream, []).append(unflatten(stage, part, ids[:, start : start + length]))
         start += length
-    streams = {name: jnp.concatenate(codes, axis=2) for name, codes in pieces.items()}
-    return {
-        name: codes[:, 0]
-        if stage.stream(name).frame_rate == 0
-        else (codes[:, :, 0] if name == SEMANTIC.name else codes)
-        for name, codes in streams.items()
-    }
+    streams = {}
+    for name, codes in pieces.items():
+        joined = jnp.concatenate(codes, axis=2)
+        squeezed = joined[:, 0] if stage.stream(name).frame_rate == 0 else joined
+        streams[name] = joined[:, :, 0] if name == SEMANTIC.name else squeezed
+    return streams
