@@ -160,7 +160,7 @@ def test_mel_loss_is_the_sum_over_windows():
 
 def test_log_mel_distance_of_half_the_amplitude_is_log_2():
     audio = noise(2, 4096)
-    np.testing.assert_allclose(losses.log_mel_distance(audio, 0.5 * audio, 24_000), np.log(2), rtol=0.02)
+    np.testing.assert_allclose(losses.log_mel_distance(audio, 0.5 * audio, 24_000, [256, 1024]), np.log(2), rtol=0.02)
 
 
 def test_si_sdr_ignores_the_scale_and_measures_noise():
@@ -248,7 +248,8 @@ def test_training_lowers_the_loss_after_a_warm_start(start):
     assert not differs(state.discriminator_params, start.discriminator_params)
     evaluated = jax.jit(reconstruction.eval_step)(state, batch, jax.random.key(0))
     variables = learner.export(SMALL, state)
-    decoded = model.decode(SMALL, variables, model.encode(SMALL, variables, batch["audio"]))
+    recode = compiled(lambda audio: model.decode(SMALL, variables, model.encode(SMALL, variables, audio)))
+    decoded = recode(batch["audio"])
     np.testing.assert_allclose(evaluated["loss"], losses.mel_loss(batch["audio"], decoded, 24_000), rtol=1e-3)
 
 
