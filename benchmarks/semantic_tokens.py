@@ -3,8 +3,8 @@
 Normalised mutual information of the tokens with the pitch class of the lead voice (frames in which it sounds) and with
 the instrument, on compositions that were never trained on. Beside them k-means with as many clusters on raw log-mel
 features at the same rate (80 bins, four frames averaged, normalised per dimension), fitted to the training split.
-Intervals are bootstrapped over the clips; those of a difference draw the same clips for both. Clips drawn twice raise the
-information of a sample, so intervals of single figures lie high; in the difference this cancels almost wholly.
+Intervals are bootstrapped over the clips; those of a difference draw the same clips for both. Clips drawn twice raise
+the information of a sample, so intervals of single figures lie high; in the difference this cancels almost wholly.
 """
 
 import functools
