@@ -153,7 +153,8 @@ def contact_sheet(path: str, titles: list[str], made: list[np.ndarray], real: li
     figure, axes = pyplot.subplots(len(titles), 2, figsize=(16, 2.2 * len(titles)), squeeze=False)
     for row, title, *pair in zip(axes, titles, made, real, strict=True):
         for axis, clip, origin in zip(row, pair, ("generated", "real render"), strict=True):
-            axis.specgram(clip + 1e-7, NFFT=1024, Fs=SAMPLE_RATE, noverlap=768, vmin=-140, vmax=-30, cmap="magma")
+            noise = 1e-7 * np.random.default_rng(0).standard_normal(len(clip))  # digital silence has no logarithm
+            axis.specgram(clip + noise, NFFT=1024, Fs=SAMPLE_RATE, noverlap=768, vmin=-140, vmax=-30, cmap="magma")
             axis.set_ylim(0, 8000)
             axis.set_title(f"{origin}: {title[:90]}", fontsize=7)
             axis.tick_params(labelsize=6)
@@ -206,6 +207,9 @@ def main() -> None:
         fit = metrics.bootstrap([metrics.key_fit(h.pitch_classes) for h in hearings], seed=args.seed)
         target, passed = (f"> {random_fit:.3f} (random pitches)", fit.low > random_fit) if own else ("", None)
         figures.append(Figure(f"key fit, {origin}", fit, target, passed))
+        used = [metrics.pitch_classes_in_use(h.pitch_classes) for h in hearings]
+        note = "effective number; a hum on few pitches fits a key too"
+        figures.append(Figure(f"pitch classes in use, {origin}", metrics.bootstrap(used, seed=args.seed), note=note))
         silent = sum(level_db(clip) < SILENT_DB for clip in sounds[origin])
         flat = sum(clipped_share(clip) > 1e-3 for clip in sounds[origin])
         figures.append(Figure(f"silent clips, {origin}", silent, "0" if own else "", silent == 0 if own else None))

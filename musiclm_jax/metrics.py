@@ -226,6 +226,15 @@ def key_fit(pitch_classes: np.ndarray) -> float:
     return float(max(np.corrcoef(weights, profile)[0, 1] for profile in profiles))
 
 
+def pitch_classes_in_use(pitch_classes: np.ndarray) -> float:
+    """Effective number of pitch classes of a histogram `[12]`, 2 to its entropy: 1 for a single tone; 0 if it is empty.
+
+    It stands beside `key_fit`, which a steady hum on a few pitches passes as well.
+    """
+    weights = _histogram(pitch_classes)
+    return float(2 ** scipy.stats.entropy(weights, base=2)) if weights.sum() > 0 else 0.0
+
+
 def scale_share(pitch_classes: np.ndarray) -> float:
     """Share of a pitch-class histogram `[12]` inside its best major or natural minor scale; 0 if it is empty."""
     weights = _histogram(pitch_classes)

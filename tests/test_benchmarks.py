@@ -2,6 +2,8 @@
 
 import shutil
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
@@ -152,3 +154,35 @@ def test_instrument_auc_with_hearings(monkeypatch):
     assert overall == metrics.Estimate(1.0, 1.0, 1.0) and each == {"flute": 1.0, "piano": 1.0}
     overall, _ = generation.instrument_auc(heard, asked[::-1], seed=0)
     assert overall.value == 0
+
+
+@pytest.mark.parametrize("name", ["semantic", "coarse", "fine"])
+def test_clip_bits_are_the_learners(name):
+    from musiclm_jax.optimizers import OptimizerConfig
+    from musiclm_jax.stage_learner import StageLearner
+    from musiclm_jax.transformer import TransformerConfig
+
+    sizes = {
+        "mulan_codebook_size": 8,
+        "semantic_codebook_size": 8,
+        "acoustic_codebook_size": 8,
+        "full_vocabulary": False,
+    }
+    stage = getattr(stages, f"{name}_stage")(seconds=0.4, **sizes)
+    config = TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0)
+    learner = StageLearner(stage, config, OptimizerConfig())
+    state = nn.meta.unbox(learner.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    crops = [
+        {"semantic": rng.integers(0, 8, 10), "acoustic": rng.integers(0, 8, (20, 12)), "mulan": rng.integers(0, 8, 12)}
+        for _ in range(stage_bits.BATCH)
+    ]
+    found = stage_bits.measure(stage, config, state.params, crops)
+    batch = {key: np.stack([c[key] for c in crops]).astype(np.int32) for key in crops[0]}
+    expected = learner.eval_step(state, batch, jax.random.key(1))
+    assert found.shape == (stage_bits.BATCH, stage.target.levels)
+    assert found.mean() == pytest.approx(float(expected["bits"]), rel=1e-5)
+    first = f"loss/level_{stage.target.first_level:02d}"
+    assert found[:, 0].mean() * np.log(2) == pytest.approx(float(expected[first]), rel=1e-5)
+    ragged = stage_bits.measure(stage, config, state.params, crops[:3])  # a batch that is not full
+    np.testing.assert_allclose(ragged, found[:3], rtol=1e-5)

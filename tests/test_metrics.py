@@ -135,3 +135,9 @@ def test_random_histograms_fit_keys_worse():
     assert metrics.scale_share(np.zeros(12)) == 0
     with pytest.raises(ValueError, match="12 weights"):
         metrics.key_fit(np.ones(11))
+
+
+def test_pitch_classes_in_use_tells_a_hum_from_music():
+    assert metrics.pitch_classes_in_use(np.eye(12)[3]) == 1
+    assert metrics.pitch_classes_in_use(np.repeat([1, 0], 6)) == pytest.approx(6)
+    assert metrics.pitch_classes_in_use(np.zeros(12)) == 0
