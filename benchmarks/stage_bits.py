@@ -2,8 +2,8 @@
 
 Each test clip is cropped once to the stage's length. Its bits per token are measured level by level with its own
 conditioning and with the conditioning of another clip of another composition, and set beside the unigram entropy: the
-bits of the test codes under the frequencies of the training codes. A figure is met if the saving, paired by clip, is above
-0. Intervals: bootstrap over clips.
+bits of the test codes under the frequencies of the training codes. A figure is met if the saving, paired by clip, is
+above 0. Intervals: bootstrap over clips.
 """
 
 import functools
