@@ -132,7 +132,7 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
     progress = command.Progress()
 
     def batches() -> Iterator[np.ndarray]:
-        for done, total, batch in corpus_batches(corpus, clips):
+        for done, total, batch in corpus_batches(corpus, clips, seed):
             audio = np.stack([clip["audio"] for clip in filled(batch)])
             yield np.asarray(features({"params": params}, audio))[: len(batch)]
             progress("features of the corpus", done, total)
@@ -157,7 +157,7 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
     draw = np.random.default_rng(seed)
     progress = command.Progress()
     heard, read, seen = [], [], []
-    for done, total, batch in corpus_batches(corpus, clips):
+    for done, total, batch in corpus_batches(corpus, clips, seed):
         audio = np.stack([clip["audio"] for clip in filled(batch)])
         heard.append(np.asarray(mulan.embed_audio(config, variables, audio))[: len(batch)])
         captions = [clip["caption"][draw.integers(len(clip["caption"]))] for clip in batch]
@@ -187,12 +187,15 @@ def candidates(clips: list[dict]) -> dict[str, list[str]]:
     }
 
 
-def corpus_batches(corpus: str, clips: int) -> Iterator[tuple[int, int, list[dict]]]:
-    """Clips of the training split, evenly spread over it, in batches.
+def corpus_batches(corpus: str, clips: int, seed: int) -> Iterator[tuple[int, int, list[dict]]]:
+    """Clips of the training split, drawn at random, in batches.
+
+    Not every n-th clip: the corpus goes through its instruments in turn, so that a stride would leave some out.
 
     Args:
       corpus: folder of audio records.
-      clips: about how many; 0 for all.
+      clips: how many; 0 or more than there are for all.
+      seed: of the draw.
 
     Yields:
       (clips so far, clips in all, batch).
@@ -203,12 +206,13 @@ def corpus_batches(corpus: str, clips: int) -> Iterator[tuple[int, int, list[dic
 
     paths = records.shard_paths(corpus, "train")
     count = sum(1 for _ in tf.data.TFRecordDataset(paths))
-    stride = max(1, count // clips) if clips else 1
-    total = -(-count // stride)
+    total = min(clips, count) if clips else count
+    drawn = np.zeros(count, bool)
+    drawn[np.random.default_rng(seed).choice(count, total, replace=False)] = True
     batch: list[dict] = []
     done = 0
     for index, clip in enumerate(records.read_audio_records(paths)):
-        if index % stride:
+        if not drawn[index]:
             continue
         batch.append(clip)
         done += 1

@@ -22,6 +22,7 @@ from musiclm_jax import decoding, mulan, soundstream
 from musiclm_jax.bundles import Bundle, BundleError, Part
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC
 
+STAGES = ("semantic", "coarse", "fine")
 MAX_PROMPT_CHARACTERS = 1000  # far beyond what the text encoder reads (128 word pieces)
 MIN_SECONDS = 1.0
 MAX_PIECES = 1000  # of one request
@@ -160,6 +161,8 @@ def stream(
     """As `generate`, yielding each piece as soon as it is finished."""
     check_prompts(prompts)
     request.check(bundle)
+    for name in ("soundstream", "mulan", *STAGES):  # what is missing shows before any work
+        bundle.part(name)
     progress = progress or (lambda name, done, total: None)
     progress("text", 0, 1)  # also stands for reading the weights
     text = bundle.mulan()
@@ -205,7 +208,7 @@ def generate_tokens(
       int32 "mulan" `[batch, 12]`, "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, where t covers whole coarse
       windows.
     """
-    semantic_part, coarse_part, fine_part = (_stage(bundle, name) for name in ("semantic", "coarse", "fine"))
+    semantic_part, coarse_part, fine_part = (_stage(bundle, name) for name in STAGES)
     window = window_frames(coarse_part)
     hop = window // 2
     frames = window + hop * max(0, math.ceil((request.seconds * SEMANTIC.frame_rate - window) / hop))

@@ -218,7 +218,9 @@ def test_missing_stage_is_named(tmp_path):
     folder = miniature.copy(tmp_path / "mini")
     (folder / "fine.safetensors").unlink()
     with pytest.raises(bundles.BundleError, match=r"fine\.safetensors is missing"):
-        musiclm_jax.load(folder).generate(["piano"], seconds=1.0)
+        heard = []
+        musiclm_jax.load(folder).generate(["piano"], seconds=1.0, progress=lambda *report: heard.append(report))
+    assert not heard  # before any work
 
 
 def test_parts_that_do_not_fit_are_named(tmp_path):

@@ -65,6 +65,58 @@ def test_adamw_is_optax_adamw_on_the_clipped_gradient():
     assert not np.allclose(updates, unclipped)
 
 
+def layers_of(key):
+    keys = iter(jax.random.split(key, 6))
+    shapes = {
+        "qkv": (2, 6, 2, 3, 3),
+        "out": (2, 2, 3, 6),
+        "gate": (2, 6, 12),
+        "up": (2, 6, 12),
+        "down": (2, 12, 6),
+    }
+    kernels = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+    return {"embedding": jnp.ones((5, 6)), "layers": kernels | {"norm": {"scale": jnp.ones((2, 6))}}}
+
+
+def test_muon_makes_the_update_of_each_matrix_nearly_orthogonal():
+    config = OptimizerConfig("muon", learning_rate=0.1, schedule="constant", warmup_steps=0)
+    params, grads = layers_of(jax.random.key(0)), layers_of(jax.random.key(1))
+    updates, _ = config.make().update(grads, config.make().init(params), params)
+    layers = updates["layers"]
+    matrices = [layers["qkv"][1, :, :, i].reshape(6, 6) for i in range(3)]
+    matrices += [layers["out"][0].reshape(6, 6), layers["gate"][1], layers["up"][0], layers["down"][1]]
+    for matrix in matrices:
+        values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        # Five Newton-Schulz steps bring singular values near 1; the rate and 0.2 sqrt(longer side) scale them.
+        values /= 0.1 * 0.2 * np.sqrt(max(matrix.shape))
+        assert np.all(values > 0.3) and np.all(values < 1.4), values
+    # Gradients of noise have no such values.
+    raw = np.linalg.svd(np.asarray(grads["layers"]["qkv"][1, :, :, 0].reshape(6, 6)), compute_uv=False)
+    assert raw.max() / raw.min() > 5
+
+
+def test_muon_leaves_the_embedding_and_norms_to_nadam():
+    muon = OptimizerConfig("muon", 0.1, "constant", warmup_steps=0, weight_decay=0.5, b2=0.98, clip_norm=None).make()
+    nadam = optax.nadam(0.1, b2=0.98)
+    params, grads = layers_of(jax.random.key(0)), layers_of(jax.random.key(1))
+    ours, _ = muon.update(grads, muon.init(params), params)
+    theirs, _ = nadam.update(grads, nadam.init(params), params)
+    np.testing.assert_allclose(ours["layers"]["norm"]["scale"], theirs["layers"]["norm"]["scale"], rtol=1e-4)
+    np.testing.assert_allclose(ours["embedding"], theirs["embedding"], rtol=1e-4)
+    assert not np.allclose(ours["layers"]["gate"], theirs["layers"]["gate"], atol=1e-3)
+    with pytest.raises(ValueError, match="is 'muon', which is for the stages' Transformer"):
+        muon.init({"kernel": jnp.ones((2, 2))})
+
+
+def test_norm_scales_do_not_decay_when_layers_are_stacked():
+    config = OptimizerConfig("adamw", learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.5)
+    params = layers_of(jax.random.key(0))
+    optimizer = config.make()
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["layers"]["norm"]["scale"], jnp.zeros((2, 6)))
+    np.testing.assert_allclose(updates["layers"]["gate"], -0.05 * params["layers"]["gate"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
 def test_minimizes_a_quadratic(name):
     config = OptimizerConfig(name, learning_rate=0.1, schedule="cosine", warmup_steps=5, total_steps=200)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from musiclm_jax import audio, bundles, checkpoints, mulan, records, w2v_bert
-from musiclm_jax.launch import main, train
+from musiclm_jax.launch import export, main, train
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.soundstream.learner import SoundStreamLearner
@@ -173,6 +173,20 @@ def test_export_of_w2v_bert_fits_the_clusters(corpus, tmp_path, capsys):
     part = bundles.load(tmp_path / "b").part("w2v_bert")
     codes = jax.jit(w2v_bert.semantic_tokens, static_argnums=0)(*part, np.stack([noise(0), noise(2)]))
     assert len(np.unique(codes)) > miniature.CODES // 2
+
+
+def test_clips_of_a_fit_are_drawn_at_random(corpus):
+    """A stride would leave out instruments of a corpus that goes through them in turn."""
+
+    def drawn(clips, seed):
+        return [clip["id"] for *_, batch in export.corpus_batches(str(corpus), clips, seed) for clip in batch]
+
+    everything = drawn(0, 0)
+    assert len(set(everything)) == CLIPS["train"] and everything == drawn(99, 1)
+    half = drawn(9, 0)
+    assert len(set(half)) == 9 and half == drawn(9, 0) != drawn(9, 1)
+    places = np.array([everything.index(name) for name in half])
+    assert len(set(np.diff(places))) > 1
 
 
 def test_export_of_mulan_fits_the_quantizer_and_writes_candidates(corpus, tmp_path, capsys):
