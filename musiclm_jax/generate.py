@@ -29,6 +29,14 @@ MAX_PIECES = 1000  # of one request
 TOKENS_PER_REPORT = 100  # of a row, between two calls of a progress function
 ACOUSTIC_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
 
+# Small words that tell a language: a prompt with two or more of the others, and more than of the English, is foreign.
+ENGLISH_WORDS = frozenset("a an and at by for from in is of on over that the this to with without".split())
+OTHER_WORDS = frozenset(
+    "au aux avec dans de des du et le les pour sur très un une der das dem den ein eine einem einen einer für im ist "
+    "mit und von vom zum zur auf sehr del el los las y con para por muy una uno di il gli lo nel nella che e molto com "
+    "em muito os um uma na não een het met van voor op zeer en och med ett på z w i".split()
+)
+
 # Called with the name of the work under way, and how much of it is done.
 Progress = Callable[[str, float, float], None]
 
@@ -122,13 +130,17 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def language_warnings(prompts: Sequence[str]) -> list[str]:
-    """One line for each prompt in another script: the text encoder of the tiny bundle reads English."""
+    """One line for each prompt that is not English, by its script or its small words: the tiny bundle's text encoder
+    reads English alone."""
     lines = []
     for prompt in prompts:
         letters = [character for character in prompt if character.isalpha()]
-        if sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2:  # beyond Latin Extended-B
+        words = "".join(c if c.isalpha() else " " for c in prompt.lower()).split()
+        english, other = (sum(word in known for word in words) for known in (ENGLISH_WORDS, OTHER_WORDS))
+        foreign_script = sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2  # beyond Latin Extended-B
+        if foreign_script or (other >= 2 and other > english):
             lines.append(
-                f"prompt {prompt[:40]!r} is not in Latin letters: the models know English, the music may not follow it"
+                f"prompt {prompt[:40]!r} does not look like English, which the models know: the music may not follow it"
             )
     return lines
 

@@ -137,8 +137,9 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [b, l, d] times a kernel [d, f], whose gradient sums over b and l as they lie in memory.
 
-    JAX's own rule makes the kernel's gradient transposed; XLA on a CPU then copies the gradient of the result transposed,
-    together with all element by element work that leads to it: a layer takes twice as long (benchmarks/stage_step.py).
+    JAX's own rule makes the kernel's gradient transposed. On a CPU, XLA then copies the gradient of the result
+    transposed, together with all element by element work that leads to it, which takes as long as the products
+    (benchmarks/stage_step.py).
     """
     return x @ kernel
 

@@ -208,10 +208,26 @@ def test_bad_prompts_are_one_line(bundle, prompts, message):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
 
 
-def test_other_scripts_are_warned_about():
-    assert generate.language_warnings(["un air de flûte très gai", "für Elise", "jig 123"]) == []
-    lines = generate.language_warnings(["веселая мелодия", "静かなピアノ", "piano"])
-    assert len(lines) == 2 and "English" in lines[0]
+def test_other_languages_are_warned_about():
+    english = [
+        "für Elise",
+        "jig 123",
+        "a calm Bach chorale in the style of Clair de lune, con brio, for the organ",
+        "La Bamba de Veracruz with a guitar and the drums",
+        "solo piano",
+        "Chopin nocturne op 9 no 2",
+    ]
+    assert generate.language_warnings(english) == []
+    others = [
+        "веселая мелодия",
+        "静かなピアノ",
+        "un air de flûte très gai",
+        "eine ruhige Melodie auf der Geige",
+        "una canción alegre con guitarra y tambor",
+        "un valzer lento con il pianoforte",
+    ]
+    lines = generate.language_warnings([*others, "piano"])
+    assert len(lines) == len(others) and all("English" in line for line in lines)
 
 
 def test_missing_stage_is_named(tmp_path):
