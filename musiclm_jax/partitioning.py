@@ -108,7 +108,9 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
       ValueError: if an axis does not divide over the mesh, with its name and the parameter's path.
     """
 
-    def leaf_sharding(path: Any, leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, nn.Partitioned) and not jax.tree.leaves(leaf.value):
+            return leaf.value  # optax's MaskedNode: a parameter that this half of the optimiser leaves to the other
         if not isinstance(leaf, nn.Partitioned) or len(leaf.names) != leaf.value.ndim:
             return replicated(mesh)
         spec = nn.logical_to_mesh_axes(leaf.names, RULES)

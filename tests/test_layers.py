@@ -60,6 +60,14 @@ def test_gated_mlp_as_t5():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_product_has_the_gradients_of_a_product():
+    x, kernel, weights = random(0, 2, 5, 3), random(1, 3, 4), random(2, 2, 5, 4)
+    ours = jax.grad(lambda x, w: jnp.sum(layers.product(x, w) * weights), argnums=(0, 1))(x, kernel)
+    np.testing.assert_allclose(layers.product(x, kernel), x @ kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours[0], np.einsum("blf,df->bld", weights, kernel), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours[1], np.einsum("bld,blf->df", x, weights), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("block_size", [0, 64])
 def test_attention_as_t5(block_size):
     length = 200  # beyond the last bucket's distance

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.partitioning import unbox
+from musiclm_jax.partitioning import make_mesh, state_sharding, unbox
 from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.stages import coarse_stage, fine_stage
 from musiclm_jax.transformer import TransformerConfig
@@ -85,3 +85,15 @@ def test_state_carries_the_names_of_logical_axes():
     abstract = jax.eval_shape(LEARNER.init, jax.random.key(0))
     assert abstract.params["layers"]["mlp"]["gate"].names == ("layers", "embed", "mlp")
     assert abstract.step.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "muon"])
+def test_every_optimizers_state_is_sharded_like_its_parameters(optimizer):
+    learner = dataclasses.replace(LEARNER, optimizer=dataclasses.replace(LEARNER.optimizer, name=optimizer))
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))
+    sharding = state_sharding(make_mesh(), boxed)
+    assert jax.tree.structure(sharding) == jax.tree.structure(unbox(boxed))
+    if optimizer != "adafactor":  # its factored moments are replicated
+        by_path = dict(jax.tree_util.tree_leaves_with_path(sharding.opt_state))
+        moments = [x.spec for path, x in by_path.items() if "gate" in jax.tree_util.keystr(path)]
+        assert moments and set(moments) == {sharding.params["layers"]["mlp"]["gate"].spec}
