@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Trains on this machine, and starts again after a crash.
+#
+#   launch/local.sh --gin_file=semantic_tiny.gin --model_dir=/data/semantic --gin.DATA_DIR="'/data/tokens'"
+#
+# Options, written --NAME=VALUE:
+#   --gin_file      gin file, as `musiclm train` takes it; may be repeated
+#   --model_dir     folder of the run
+#   --gin.NAME      value of a gin binding; any number of them
+# and, if wanted:
+#   --restarts      how often to start again after a crash (default 3)
+#   --pause         seconds before starting again (default 10)
+#   --dry_run       print the command, run nothing
+#
+# SIGTERM and Ctrl-C are passed on: the training saves a checkpoint and ends, and the same command goes on from there.
+set -euo pipefail
+
+fail() {
+  printf 'launch/local.sh: %s (--help lists the options)\n' "$1" >&2
+  exit 2
+}
+
+# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
+quote() {
+  local word separator=''
+  for word in "$@"; do
+    case $word in
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
+    esac
+    printf '%s%s' "$separator" "$word"
+    separator=' '
+  done
+}
+
+given='' restarts=3 pause=10 dry_run=''
+train=(musiclm train)
+while (($#)); do
+  [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
+  case $1 in
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    --dry_run) dry_run=yes ;;
+    --gin_file=*) train+=("$1") ;;
+    --model_dir=*) train+=("$1") ;;
+    --gin.?*=*) train+=("$1") ;;
+    --restarts=*) restarts=${1#*=} ;;
+    --pause=*) pause=${1#*=} ;;
+    *) fail "unknown option '$1': options are written --NAME=VALUE" ;;
+  esac
+  shift
+done
+missing=''
+for name in gin_file model_dir; do
+  [[ $given == *" --$name "* ]] || missing+=" --$name"
+done
+[[ -z $missing ]] || fail "missing:$missing"
+for name in restarts pause; do
+  [[ ${!name} =~ ^[0-9]+$ ]] || fail "--$name is '${!name}', expected a whole number"
+done
+
+if [[ -n $dry_run ]]; then
+  quote "${train[@]}"
+  echo
+  exit
+fi
+command -v musiclm >/dev/null || fail "there is no program musiclm here: pip install $(dirname "$0")/.."
+
+child='' signals=0
+pass_on() {
+  signals=$((signals + 1))
+  kill -s "$1" "$child" 2>/dev/null || true
+}
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
+# A process group of its own: otherwise Ctrl-C reaches the training twice, from the terminal and from the trap, and the
+# second signal ends it before it has saved.
+set -m
+
+# run COMMAND...: waits until the command ends and leaves its exit code in $code. A signal interrupts `wait` alone.
+run() {
+  local seen=-1
+  "$@" </dev/null &
+  child=$!
+  while ((signals != seen)); do
+    seen=$signals code=0
+    wait "$child" || code=$?
+  done
+}
+
+for ((restart = 1; ; restart++)); do
+  run "${train[@]}"
+  # Code 2 is input that cannot be used, or a loss that is no number: another try would end the same way.
+  if ((code == 0 || code == 2 || signals > 0)); then
+    exit "$code"
+  fi
+  if ((restart > restarts)); then
+    echo "launch/local.sh: the training ended with code $code, its $restarts restarts are used up" >&2
+    exit "$code"
+  fi
+  echo "launch/local.sh: the training ended with code $code, restart $restart of $restarts in $pause s" >&2
+  run sleep "$pause"
+  ((signals == 0)) || exit "$code"
+done

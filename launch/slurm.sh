@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Submits a training to a Slurm cluster with GPUs, one process per GPU. Before the time limit the training saves a
+# checkpoint, and the job queues again and goes on from there.
+#
+#   launch/slurm.sh --nodes=NODES --gpus_per_node=GPUS --cpus_per_task=CPUS --time=TIME \
+#     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'"
+#
+# The job sees the environment that this is called from: activate the one that has `musiclm` and jax[cuda12] before.
+#
+# Options, written --NAME=VALUE:
+#   --nodes           number of nodes
+#   --gpus_per_node   GPUs, and processes, of each node
+#   --cpus_per_task   CPUs of each process
+#   --time            time limit of one turn, as sbatch takes it
+#   --gin_file        gin file, as `musiclm train` takes it; may be repeated
+#   --model_dir       folder of the run, one that all nodes see
+#   --gin.NAME        value of a gin binding; any number of them
+# and, if wanted:
+#   --save_seconds    how long before the time limit to save and stop (default 120)
+#   --sbatch          one more option of sbatch, such as --sbatch=--partition=NAME; may be repeated
+#   --dry_run         print the commands and the job's script, run nothing
+set -euo pipefail
+
+fail() {
+  printf 'launch/slurm.sh: %s (--help lists the options)\n' "$1" >&2
+  exit 2
+}
+
+# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
+quote() {
+  local word separator=''
+  for word in "$@"; do
+    case $word in
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
+    esac
+    printf '%s%s' "$separator" "$word"
+    separator=' '
+  done
+}
+
+given='' nodes='' gpus_per_node='' cpus_per_task='' time='' model_dir='' save_seconds=120 dry_run=''
+train=(musiclm train)
+submit=(sbatch --job-name=musiclm)
+while (($#)); do
+  [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
+  case $1 in
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    --dry_run) dry_run=yes ;;
+    --nodes=*) nodes=${1#*=} ;;
+    --gpus_per_node=*) gpus_per_node=${1#*=} ;;
+    --cpus_per_task=*) cpus_per_task=${1#*=} ;;
+    --time=*) time=${1#*=} ;;
+    --gin_file=*) train+=("$1") ;;
+    --model_dir=*) model_dir=${1#*=} train+=("$1") ;;
+    --gin.?*=*) train+=("$1") ;;
+    --save_seconds=*) save_seconds=${1#*=} ;;
+    --sbatch=-*) submit+=("${1#*=}") ;;
+    *) fail "unknown option '$1': options are written --NAME=VALUE" ;;
+  esac
+  shift
+done
+missing=''
+for name in nodes gpus_per_node cpus_per_task time gin_file model_dir; do
+  [[ $given == *" --$name "* ]] || missing+=" --$name"
+done
+[[ -z $missing ]] || fail "missing:$missing"
+for name in nodes gpus_per_node cpus_per_task save_seconds; do
+  [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "--$name is '${!name}', expected a whole number of 1 or more"
+done
+
+# --signal without "B:" reaches the training alone, so the job's script is there to queue it again.
+submit+=(
+  "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node"
+  "--cpus-per-task=$cpus_per_task" "--time=$time" "--signal=TERM@$save_seconds" --requeue
+  "--output=${model_dir//%/%%}/slurm-%j.log" --open-mode=append
+)
+# jax.distributed takes the GPU with the number of the process on its node, so every process has to see all of them.
+# srun no longer takes --cpus-per-task over from sbatch.
+srun=(srun --kill-on-bad-exit=1 "--cpus-per-task=$cpus_per_task" --gpu-bind=none "${train[@]}")
+script="#!/usr/bin/env bash
+export MUSICLM_DISTRIBUTED=1
+output=\$(mktemp)
+trap 'rm -f \"\$output\"' EXIT
+$(quote "${srun[@]}") 2>&1 | tee \"\$output\"
+code=\${PIPESTATUS[0]}
+# A training that a signal stopped has saved and ends without an error.
+if ((code == 0)) && grep -q '^stopped by a signal' \"\$output\"; then
+  scontrol requeue \"\$SLURM_JOB_ID\"
+fi
+exit \"\$code\""
+
+if [[ -n $dry_run ]]; then
+  quote mkdir -p "$model_dir"
+  echo
+  quote "${submit[@]}"
+  printf " <<'END'\n%s\nEND\n" "$script"
+else
+  mkdir -p "$model_dir" # Slurm drops the output of a job whose log has no folder
+  "${submit[@]}" <<<"$script"
+fi
