@@ -18,7 +18,7 @@ from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import metrics
 from musiclm_jax.losses import token_losses
 from musiclm_jax.stages import Stage, assemble
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC, STAGES
 from musiclm_jax.transformer import TransformerConfig, hidden_states, level_logits
 
 BATCH = 8
@@ -99,7 +99,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], corpus=False)
     parser.add_argument("--tokens", required=True, help="folder of token records, made by `musiclm tokenize`")
     parser.add_argument("--clips", type=int, default=200, help="held-out clips")
-    parser.add_argument("--stages", nargs="+", default=["semantic", "coarse", "fine"])
+    parser.add_argument("--stages", nargs="+", default=STAGES)
     args = parser.parse_args()
     bundle = musiclm_jax.load(args.bundle)
     train = list(read_token_records(shard_paths(args.tokens, "train")))

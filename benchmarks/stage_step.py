@@ -18,6 +18,7 @@ import numpy as np
 from musiclm_jax import layers, partitioning, stages
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tokens import STAGES
 from musiclm_jax.transformer import TransformerConfig
 
 TINY = TransformerConfig(
@@ -49,7 +50,7 @@ def fake_batch(stage: stages.Stage, batch_size: int) -> dict[str, np.ndarray]:
 def main() -> None:
     """Prints a line per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", default="coarse", choices=("semantic", "coarse", "fine"))
+    parser.add_argument("--stage", default="coarse", choices=STAGES)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.launch import command
+from musiclm_jax.tokens import STAGES
 
-STAGES = ("semantic", "coarse", "fine")
 NEED_CORPUS = ("w2v_bert", "mulan")
 LEARNERS = {
     "soundstream": "musiclm_jax.soundstream.learner:SoundStreamLearner",

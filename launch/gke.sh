@@ -28,22 +28,8 @@
 #   --dry_run           print the command and the manifest, run nothing
 set -euo pipefail
 
-fail() {
-  printf 'launch/gke.sh: %s (--help lists the options)\n' "$1" >&2
-  exit 2
-}
-
-# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
-quote() {
-  local word separator=''
-  for word in "$@"; do
-    case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
-    esac
-    printf '%s%s' "$separator" "$word"
-    separator=' '
-  done
-}
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$(dirname "$0")/options.sh"
 
 given='' name='' context='' image='' claim='' accelerator='' topology='' chips_per_host='' slices='' model_dir=''
 namespace=default service_account=default command=musiclm restarts=3 dry_run=''
@@ -52,7 +38,7 @@ while (($#)); do
   [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
   [[ $1 != *$'\n'* ]] || fail "an argument has a line break: write '${1%%$'\n'*}...' on one line"
   case $1 in
-    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) help && exit ;;
     --dry_run) dry_run=yes ;;
     --name=*) name=${1#*=} ;;
     --context=*) context=${1#*=} ;;
@@ -73,11 +59,7 @@ while (($#)); do
   esac
   shift
 done
-missing=''
-for option in name context image claim accelerator topology chips_per_host slices gin_file model_dir; do
-  [[ $given == *" --$option "* ]] || missing+=" --$option"
-done
-[[ -z $missing ]] || fail "missing:$missing"
+require "$given" '' name context image claim accelerator topology chips_per_host slices gin_file model_dir
 for option in chips_per_host slices; do
   [[ ${!option} =~ ^[1-9][0-9]*$ ]] || fail "--$option is '${!option}', expected a whole number of 1 or more"
 done

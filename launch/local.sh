@@ -15,29 +15,15 @@
 # SIGTERM and Ctrl-C are passed on: the training saves a checkpoint and ends, and the same command goes on from there.
 set -euo pipefail
 
-fail() {
-  printf 'launch/local.sh: %s (--help lists the options)\n' "$1" >&2
-  exit 2
-}
-
-# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
-quote() {
-  local word separator=''
-  for word in "$@"; do
-    case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
-    esac
-    printf '%s%s' "$separator" "$word"
-    separator=' '
-  done
-}
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$(dirname "$0")/options.sh"
 
 given='' restarts=3 pause=10 dry_run=''
 train=(musiclm train)
 while (($#)); do
   [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
   case $1 in
-    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) help && exit ;;
     --dry_run) dry_run=yes ;;
     --gin_file=*) train+=("$1") ;;
     --model_dir=*) train+=("$1") ;;
@@ -48,11 +34,7 @@ while (($#)); do
   esac
   shift
 done
-missing=''
-for name in gin_file model_dir; do
-  [[ $given == *" --$name "* ]] || missing+=" --$name"
-done
-[[ -z $missing ]] || fail "missing:$missing"
+require "$given" '' gin_file model_dir
 for name in restarts pause; do
   [[ ${!name} =~ ^[0-9]+$ ]] || fail "--$name is '${!name}', expected a whole number"
 done

@@ -21,22 +21,8 @@
 #   --dry_run         print the commands and the job's script, run nothing
 set -euo pipefail
 
-fail() {
-  printf 'launch/slurm.sh: %s (--help lists the options)\n' "$1" >&2
-  exit 2
-}
-
-# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
-quote() {
-  local word separator=''
-  for word in "$@"; do
-    case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
-    esac
-    printf '%s%s' "$separator" "$word"
-    separator=' '
-  done
-}
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$(dirname "$0")/options.sh"
 
 given='' nodes='' gpus_per_node='' cpus_per_task='' time='' model_dir='' save_seconds=120 dry_run=''
 train=(musiclm train)
@@ -44,7 +30,7 @@ submit=(sbatch --job-name=musiclm)
 while (($#)); do
   [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
   case $1 in
-    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) help && exit ;;
     --dry_run) dry_run=yes ;;
     --nodes=*) nodes=${1#*=} ;;
     --gpus_per_node=*) gpus_per_node=${1#*=} ;;
@@ -59,11 +45,7 @@ while (($#)); do
   esac
   shift
 done
-missing=''
-for name in nodes gpus_per_node cpus_per_task time gin_file model_dir; do
-  [[ $given == *" --$name "* ]] || missing+=" --$name"
-done
-[[ -z $missing ]] || fail "missing:$missing"
+require "$given" '' nodes gpus_per_node cpus_per_task time gin_file model_dir
 for name in nodes gpus_per_node cpus_per_task save_seconds; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "--$name is '${!name}', expected a whole number of 1 or more"
 done

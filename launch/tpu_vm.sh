@@ -25,29 +25,15 @@
 #   --dry_run            print the commands, run nothing
 set -euo pipefail
 
-fail() {
-  printf 'launch/tpu_vm.sh: %s (--help lists the options)\n' "$1" >&2
-  exit 2
-}
-
-# The arguments as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
-quote() {
-  local word separator=''
-  for word in "$@"; do
-    case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'" ;;
-    esac
-    printf '%s%s' "$separator" "$word"
-    separator=' '
-  done
-}
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$(dirname "$0")/options.sh"
 
 mode=${1:-}
 case $mode in
   create) required='name zone accelerator_type runtime_version' ;;
   train) required='name zone gin_file model_dir' ;;
   stop) required='name zone' ;;
-  -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+  -h | --help) help && exit ;;
   *) fail "the first argument is '$mode', expected create, train or stop" ;;
 esac
 shift
@@ -59,7 +45,7 @@ where=()
 while (($#)); do
   [[ $1 != --*=?* ]] || given+=" ${1%%=*} "
   case $mode:$1 in
-    *:-h | *:--help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    *:-h | *:--help) help && exit ;;
     *:--dry_run) dry_run=yes ;;
     *:--name=*) name=${1#*=} ;;
     *:--zone=*) where+=("$1") ;;
@@ -74,11 +60,8 @@ while (($#)); do
   esac
   shift
 done
-missing=''
-for option in $required; do
-  [[ $given == *" --$option "* ]] || missing+=" --$option"
-done
-[[ -z $missing ]] || fail "$mode: missing:$missing"
+# shellcheck disable=SC2086
+require "$given" "$mode: " $required
 
 run() {
   if [[ -n $dry_run ]]; then

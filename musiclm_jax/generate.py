@@ -20,9 +20,8 @@ import numpy as np
 
 from musiclm_jax import decoding, mulan, soundstream
 from musiclm_jax.bundles import Bundle, BundleError, Part
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 
-STAGES = ("semantic", "coarse", "fine")
 MAX_PROMPT_CHARACTERS = 1000  # far beyond what the text encoder reads (128 word pieces)
 MIN_SECONDS = 1.0
 MAX_PIECES = 1000  # of one request
@@ -33,8 +32,8 @@ ACOUSTIC_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
 ENGLISH_WORDS = frozenset("a an and at by for from in is of on over that the this to with without".split())
 OTHER_WORDS = frozenset(
     "au aux avec dans de des du et le les pour sur très un une der das dem den ein eine einem einen einer für im ist "
-    "mit und von vom zum zur auf sehr del el los las y con para por muy una uno di il gli lo nel nella che e molto com "
-    "em muito os um uma na não een het met van voor op zeer en och med ett på z w i".split()
+    "mit und von vom zum zur auf sehr del el los las y con para por muy una uno di il gli lo nel nella che molto com "
+    "em muito os um uma na não een het met van voor op zeer en och med ett på".split()
 )
 
 # Called with the name of the work under way, and how much of it is done.
@@ -130,8 +129,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def language_warnings(prompts: Sequence[str]) -> list[str]:
-    """One line for each prompt that is not English, by its script or its small words: the tiny bundle's text encoder
-    reads English alone."""
+    """One line for each prompt that is not English (the text encoder's language), by its script or its small words."""
     lines = []
     for prompt in prompts:
         letters = [character for character in prompt if character.isalpha()]

@@ -138,8 +138,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [b, l, d] times a kernel [d, f], whose gradient sums over b and l as they lie in memory.
 
     JAX's own rule makes the kernel's gradient transposed. On a CPU, XLA then copies the gradient of the result
-    transposed, together with all element by element work that leads to it, which takes as long as the products
-    (benchmarks/stage_step.py).
+    transposed, together with all element by element work that leads to it: a train step of the tiny coarse stage takes
+    1.4 times as long (benchmarks/stage_step.py).
     """
     return x @ kernel
 

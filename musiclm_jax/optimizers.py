@@ -27,7 +27,9 @@ class OptimizerConfig:
     warmup_steps: int = 10_000  # steps of linear warm-up from 0; 0 means none
     total_steps: int = 1_000_000  # where the cosine ends; other schedules do not read it
     final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
-    weight_decay: float = 0.0  # decoupled decay per unit of learning rate, of parameters with two axes or more
+    weight_decay: float = (
+        0.0  # decoupled decay per unit of learning rate, of matrices, not biases and norms; Muon: of its kernels alone
+    )
     clip_norm: float | None = 1.0  # global norm of the gradient; None for no clipping
     b1: float = 0.9  # AdamW's decay of the mean; Adafactor keeps none, Muon's own is 0.95
     b2: float = 0.999  # AdamW's decay of the variance; Adafactor's decay follows the step

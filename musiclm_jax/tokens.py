@@ -9,6 +9,7 @@ b batch, t frames, q quantizers, l flat length, d model, h heads, k codebook ent
 import dataclasses
 
 SAMPLE_RATE = 24_000  # Hz, of all audio in this project
+STAGES = ("semantic", "coarse", "fine")  # in the order in which they generate
 
 
 @dataclasses.dataclass(frozen=True)

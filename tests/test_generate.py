@@ -216,6 +216,7 @@ def test_other_languages_are_warned_about():
         "La Bamba de Veracruz with a guitar and the drums",
         "solo piano",
         "Chopin nocturne op 9 no 2",
+        "piano, e minor, then e major, i think",
     ]
     assert generate.language_warnings(english) == []
     others = [
