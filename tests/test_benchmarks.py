@@ -169,7 +169,9 @@ def test_clip_bits_are_the_learners(name):
         "full_vocabulary": False,
     }
     stage = getattr(stages, f"{name}_stage")(seconds=0.4, **sizes)
-    config = TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0)
+    config = TransformerConfig(
+        num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0, time_embedding=True
+    )
     learner = StageLearner(stage, config, OptimizerConfig())
     state = nn.meta.unbox(learner.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
