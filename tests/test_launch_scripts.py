@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -79,15 +80,18 @@ class Machine:
         )
 
     def start(self, *command):
+        # As from a terminal: what is started in the background ignores Ctrl-C, and so would the script.
+        heed = (
+            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        program = shutil.which(str(command[0]))
         return subprocess.Popen(
-            [str(word) for word in command],
+            [sys.executable, "-c", heed, program, *map(str, command[1:])],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # As from a terminal: what is started in the background ignores Ctrl-C, and so would the script.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def launch(self, way, *more):
