@@ -29,7 +29,7 @@ STREAMS = (SEMANTIC.name, ACOUSTIC.name, MULAN.name)
 def clip_bits(stage: Stage, config: TransformerConfig, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
     """Mean bits per token of each clip and level, as `stage_learner` computes the loss: float32 `[batch, levels]`."""
     lm = assemble(stage, batch)
-    hidden = hidden_states(config, params, lm.decoder_input_tokens, stage.times()[:-1], lm.valid, None)
+    hidden = hidden_states(config, params, lm.decoder_input_tokens, stage.times()[:-1], stage.spans(), lm.valid, None)
     rows, frames, levels = lm.target_codes.shape
     hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
     first_id = stage.vocabulary.offset(stage.target.stream, stage.target.first_level)

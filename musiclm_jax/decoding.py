@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.stages import Stage, condition_ids, flatten
+from musiclm_jax.stages import ConditionSpan, Stage, condition_ids, flatten
 from musiclm_jax.transformer import (
     KeysValues,
     Params,
@@ -39,7 +39,7 @@ class DecodeState(NamedTuple):
       token: int32 ids [b], the next input.
       keys: random keys [b].
       valid: bool [b, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
-      features: float32 [l, d], features of time.
+      features: float32 [b or 1, l, d], what is added to the embeddings.
       caches: keys and values of each layer, [b, h, length, c]; length is a multiple of CACHE_STEP, and grows.
     """
 
@@ -137,8 +137,9 @@ def prefill(
     valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
     frames = tuple(_frames(stage, part.stream, conditioning) for part in stage.conditioning)
     times = np.pad(stage.times((*frames, num_frames)), (0, full), constant_values=-1)[:full]
-    features = jnp.asarray(time_features(times, config.d_model))
-    caches = _prefill(config, unstacked(params), tokens, features[:filled], valid[:, :filled])
+    params, spans = unstacked(params), stage.spans((*frames, num_frames))
+    features = _features(config, spans, full, params, inputs, time_features(times, config.d_model))
+    caches = _prefill(config, params, tokens, features[:, :filled], valid[:, :filled])
     return DecodeState(start, position, end, inputs[:, -1], keys, valid, features, caches)
 
 
@@ -185,7 +186,7 @@ def decode_frames(
             state.token,
             state.keys,
             state.valid[:, :length],
-            state.features[:length],
+            state.features[:, :length],
             state.start,
             state.position,
             count,
@@ -244,6 +245,20 @@ def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:
     return conditioning[stream].shape[1] if stage.stream(stream).frame_rate else 1
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(
+    config: TransformerConfig,
+    spans: tuple[ConditionSpan, ...],
+    length: int,
+    params: Params,
+    tokens: jax.Array,
+    times: np.ndarray,
+) -> jax.Array:
+    """What is added to the embeddings of a sequence, see `Transformer.input_features`."""
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    return model.apply({"params": params}, tokens, times, spans, length, method=Transformer.input_features)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _prefill(
     config: TransformerConfig, params: Params, tokens: jax.Array, features: jax.Array, valid: jax.Array
@@ -282,8 +297,8 @@ def _decode(
         codes, token, caches = carry
         place = position + i
         number = place - start  # of the target token that is drawn
-        time = jax.lax.dynamic_index_in_dim(features, place, keepdims=False)
-        hidden, caches = model.apply({"params": params}, token, time, valid, caches, place, method=Transformer.step)
+        added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
+        hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
         first = first_id + size * (number % target.levels)
         logits = level_logits(params, hidden[:, None, None], first, 1, size)[:, 0, 0]
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)

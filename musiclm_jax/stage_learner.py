@@ -12,7 +12,7 @@ import optax
 
 from musiclm_jax.losses import token_losses, weighted_mean
 from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stages import Stage, assemble
+from musiclm_jax.stages import LMBatch, Stage, assemble
 from musiclm_jax.transformer import Params, TransformerConfig, hidden_states, init_params, level_logits
 
 Metrics = dict[str, jax.Array]
@@ -53,12 +53,15 @@ class StageLearner:
           key: for dropout and dropped conditioning.
 
         Returns:
-          The next state, and float32 scalars: those of `eval_step`, with dropout, and "z_loss", "grad_norm".
+          The next state, and float32 scalars: those of `eval_step` but "condition_bits", with dropout, and "z_loss",
+          "grad_norm".
         """
 
+        drop_key, dropout_key = jax.random.split(key)
+        lm = assemble(self.stage, batch, drop_key)
+
         def objective(params: Params) -> tuple[jax.Array, Metrics]:
-            loss, metrics = self._loss(params, batch, key)
-            return loss, metrics
+            return self._loss(params, lm, dropout_key)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.make().update(grads, state.opt_state, state.params)
@@ -75,20 +78,23 @@ class StageLearner:
           key: not used; all learners take one.
 
         Returns:
-          float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", and "loss/level_NN" for each level of
-          the target (counted from 0 within the acoustic stream: the fine stage begins at level_04).
+          float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", "loss/level_NN" for each level of the
+          target (counted from 0 within the acoustic stream: the fine stage begins at level_04), and "condition_bits":
+          what the conditioning of the next row of the batch costs per token. Near 0, the model does not read it.
         """
         del key
-        return self._loss(state.params, batch, None)[1]
+        lm = assemble(self.stage, batch)
+        metrics = self._loss(state.params, lm, None)[1]
+        mixed = self._loss(state.params, with_next_condition(self.stage, lm), None)[1]
+        return metrics | {"condition_bits": mixed["bits"] - metrics["bits"]}
 
-    def _loss(self, params: Params, batch: Mapping[str, Any], key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    def _loss(self, params: Params, lm: LMBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The objective, and the metrics; with a key as in training."""
         stage = self.stage
-        drop_key, dropout_key = (None, None) if key is None else jax.random.split(key)
-        lm = assemble(stage, batch, drop_key)
-        if self.config.dropout == 0:
-            dropout_key = None
-        hidden = hidden_states(self.config, params, lm.decoder_input_tokens, stage.times()[:-1], lm.valid, dropout_key)
+        dropout_key = key if self.config.dropout else None
+        hidden = hidden_states(
+            self.config, params, lm.decoder_input_tokens, stage.times()[:-1], stage.spans(), lm.valid, dropout_key
+        )
         rows, frames, levels = lm.target_codes.shape
         hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
         target = stage.target
@@ -108,3 +114,13 @@ class StageLearner:
         if key is not None:
             metrics["z_loss"] = z_loss
         return loss + z_loss, metrics
+
+
+def with_next_condition(stage: Stage, lm: LMBatch) -> LMBatch:
+    """The same targets, each behind the conditioning of the next row of the batch."""
+    known = 1 + stage.condition_length()  # bos and the conditioning, the last of which predicts the first target
+
+    def mix(values: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.roll(values[:, :known], -1, axis=0), values[:, known:]], axis=1)
+
+    return lm.replace(decoder_input_tokens=mix(lm.decoder_input_tokens), valid=mix(lm.valid))

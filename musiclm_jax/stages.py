@@ -70,6 +70,14 @@ class StreamSlice(NamedTuple):
         return self.last_level - self.first_level + 1
 
 
+class ConditionSpan(NamedTuple):
+    """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target."""
+
+    frames: int
+    levels: int
+    positions: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One autoregressive model: p(target | conditioning). `Stage(**json)` takes what JSON makes of its fields."""
@@ -137,6 +145,27 @@ class Stage:
             frame_times = np.arange(count) * TIME_RATE // rate if rate else np.full(count, -1)
             times.append(np.repeat(frame_times, part.levels))
         return np.concatenate(times).astype(np.int32)
+
+    def spans(self, frames: tuple[int, ...] | None = None) -> tuple[ConditionSpan, ...]:
+        """Which conditioning tokens hold while a target token sounds, part by part in the order of the sequence.
+
+        A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them.
+
+        Args:
+          frames: of each part of the conditioning and of the target, by default those of a training crop.
+
+        Raises:
+          ValueError: if a frame of the conditioning is not a whole number of the target's.
+        """
+        *counts, target_frames = frames or [self.frames(part) for part in (*self.conditioning, self.target)]
+        target_rate, spans = self.stream(self.target.stream).frame_rate, []
+        for part, count in zip(self.conditioning, counts, strict=True):
+            rate = self.stream(part.stream).frame_rate
+            if rate and target_rate % rate:
+                raise ValueError(f"{part.stream!r} has {rate} frames a second, expected a divisor of {target_rate}")
+            target_of_frame = target_rate // rate if rate else target_frames
+            spans.append(ConditionSpan(count, part.levels, target_of_frame * self.target.levels))
+        return tuple(spans)
 
 
 def _make_stage(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
+from musiclm_jax.stages import ConditionSpan
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -40,9 +41,9 @@ class TransformerConfig:
     scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
     remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
     attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all
-    time_embedding: bool = (
-        False  # adds the tokens' time in the crop, so that small models align streams; not in the paper
-    )
+    # Two helps for small models, which learn late or never to look up what conditions a token; not in the paper.
+    time_embedding: bool = False  # adds the tokens' time in the crop
+    aligned_condition: bool = False  # adds to each target's input the conditioning tokens that hold while it sounds
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -148,7 +149,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens: int32 decoder inputs [b, l].
-          features: float32 [l, d], `time_features` of these tokens; read with `time_embedding` only.
+          features: float32 [b or 1, l, d] from `input_features`, added to the embeddings.
           valid: bool [b, l], positions that may be seen.
           deterministic: without dropout; else there must be a "dropout" key.
           keep: also returns keys and values of each layer (unrolled only).
@@ -157,7 +158,7 @@ class Transformer(nn.Module):
           Hidden states [b, l, d] (after the final norm), and per layer keys and values [b, h, l, c] or None.
         """
         config = self.config
-        x = self._embed(tokens, features[None])
+        x = self._embed(tokens) + features.astype(config.dtype)
         x = self.input_dropout(x, deterministic=deterministic)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         near = saturation_distance(config.relative_buckets, config.relative_max_distance)
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens: int32 [b].
-          features: float32 [d], `time_features` of the token.
+          features: float32 [b or 1, d], `input_features` of the token.
           valid: bool [b, length], positions that may be seen once they are past.
           caches: per layer keys and values [b, h, length, c].
           position: int32 scalar, the token's place.
@@ -188,7 +189,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         length = caches[0][0].shape[2]
-        x = self._embed(tokens[:, None], features[None, None])
+        x = self._embed(tokens[:, None]) + features[:, None].astype(config.dtype)
         # Entry m of the reversed line is distance length - 1 - m; the slice puts distance 0 at `position`.
         line = distance_bias(self.relative_bias, length, config.relative_max_distance)[:, ::-1]
         line = jnp.pad(line, ((0, 0), (0, length)), constant_values=MASKED)  # the future
@@ -199,13 +200,39 @@ class Transformer(nn.Module):
             filled.append(keys_values)
         return self.final_norm(x)[:, 0], filled
 
-    def _embed(self, tokens: jax.Array, features: jax.Array) -> jax.Array:
-        """Embeds ids [b, l], and adds the features of time [1, l, d]."""
-        dtype = jnp.dtype(self.config.dtype)
-        x = jnp.take(self.embedding, tokens, axis=0).astype(dtype)
+    def input_features(
+        self, tokens: jax.Array, times: jax.Array, spans: tuple[ConditionSpan, ...], length: int
+    ) -> jax.Array:
+        """What is added to the embeddings of a sequence: its times, and its conditioning once more, beside its targets.
+
+        Args:
+          tokens: int32 decoder inputs [b, 1 + all conditioning tokens or more].
+          times: float32 [length, d], `time_features`; read with `time_embedding` only.
+          spans: of the conditioning; read with `aligned_condition` only.
+          length: of the sequence; it may end before the last target, or after it.
+
+        Returns:
+          float32 [b or 1, length, d].
+        """
+        features = jnp.zeros((1, length, self.config.d_model))
         if self.config.time_embedding:
-            x = x + (self.time_gain[:, None, None] * features).astype(dtype)
-        return x
+            features = features + self.time_gain[:, None, None] * times
+        if self.config.aligned_condition:
+            place = 1  # after bos
+            start = sum(span.frames * span.levels for span in spans)  # the input whose output is the first target
+            for span in spans:
+                end = place + span.frames * span.levels
+                held = jnp.take(self.embedding, tokens[:, place:end], axis=0)
+                held = jnp.sum(held.reshape(-1, span.frames, 1, span.levels, self.config.d_model), axis=3)
+                held = jnp.broadcast_to(held, (len(held), span.frames, span.positions, self.config.d_model))
+                held = held.reshape(len(held), -1, self.config.d_model)[:, : length - start]
+                features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))
+                place = end
+        return features
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeds ids [b, l]."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
 
 
 def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
@@ -225,7 +252,9 @@ def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
       key: PRNG key.
     """
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Transformer(config, rows).init(key, tokens, jnp.zeros((2, config.d_model)), jnp.ones((1, 2), bool))["params"]
+    return Transformer(config, rows).init(key, tokens, jnp.zeros((1, 2, config.d_model)), jnp.ones((1, 2), bool))[
+        "params"
+    ]
 
 
 def unstack_layers(params: Params) -> Params:
@@ -252,6 +281,7 @@ def hidden_states(
     params: Params,
     tokens: jax.Array,
     times: np.ndarray,
+    spans: tuple[ConditionSpan, ...],
     valid: jax.Array,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -262,6 +292,7 @@ def hidden_states(
       params: stacked, unboxed.
       tokens: int32 decoder inputs [b, l].
       times: int [l] of these tokens, see `Stage.times`.
+      spans: of the conditioning, see `Stage.spans`.
       valid: bool [b, l], positions that may be seen.
       dropout_key: turns dropout on.
     """
@@ -270,6 +301,8 @@ def hidden_states(
     model = Transformer(config, rows, stacked=config.scan_layers)
     params = params if config.scan_layers else unstack_layers(params)
     features = jnp.asarray(time_features(times, config.d_model))
+    length = tokens.shape[1]
+    features = model.apply({"params": params}, tokens, features, spans, length, method=Transformer.input_features)
     return model.apply({"params": params}, tokens, features, valid, dropout_key is None, rngs=rngs)[0]
 
 

@@ -19,7 +19,14 @@ STAGE = coarse_stage(
     full_vocabulary=False,
 )
 CONFIG = TransformerConfig(
-    num_layers=2, num_heads=2, d_model=16, d_ff=24, relative_buckets=8, relative_max_distance=12, time_embedding=True
+    num_layers=2,
+    num_heads=2,
+    d_model=16,
+    d_ff=24,
+    relative_buckets=8,
+    relative_max_distance=12,
+    time_embedding=True,
+    aligned_condition=True,
 )
 ROWS, FRAMES = 3, 20
 
@@ -57,8 +64,9 @@ def logits_of(params, conditioning, codes):
     valid = jnp.concatenate(
         [jnp.ones((len(ids), 1), bool), valid, jnp.ones((len(ids), codes[0].size - 1), bool)], axis=1
     )
+    frames = (1, 10, codes.shape[1])
     hidden = transformer.hidden_states(
-        CONFIG, stacked, shift_right(STAGE, ids), STAGE.times((1, 10, codes.shape[1]))[:-1], valid
+        CONFIG, stacked, shift_right(STAGE, ids), STAGE.times(frames)[:-1], STAGE.spans(frames), valid
     )
     hidden = hidden[:, -codes[0].size :].reshape(*codes.shape, -1)
     return transformer.level_logits(params, hidden, STAGE.vocabulary.offset("acoustic"), 3, 16)
@@ -79,9 +87,9 @@ def test_logits_with_cache_are_those_without(params, conditioning, keys):
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :6], FRAMES, keys)
     caches = [decoding._grow(cache, state.valid.shape[1]) for cache in state.caches]
     model = transformer.Transformer(CONFIG, STAGE.vocabulary.rows, stacked=False)
-    time = state.features[state.position]
+    added = state.features[:, state.position]
     hidden, _ = model.apply(
-        {"params": params}, state.token, time, state.valid, caches, state.position, method=transformer.Transformer.step
+        {"params": params}, state.token, added, state.valid, caches, state.position, method=transformer.Transformer.step
     )
     logits = transformer.level_logits(params, hidden[:, None, None], STAGE.vocabulary.offset("acoustic"), 1, 16)
     np.testing.assert_allclose(logits[:, 0, 0], expected, rtol=1e-4, atol=1e-4)

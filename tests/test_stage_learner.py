@@ -47,7 +47,7 @@ def test_starts_near_chance_and_overfits_a_batch(state, batch, evaluate):
     assert state.step == 100
     after = evaluate(state, batch, key)
     assert after["loss"] < 0.4 and after["accuracy"] > 0.95
-    assert set(metrics) == set(after) | {"z_loss", "grad_norm"}
+    assert set(metrics) | {"condition_bits"} == set(after) | {"z_loss", "grad_norm"}
 
 
 def test_metrics(state, batch, evaluate):
@@ -59,6 +59,24 @@ def test_metrics(state, batch, evaluate):
     fine = dataclasses.replace(LEARNER, stage=fine_stage(seconds=0.08, **SIZES))
     names = set(jax.eval_shape(lambda key: fine.eval_step(unbox(fine.init(key)), batch, key), jax.random.key(0)))
     assert {"loss/level_04", "loss/level_11"} <= names and "loss/level_03" not in names
+
+
+def test_condition_bits_are_those_of_the_next_rows_condition(state, batch, evaluate):
+    key = jax.random.key(0)
+    measured = evaluate(state, batch, key)
+    mixed = batch | {name: np.roll(batch[name], -1, axis=0) for name in ("mulan", "semantic")}
+    difference = evaluate(state, mixed, key)["bits"] - measured["bits"]
+    assert measured["condition_bits"] == pytest.approx(difference, rel=1e-3, abs=1e-5)
+    assert abs(measured["condition_bits"]) > 1e-4
+    # Conditioning and target of the fine stage are levels of one stream.
+    fine = StageLearner(fine_stage(seconds=0.08, **SIZES), LEARNER.config, LEARNER.optimizer)
+    fine_state = unbox(jax.jit(fine.init)(key))
+    mixed = batch["acoustic"].copy()
+    mixed[:, :, :4] = np.roll(mixed[:, :, :4], -1, axis=0)
+    measure = jax.jit(fine.eval_step)
+    measured = measure(fine_state, batch, key)
+    difference = measure(fine_state, {"acoustic": mixed}, key)["bits"] - measured["bits"]
+    assert measured["condition_bits"] == pytest.approx(difference, rel=1e-3, abs=1e-5)
 
 
 def test_padding_changes_nothing(state, batch, evaluate):

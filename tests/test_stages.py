@@ -136,6 +136,18 @@ def test_times_are_in_acoustic_frames():
     assert stage.times().tolist() == [-1, -1, -1, 0, 2, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_spans_say_for_how_many_targets_a_frame_holds():
+    stage = coarse_stage(seconds=0.08, coarse_quantizers=2, **SMALL)
+    assert stage.spans() == ((1, 2, 8), (2, 1, 4))
+    assert stage.spans((1, 4, 8)) == ((1, 2, 16), (4, 1, 4))
+    assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8),)
+    reversed_rates = dataclasses.replace(
+        stage, conditioning=(StreamSlice("acoustic", 0, 0),), target=stage.conditioning[1]
+    )
+    with pytest.raises(ValueError, match="'acoustic' has 50 frames a second, expected a divisor of 25"):
+        reversed_rates.spans()
+
+
 def test_json_restores_a_stage():
     stage = coarse_stage(condition_dropout=0.1)
     assert Stage(**json.loads(json.dumps(dataclasses.asdict(stage)))) == stage

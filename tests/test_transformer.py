@@ -7,7 +7,7 @@ import pytest
 
 from musiclm_jax import transformer
 from musiclm_jax.partitioning import unbox
-from musiclm_jax.stages import coarse_stage, fine_stage, semantic_stage
+from musiclm_jax.stages import ConditionSpan, coarse_stage, fine_stage, semantic_stage
 from musiclm_jax.transformer import TransformerConfig
 
 ROWS, LENGTH = 128, 21
@@ -21,7 +21,9 @@ SMALL = TransformerConfig(
     relative_max_distance=12,
     attention_block_size=8,
     time_embedding=True,
+    aligned_condition=True,
 )
+SPANS = (ConditionSpan(frames=1, levels=2, positions=18), ConditionSpan(frames=3, levels=1, positions=6))
 TIMES = np.concatenate([[-1, -1], np.arange(LENGTH - 2)])
 
 
@@ -45,7 +47,7 @@ def tokens():
 
 def run(config, params, tokens, valid=None):
     valid = np.ones(tokens.shape, bool) if valid is None else valid
-    return jax.jit(lambda p, t, v: transformer.hidden_states(config, p, t, TIMES, v))(params, tokens, valid)
+    return jax.jit(lambda p, t, v: transformer.hidden_states(config, p, t, TIMES, SPANS, v))(params, tokens, valid)
 
 
 @pytest.mark.parametrize("make", [semantic_stage, coarse_stage, fine_stage])
@@ -73,7 +75,7 @@ def test_ways_to_run_give_the_same_values_and_gradients(params, tokens, change):
     weight = np.random.default_rng(3).normal(size=(2, LENGTH, 16)).astype(np.float32)
 
     def objective(params, config):
-        return jnp.sum(weight * transformer.hidden_states(config, params, tokens, TIMES, valid))
+        return jnp.sum(weight * transformer.hidden_states(config, params, tokens, TIMES, SPANS, valid))
 
     grad = jax.jit(jax.value_and_grad(objective), static_argnums=1)
     value, gradient = grad(params, dataclasses.replace(SMALL, **change))
@@ -88,7 +90,9 @@ def test_causal_by_gradient(params, tokens):
 
     def future(table, position):
         return jnp.sum(
-            transformer.hidden_states(SMALL, params | {"embedding": table}, tokens, TIMES, tokens >= 0)[0, position]
+            transformer.hidden_states(SMALL, params | {"embedding": table}, tokens, TIMES, SPANS, tokens >= 0)[
+                0, position
+            ]
         )
 
     gradient = jax.jit(jax.grad(future))
@@ -99,7 +103,7 @@ def test_causal_by_gradient(params, tokens):
 
 def test_padding_is_not_seen(params, tokens):
     valid = np.ones(tokens.shape, bool)
-    valid[:, 5:9] = False
+    valid[:, 6:9] = False  # behind the conditioning, whose padding is bos: its ids do not vary
     other = np.where(valid, tokens, 0)
     assert (other != tokens).any()
     ours, changed = run(SMALL, params, tokens, valid), run(SMALL, params, other, valid)
@@ -124,6 +128,32 @@ def test_time_embedding_adds_the_scaled_features(params, tokens):
     silent = params | {"time_gain": np.zeros(1, np.float32)}
     np.testing.assert_allclose(run(SMALL, silent, tokens), run(plain, without, tokens), rtol=1e-5, atol=1e-6)
     assert not np.allclose(run(SMALL, params, tokens), run(plain, without, tokens), atol=0.01)
+
+
+def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
+    config = dataclasses.replace(SMALL, time_embedding=False)
+    model = transformer.Transformer(config, ROWS)
+    without = {name: value for name, value in params.items() if name != "time_gain"}
+
+    def features(length):
+        times = np.zeros((length, 16), np.float32)
+        return model.apply(
+            {"params": without}, tokens, times, SPANS, length, method=transformer.Transformer.input_features
+        )
+
+    table, whole = np.asarray(params["embedding"]), features(30)
+    expected = np.zeros((2, 30, 16), np.float32)
+    for row in range(2):
+        for i in range(
+            5, 5 + 18
+        ):  # inputs 1 and 2 are the clip's, 3 to 5 the frames; input 5 predicts the first target
+            frame = tokens[row, 3 + (i - 5) // 6]
+            expected[row, i] = table[tokens[row, 1]] + table[tokens[row, 2]] + table[frame]
+    np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features(LENGTH), expected[:, :LENGTH], rtol=1e-5, atol=1e-6)
+    plain = dataclasses.replace(SMALL, aligned_condition=False)
+    change = np.abs(np.asarray(run(SMALL, params, tokens) - run(plain, params, tokens))).max(axis=(0, 2))
+    assert (change[:5] < 1e-5).all() and (change[5:] > 0.01).all()
 
 
 def test_unstack_and_stack_are_inverse(params):
