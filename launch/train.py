@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import tokenize
 from collections.abc import Iterator
@@ -42,10 +43,14 @@ def main(arguments: list[str]) -> int:
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
     parser.add_argument("--model_dir", required=True, help="folder of the run: checkpoints, configuration, TensorBoard")
+    parser.add_argument("--coordinator_address", help="host:port of process 0, for a run of several processes")
+    parser.add_argument("--process_count", type=int, help="number of processes of the run")
+    parser.add_argument("--process_index", type=int, help="which of them this is, from 0")
     args, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    join_processes(args.coordinator_address, args.process_count, args.process_index)
     command.enable_compilation_cache()
     parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
     try:
@@ -53,6 +58,37 @@ def main(arguments: list[str]) -> int:
     except trainer.DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
+
+
+def join_processes(coordinator_address: str | None, process_count: int | None, process_index: int | None) -> None:
+    """Joins the other processes of the run; does nothing for a run of one process.
+
+    With MUSICLM_DISTRIBUTED=1 in the environment JAX finds the others by itself: on TPU VMs, GKE and Slurm. Elsewhere the
+    three arguments say where they are (T5X's flags of these names). To be called before JAX looks for devices.
+
+    Raises:
+      ValueError: if only some of the arguments are given, or the others cannot be reached.
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "num_processes": process_count,
+        "process_id": process_index,
+    }
+    found = os.environ.get("MUSICLM_DISTRIBUTED", "0") not in ("", "0")
+    if not found and all(value is None for value in given.values()):
+        return
+    if not found and any(value is None for value in given.values()):
+        raise ValueError(
+            "--coordinator_address, --process_count and --process_index belong together: give all three, or set "
+            "MUSICLM_DISTRIBUTED=1 where JAX finds the processes by itself (TPU VMs, GKE, Slurm)"
+        )
+    if process_count is not None and process_index is not None and not 0 <= process_index < process_count:
+        raise ValueError(f"--process_index is {process_index}, expected 0 to {process_count - 1} (--process_count - 1)")
+    try:
+        jax.distributed.initialize(**given)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ValueError(f"the processes of the run did not find each other ({reason})") from error
 
 
 def parse_gin(files: list[str], bindings: list[str]) -> None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 FOLDER = "checkpoints"
@@ -21,7 +22,10 @@ FOLDER = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a run has read its data: the next batch is number `step_in_epoch` of epoch `epoch`, both from 0."""
+    """How far a process has read its data: the next batch is number `step_in_epoch` of epoch `epoch`, both from 0.
+
+    Processes read shards of their own, whose epochs need not be equally long.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -42,7 +46,7 @@ def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.Checkpoint
     folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable-{jax.process_index()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -73,14 +77,14 @@ def save(
       manager: from `open_manager`.
       step: number of training steps the state has seen.
       state: training state; Orbax has it on the host when this returns, so it may be donated at once.
-      position: of the data after these steps.
+      position: of this process's data after these steps.
       eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
     """
     manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(serialization.to_state_dict(state)),
-            position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            position=ocp.args.JsonSave({"processes": _of_all_processes(position)}),
         ),
         metrics={} if eval_loss is None else {"loss": float(eval_loss)},
         force=True,
@@ -95,7 +99,9 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
       abstract_state: tree of jax.ShapeDtypeStruct with shardings, as the run's configuration builds it.
 
     Returns:
-      (step, state, position), or None if there is no checkpoint.
+      (step, state, position), or None if there is no checkpoint. The position is the one that this process had. If the
+      checkpoint was written by another number of processes, it is the earliest of theirs: no example is left out, but
+      some may be read twice.
 
     Raises:
       ValueError: if the checkpoint's state has another shape than abstract_state, naming the first difference.
@@ -108,7 +114,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
     restored = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
     )
-    return step, serialization.from_state_dict(abstract_state, restored.state), Position(**restored.position)
+    return step, serialization.from_state_dict(abstract_state, restored.state), _of_this_process(restored.position)
 
 
 def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = False) -> tuple[int, dict[str, Any]]:
@@ -136,9 +142,23 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
             losses = {s: m["loss"] for s in steps if best and (m := manager.metrics(s))}
             step = min(losses, key=lambda s: losses[s]) if losses else max(steps)
         metadata = manager.item_metadata(step).state
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(metadata))
+        # NumPy arrays, into host memory: the devices that wrote the checkpoint need not be here.
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _as_dict(metadata))
         restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
     return step, jax.tree.map(np.asarray, restored.state)
+
+
+def _of_all_processes(position: Position) -> list[list[int]]:
+    """The (epoch, step_in_epoch) of each process."""
+    own = np.array([position.epoch, position.step_in_epoch], np.int32)
+    return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 2).tolist()
+
+
+def _of_this_process(saved: dict[str, Any]) -> Position:
+    """The position in a checkpoint that belongs to this process, see `restore_latest`."""
+    positions = saved["processes"]
+    same = len(positions) == jax.process_count()
+    return Position(*(positions[jax.process_index()] if same else min(positions)))
 
 
 def _quality(metrics: dict[str, float]) -> float:

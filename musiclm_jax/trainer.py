@@ -4,6 +4,7 @@ A run is a pure function of its configuration: step s uses a key folded from the
 seeded by epoch, so a run that was stopped and resumed takes the same steps as one that was not.
 """
 
+import itertools
 import pathlib
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from musiclm_jax import checkpoints, partitioning
@@ -72,7 +74,8 @@ def train(
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
-    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there.
+    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there. With
+    several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
 
     Args:
       learner: what to train.
@@ -136,7 +139,7 @@ def train(
 
     with stop, manager:
         batches = _batches(train_dataset, position)
-        while step < total_steps and not stop.requested:
+        while step < total_steps and not stop.requested_at(step):
             host_batch, position = next(batches)
             progress.examples = len(next(iter(host_batch.values()))) * jax.process_count()
             batch = partitioning.shard_batch(mesh, host_batch)
@@ -169,7 +172,7 @@ def train(
                 saved_at, saved_step = time.monotonic(), step
             if evaluate or save:
                 progress.restart(step)  # the rate is that of training alone
-        if stop.requested and saved_step != step:
+        if step < total_steps and saved_step != step:
             _check_finite(_means(pending), step, state, model_dir, manager)
             checkpoints.save(manager, step, state, position)
         manager.wait_until_finished()
@@ -195,8 +198,11 @@ def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, n
 
 def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax.Array, mesh: Mesh) -> dict[str, float]:
     """Returns the means of the metrics over the first batches; the same batches and keys each time."""
+    batches = list(itertools.islice(dataset.epoch(0, 0), steps))
+    # A process with fewer batches than the others would leave them waiting.
+    counts = multihost_utils.process_allgather(np.int32(len(batches)))
     collected = []
-    for index, batch in zip(range(steps), dataset.epoch(0, 0), strict=False):
+    for index, batch in enumerate(batches[: int(np.min(counts))]):
         collected.append(eval_step(state, partitioning.shard_batch(mesh, batch), jax.random.fold_in(key, index)))
     if not collected:
         raise ValueError("the evaluation data holds no batch: give more held-out records or a smaller batch size")
@@ -292,13 +298,25 @@ def _duration(seconds: float) -> str:
 
 
 class _StopRequest:
-    """Notes SIGTERM (pre-emption) and SIGINT while it is entered; a second signal acts as it would have."""
+    """Notes SIGTERM (pre-emption) and SIGINT while it is entered; a second signal acts as it would have.
+
+    With several processes it leaves the signals alone: `jax.distributed` notes SIGTERM in any of them, and agrees with
+    all others on a step that none has begun.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, Any] = {}
 
+    def requested_at(self, step: int) -> bool:
+        """Whether to stop before the next step; to be asked before each step, by all processes."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self.requested
+
     def __enter__(self) -> "_StopRequest":
+        if jax.process_count() > 1:
+            return self
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
