@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> int:
 def join_processes(coordinator_address: str | None, process_count: int | None, process_index: int | None) -> None:
     """Joins the other processes of the run; does nothing for a run of one process.
 
-    With MUSICLM_DISTRIBUTED=1 in the environment JAX finds the others by itself: on TPU VMs, GKE and Slurm. Elsewhere the
-    three arguments say where they are (T5X's flags of these names). To be called before JAX looks for devices.
+    With MUSICLM_DISTRIBUTED=1 in the environment JAX finds the others by itself: on TPU VMs, GKE and Slurm. Elsewhere
+    the three arguments say where they are (T5X's flags of these names). To be called before JAX looks for devices.
 
     Raises:
       ValueError: if only some of the arguments are given, or the others cannot be reached.

@@ -123,4 +123,4 @@ def with_next_condition(stage: Stage, lm: LMBatch) -> LMBatch:
     def mix(values: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.roll(values[:, :known], -1, axis=0), values[:, known:]], axis=1)
 
-    return lm.replace(decoder_input_tokens=mix(lm.decoder_input_tokens), valid=mix(lm.valid))
+    return dataclasses.replace(lm, decoder_input_tokens=mix(lm.decoder_input_tokens), valid=mix(lm.valid))

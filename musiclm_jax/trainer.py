@@ -74,8 +74,8 @@ def train(
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
-    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there. With
-    several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
+    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there.
+    With several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
 
     Args:
       learner: what to train.
