@@ -5,12 +5,15 @@ RULES says which axis of the mesh each name is split over. Parameters without na
 models need none.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -29,29 +32,60 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Returns the mesh of all devices.
 
     Args:
-      data: copies of the model, each with its own part of the batch; -1 takes the devices that fsdp and tensor leave.
+      data: copies of the model in a slice, each with its own part of the batch; -1 takes the devices that are left.
       fsdp: parts the parameters are split into, each with its own part of the batch.
       tensor: parts each matrix product is split into.
+      dcn_data: slices (or groups of machines) that only the data center's network joins. Each holds copies of its own,
+        so that nothing but the sum of gradients travels between them; the mesh's data axis is dcn_data x data.
+      devices: by default all of the run.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: if the sizes do not multiply to the number of devices, or the devices are not in that many slices.
     """
-    devices = jax.device_count()
-    for name, size in (("fsdp", fsdp), ("tensor", tensor), ("data", data)):
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    for name, size in (("fsdp", fsdp), ("tensor", tensor), ("dcn_data", dcn_data), ("data", data)):
         if size < 1 and not (name == "data" and size == -1):
             raise ValueError(f"mesh axis {name} is {size}, expected 1 or more (or -1 for data)")
-    if data == -1 and devices % (fsdp * tensor) == 0:
-        data = devices // (fsdp * tensor)
-    if data * fsdp * tensor != devices:
-        wanted = (
-            f"{fsdp} x {tensor} (fsdp x tensor)" if data == -1 else f"{data} x {fsdp} x {tensor} (data x fsdp x tensor)"
+    others = {"dcn_data": dcn_data, "fsdp": fsdp, "tensor": tensor}
+    rest = dcn_data * fsdp * tensor
+    if data == -1 and count % rest == 0:
+        data = count // rest
+    if data * rest != count:
+        wanted = others if data == -1 else {"data": data, **others}
+        wanted = {name: size for name, size in wanted.items() if name != "dcn_data" or size > 1}
+        raise ValueError(
+            f"mesh {' x '.join(map(str, wanted.values()))} ({' x '.join(wanted)}) does not match {count} device(s): "
+            f"choose sizes that multiply to {count}"
         )
-        raise ValueError(f"mesh {wanted} does not match {devices} device(s): choose sizes that multiply to {devices}")
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if dcn_data == 1:
+        placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+    else:
+        # Slices of TPUs say which slice they are; other devices are grouped by process.
+        by_process = getattr(devices[0], "slice_index", None) is None
+        try:
+            placed = mesh_utils.create_hybrid_device_mesh(
+                (data, fsdp, tensor), (dcn_data, 1, 1), devices, process_is_granule=by_process
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"mesh axis dcn_data is {dcn_data}, but the {count} devices are not in so many equal "
+                f"{'processes' if by_process else 'slices'} ({error})"
+            ) from error
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def activation_rules(mesh: Mesh) -> Iterator[None]:
+    """While entered, functions that are traced lay their activations on the mesh, as their logical axes say."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

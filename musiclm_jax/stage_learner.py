@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,16 @@ class StageLearner:
     optimizer: OptimizerConfig  # optimiser and schedule
     z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
     label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
+    microbatches: int = 1  # parts of a batch whose gradients are averaged: less memory for activations
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        if self.microbatches < 1:
+            raise ValueError(f"StageLearner.microbatches is {self.microbatches}, expected 1 or more")
 
     def init(self, key: jax.Array) -> StageState:
         """Makes the state at step 0; parameters (and their moments) carry the boxes of their logical axes."""
@@ -57,17 +68,39 @@ class StageLearner:
           "grad_norm".
         """
 
-        drop_key, dropout_key = jax.random.split(key)
-        lm = assemble(self.stage, batch, drop_key)
-
-        def objective(params: Params) -> tuple[jax.Array, Metrics]:
-            return self._loss(params, lm, dropout_key)
-
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        grads, metrics = self._gradients(state.params, batch, key)
         updates, opt_state = self.optimizer.make().update(grads, state.opt_state, state.params)
         metrics["grad_norm"] = optax.global_norm(grads)
         params = optax.apply_updates(state.params, updates)
         return StageState(state.step + 1, params, opt_state), metrics
+
+    def _gradients(self, params: Params, batch: Mapping[str, Any], key: jax.Array) -> tuple[Params, Metrics]:
+        """Gradients and metrics of a batch, microbatch by microbatch."""
+
+        def of_part(part: Mapping[str, Any], key: jax.Array) -> tuple[Params, Metrics]:
+            drop_key, dropout_key = jax.random.split(key)
+            lm = assemble(self.stage, part, drop_key)
+            return jax.grad(lambda p: self._loss(p, lm, dropout_key), has_aux=True)(params)
+
+        count = self.microbatches
+        if count == 1:
+            return of_part(batch, key)
+
+        def cut(values: jax.Array) -> jax.Array:
+            """Every count-th row, so that each device keeps its own rows."""
+            if values.shape[0] % count:
+                raise ValueError(f"a batch of {values.shape[0]} does not divide into {count} microbatches")
+            rows = jnp.swapaxes(values.reshape(-1, count, *values.shape[1:]), 0, 1)
+            return nn.with_logical_constraint(rows, (None, "batch", *(None,) * (values.ndim - 1)))
+
+        def add(total: Any, part_and_key: tuple) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of_part(*part_and_key)), None
+
+        parts, keys = jax.tree.map(cut, dict(batch)), jax.random.split(key, count)
+        shapes = jax.eval_shape(of_part, jax.tree.map(lambda rows: rows[0], parts), keys[0])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (parts, keys))
+        return jax.tree.map(lambda leaf: leaf / count, total)
 
     def eval_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> Metrics:
         """Measures a batch without dropout.

@@ -137,7 +137,7 @@ def train(
     saved_step = step if restored else -1
     evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation
 
-    with stop, manager:
+    with stop, manager, partitioning.activation_rules(mesh):
         batches = _batches(train_dataset, position)
         while step < total_steps and not stop.requested_at(step):
             host_batch, position = next(batches)

@@ -222,7 +222,7 @@ class Transformer(nn.Module):
             start = sum(span.frames * span.levels for span in spans)  # the input whose output is the first target
             for span in spans:
                 end = place + span.frames * span.levels
-                held = jnp.take(self.embedding, tokens[:, place:end], axis=0)
+                held = self._embed(tokens[:, place:end]).astype(jnp.float32)
                 held = jnp.sum(held.reshape(-1, span.frames, 1, span.levels, self.config.d_model), axis=3)
                 held = jnp.broadcast_to(held, (len(held), span.frames, span.positions, self.config.d_model))
                 held = held.reshape(len(held), -1, self.config.d_model)[:, : length - start]
@@ -231,8 +231,9 @@ class Transformer(nn.Module):
         return features
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        """Embeds ids [b, l]."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        """Embeds ids [..., l]. Each device looks up its own rows in whole vectors: the table is gathered, not they."""
+        table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), ("vocab", None))
+        return jnp.take(table, tokens, axis=0)
 
 
 def time_features(times: np.ndarray, d_model: int) -> np.ndarray:

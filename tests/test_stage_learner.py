@@ -79,6 +79,21 @@ def test_condition_bits_are_those_of_the_next_rows_condition(state, batch, evalu
     assert measured["condition_bits"] == pytest.approx(float(difference), rel=1e-3, abs=1e-5)
 
 
+def test_microbatches_have_the_gradient_of_the_batch(state, batch):
+    plain = dataclasses.replace(LEARNER, config=dataclasses.replace(LEARNER.config, dropout=0.0))
+    parts = dataclasses.replace(plain, microbatches=2)
+    key = jax.random.key(0)
+    (expected, metrics), (found, of_parts) = (
+        jax.jit(one._gradients)(state.params, batch, key) for one in (plain, parts)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    assert of_parts["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    with pytest.raises(ValueError, match="a batch of 4 does not divide into 3 microbatches"):
+        dataclasses.replace(plain, microbatches=3)._gradients(state.params, batch, key)
+    with pytest.raises(ValueError, match="microbatches is 0"):
+        dataclasses.replace(plain, microbatches=0)
+
+
 def test_padding_changes_nothing(state, batch, evaluate):
     padded = batch["acoustic"].copy()
     padded[2:, 3] = -1

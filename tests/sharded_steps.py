@@ -1,0 +1,89 @@
+"""Five steps of a small coarse stage on every mesh of eight devices: as a program, compares them with one device.
+
+Run by test_sharded_training.py in a process of its own, since the number of devices is fixed when JAX starts. Prints a
+line of JSON per mesh: the mesh, the largest errors, and parameters that are replicated though they are named.
+"""
+
+import json
+
+import jax
+import numpy as np
+
+from musiclm_jax import partitioning
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.stages import coarse_stage
+from musiclm_jax.transformer import TransformerConfig
+
+STAGE = coarse_stage(
+    seconds=0.16, mulan_codebook_size=16, semantic_codebook_size=16, acoustic_codebook_size=32, full_vocabulary=False
+)
+# With an eps well above rounding errors: where the gradient is 0, as in a bucket of the relative bias that no distance
+# falls into alone, the size of an update is otherwise that of noise.
+OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=0.01, schedule="constant", warmup_steps=0, eps=1e-3)
+LEARNER = StageLearner(
+    STAGE,
+    TransformerConfig(
+        num_layers=2, num_heads=8, d_model=32, d_ff=64, dropout=0.0, attention_block_size=16, remat="full"
+    ),
+    OPTIMIZER,
+)
+STEPS = 5
+MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+
+
+def batches() -> list[dict[str, np.ndarray]]:
+    """Random codes, 8 rows a step."""
+    rng = np.random.default_rng(0)
+    sizes = {"mulan": (16, (8, 12)), "semantic": (16, (8, 4)), "acoustic": (32, (8, 8, 12))}
+    return [{n: rng.integers(0, k, shape).astype(np.int32) for n, (k, shape) in sizes.items()} for _ in range(STEPS)]
+
+
+def run(mesh: jax.sharding.Mesh) -> tuple[list[float], dict, dict]:
+    """Losses of the steps, the first gradient and the last parameters."""
+    key = jax.random.key(0)
+    boxed = jax.eval_shape(LEARNER.init, key)
+    sharding = partitioning.state_sharding(mesh, boxed)
+    start = jax.jit(lambda k: partitioning.unbox(LEARNER.init(k)))(key)  # the same on any mesh
+    state = jax.device_put(start, sharding)
+
+    def step_and_gradient(state, batch, key):
+        """Both in one program, which is compiled once."""
+        return LEARNER.train_step(state, batch, key), LEARNER._gradients(state.params, batch, key)[0]
+
+    step = jax.jit(
+        step_and_gradient, out_shardings=((sharding, partitioning.replicated(mesh)), partitioning.replicated(mesh))
+    )
+    losses, gradients = [], []
+    with partitioning.activation_rules(mesh):
+        for number, batch in enumerate(batches()):
+            key_of_step = jax.random.fold_in(key, number)
+            (state, metrics), gradient = step(state, partitioning.shard_batch(mesh, batch), key_of_step)
+            losses.append(float(metrics["loss"]))
+            gradients.append(jax.device_get(gradient))
+    return losses, gradients[0], jax.device_get(state.params)
+
+
+def largest_error(found: dict, expected: dict) -> float:
+    """Largest difference of a leaf, in units of the largest value of that leaf."""
+    errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-6)), found, expected)
+    return max(jax.tree.leaves(errors))
+
+
+def main() -> None:
+    """Compares all meshes."""
+    alone = run(partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    for sizes in MESHES:
+        mesh = partitioning.make_mesh(*sizes)
+        losses, gradient, params = run(mesh)
+        report = {
+            "mesh": sizes,
+            "loss": float(np.abs(np.subtract(losses, alone[0])).max()),
+            "gradient": largest_error(gradient, alone[1]),
+            "params": largest_error(params, alone[2]),
+        }
+        print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
