@@ -10,6 +10,7 @@ COMMANDS = {
     "describe": ("musiclm_jax.launch.describe", "say what a recording sounds like, and show its tokens"),
     "corpus": ("musiclm_jax.launch.corpus", "build the corpus of rendered scores that the tiny models train on"),
     "train": ("musiclm_jax.launch.train", "train one model: a tokenizer or a stage, chosen by a gin file"),
+    "plan": ("musiclm_jax.launch.plan", "say what training a stage costs on TPUs that are not here"),
     "export": ("musiclm_jax.launch.export", "add a trained model to a bundle"),
     "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
 }

@@ -112,12 +112,12 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
             raise ValueError(f"there is no gin file {file!r}, neither here nor in the package, which has {shipped}")
         paths.append(str(path))
     gin.clear_config()
-    with _one_line_errors():
+    with one_line_errors():
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turns gin's errors, whose first line says what is wrong and a later one where, into ValueErrors of one line."""
     try:
         yield

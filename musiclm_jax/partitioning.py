@@ -64,7 +64,10 @@ def make_mesh(
             f"mesh {' x '.join(map(str, wanted.values()))} ({' x '.join(wanted)}) does not match {count} device(s): "
             f"choose sizes that multiply to {count}"
         )
-    if dcn_data == 1:
+    if len({tuple(getattr(device, "coords", (device.id,))) for device in devices}) < count and dcn_data == 1:
+        # A topology of cores, two on a chip; mesh_utils wants one device a chip.
+        placed = np.array(devices).reshape(data, fsdp, tensor)
+    elif dcn_data == 1:
         placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
     else:
         # Slices of TPUs say which slice they are; other devices are grouped by process.

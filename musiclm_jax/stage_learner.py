@@ -55,6 +55,16 @@ class StageLearner:
         params = init_params(self.config, self.stage.vocabulary.rows, key)
         return StageState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the raw streams in a batch; levels that the stage does not read may be more."""
+        shapes = {}
+        for part in (*self.stage.conditioning, self.stage.target):
+            stream, frames = self.stage.stream(part.stream), self.stage.frames(part)
+            per_frame = (stream.quantizers,) if stream.quantizers > 1 or not stream.frame_rate else ()
+            shape = (batch_size, frames, *per_frame) if stream.frame_rate else (batch_size, *per_frame)
+            shapes[stream.name] = jax.ShapeDtypeStruct(shape, jnp.int32)
+        return shapes
+
     def train_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> tuple[StageState, Metrics]:
         """One update.
 

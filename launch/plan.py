@@ -1,0 +1,98 @@
+"""`musiclm plan`: what a stage's train step costs on a TPU topology, compiled on this machine without a TPU."""
+
+import os
+import sys
+
+from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
+
+# isort: split
+import gin
+import jax
+
+from musiclm_jax import partitioning
+from musiclm_jax import plan as planning
+from musiclm_jax.launch import command, train
+from musiclm_jax.stage_learner import StageLearner
+
+USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
+
+The gin files and values are those of `musiclm train`; no data is read. Needs libtpu: pip install 'musiclm_jax[tpu]'."""
+GIB = 2**30
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: of the command line, without the command's name.
+
+    Returns:
+      0, or 1 if the step does not fit.
+
+    Raises:
+      ValueError: for input that cannot be used, in one line.
+    """
+    parser = command.Parser("plan", "say what a stage's train step costs on TPUs that are not here", usage=USAGE)
+    parser.add_argument("--gin_file", action="append", required=True, help="as for `musiclm train`")
+    parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
+    parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    # The TPU is described, not used; libtpu would look for one.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    command.enable_compilation_cache()
+    no_data = ["DATA_DIR = 'not read'"]
+    train.parse_gin(args.gin_file, no_data + [argument.removeprefix("--gin.") for argument in rest])
+    with train.one_line_errors():
+        learner = gin.query_parameter("train.learner").scoped_configurable_fn()
+        batch_size = gin.query_parameter("%BATCH_SIZE")
+    if not isinstance(learner, StageLearner):
+        raise ValueError(f"musiclm plan knows the three stages, not {type(learner).__name__}: give a stage's gin file")
+    devices, chip = planning.topology_devices(args.topology)
+    bound = gin.get_bindings("make_mesh") if "make_mesh" in gin.config_str() else {}
+    mesh = partitioning.make_mesh(**bound, devices=devices)
+    print(
+        f"{args.topology}: {learner.stage.name} stage, batch {batch_size}, mesh {dict(mesh.shape)}; compiling",
+        flush=True,
+    )
+    try:
+        found = planning.plan(learner, batch_size, mesh, chip)
+    except planning.DoesNotFitError as error:
+        print(error)
+        return 1
+    print("\n".join(report(found, args.tokens)))
+    return 0 if found.hbm_bytes <= chip.hbm_bytes else 1
+
+
+def report(found: planning.Plan, tokens: float) -> list[str]:
+    """Lines about a plan."""
+    kinds = {
+        "parameters": found.parameter_bytes,
+        "optimiser": found.optimizer_bytes,
+        "activations kept": found.activation_bytes,
+        "temporaries": found.temporary_bytes,
+    }
+    memory = ", ".join(f"{name} {value / GIB:.2f}" for name, value in kinds.items())
+    share = found.hbm_bytes / found.chip.hbm_bytes
+    sent = ", ".join(f"{kind} {value / 1e9:.2f}" for kind, value in sorted(found.traffic.collectives.items())) or "none"
+    seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in found.seconds.items())
+    days = tokens / found.tokens_per_second / 86_400
+    return [
+        f"parameters          {found.parameter_count / 1e6:.1f}M on {found.chips} chips",
+        f"HBM a chip (GiB)    {found.hbm_bytes / GIB:.2f} of {found.chip.hbm_bytes / GIB:.0f}, {share:.0%}: {memory}",
+        f"FLOPs a step        {found.flops * found.chips:.3e} executed, {found.model_flops * found.chips:.3e} without "
+        f"recomputation; 6 N D and attention: {found.formula_flops * found.chips:.3e}",
+        f"HBM traffic (GB)    {found.traffic.hbm / 1e9:.1f} a chip",
+        f"collectives (GB)    {sent} sent by a chip",
+        f"roofline (ms)       {1e3 * found.step_seconds:.1f}: {seconds}",
+        f"MFU at most         {found.mfu:.1%}",
+        f"tokens/s at most    {found.tokens_per_second:,.0f}; {tokens:.3g} tokens take {days:.2f} days or more",
+        f"fits: {share:.0%} of HBM" if share <= 1 else f"does not fit: {share:.0%} of HBM. {planning.KNOBS}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

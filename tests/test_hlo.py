@@ -1,0 +1,112 @@
+"""Traffic counted in the text of a compiled program, on literals whose bytes are known."""
+
+import pytest
+
+from musiclm_jax import hlo
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%inner (p: f32[6,100]{1,0}, i: s32[]) -> f32[1,100] {
+  %p = f32[6,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %layer = f32[1,100]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,100}
+}
+
+%fused (w: f32[6,100], n: s32[], x: bf16[100]) -> f32[100] {
+  %w = f32[6,100]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %x = bf16[100]{0} parameter(2)
+  %row = f32[1,100]{1,0} fusion(%w, %n), kind=kLoop, calls=%inner
+  %flat = f32[100]{0} bitcast(%row)
+  %wide = f32[100]{0} convert(%x)
+  ROOT %product = f32[100]{0} multiply(%flat, %wide)
+}
+
+%body (state: (s32[], f32[6,100], bf16[100])) -> (s32[], f32[6,100], bf16[100]) {
+  %state = (s32[], f32[6,100]{1,0}, bf16[100]{0}) parameter(0)
+  %n.1 = s32[]{:S(6)} get-tuple-element(%state), index=0
+  %w.1 = f32[6,100]{1,0:T(8,128)} get-tuple-element(%state), index=1
+  %x.1 = bf16[100]{0:T(1024)(2,1)} get-tuple-element(%state), index=2
+  %y = f32[100]{0:T(128)} fusion(%w.1, %n.1, %x.1), kind=kLoop, calls=%fused
+  %near = f32[100]{0:T(128)S(1)} copy(%y)
+  %total = f32[100]{0:T(128)} all-reduce(%near), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  %x.2 = bf16[100]{0:T(1024)(2,1)} convert(%total)
+  ROOT %next = (s32[], f32[6,100]{1,0}, bf16[100]{0}) tuple(%n.1, %w.1, %x.2)
+}
+
+%condition (state.1: (s32[], f32[6,100], bf16[100])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  %state.1 = (s32[], f32[6,100]{1,0}, bf16[100]{0}) parameter(0)
+  %n.2 = s32[] get-tuple-element(%state.1), index=0
+  ROOT %more = pred[]{:T(512)} compare(%n.2, %limit), direction=LT
+}
+
+ENTRY %main (w.2: f32[6,100], x.3: bf16[100]) -> bf16[100] {
+  %w.2 = f32[6,100]{1,0} parameter(0)
+  %x.3 = bf16[100]{0} parameter(1)
+  %start = s32[] constant(0)
+  %first = (s32[], f32[6,100]{1,0}, bf16[100]{0}) tuple(%start, %w.2, %x.3)
+  %loop = (s32[], f32[6,100]{1,0}, bf16[100]{0}) while(%first), condition=%condition, body=%body
+  %last = bf16[100]{0} get-tuple-element(%loop), index=2
+  %sent = bf16[800]{0} all-gather(%last), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %out = bf16[100]{0} slice(%sent), slice={[0:100]}
+}
+"""
+
+
+def test_loops_count_their_rounds_and_slices_their_own_bytes():
+    found = hlo.traffic(PROGRAM)
+    fusion = 400 + 200 + 400  # one row of w, x, the result; n lies on the chip
+    copy, reduce, convert = 400, 400, 400 + 200  # the copy is read from HBM, its result is not written there
+    assert found.hbm == 6 * (fusion + copy + reduce + convert) + (200 + 1600) + 2 * 200
+    assert found.collectives == {"all-reduce": 6 * 2 * 3 / 4 * 400, "all-gather": 7 / 8 * 1600}
+    assert found.collective_counts == {"all-reduce": 6, "all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("replica_groups=[16,8]<=[8,16]T(1,0)", 8),
+        ("replica_groups={{0,2},{1,3}}", 2),
+        ("replica_groups=mesh['axis_0'=128] {'axis_0'}", 128),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=8] {'a','b'}", 8),
+        ("replica_groups=mesh['a'=16] {'a':(1)4}", 4),
+    ],
+)
+def test_groups_in_each_of_their_forms(groups, size):
+    assert hlo.group_size(f", channel_id=3, {groups}, use_global_device_ids=true") == size
+
+
+def test_updates_in_place_move_the_update():
+    fused = """%fused (whole: f32[6,100], part: f32[1,100], n: s32[]) -> f32[6,100] {
+  %whole = f32[6,100]{1,0} parameter(0)
+  %part = f32[1,100]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[6,100]{1,0} dynamic-update-slice(%whole, %part, %n, %zero)
+}
+
+ENTRY %main (w: f32[6,100], p: f32[1,100], i: s32[]) -> f32[6,100] {
+  %w = f32[6,100]{1,0} parameter(0)
+  %p = f32[1,100]{1,0} parameter(1)
+  %i = s32[]{:S(6)} parameter(2)
+  ROOT %out = f32[6,100]{1,0} fusion(%w, %p, %i), kind=kLoop, calls=%fused
+}
+"""
+    assert hlo.traffic(fused).hbm == 400 + 400
+
+
+def test_what_cannot_be_counted_is_named():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.traffic("nothing")
+    with pytest.raises(ValueError, match="how often loop loop runs"):
+        hlo.traffic(PROGRAM.replace("constant(6)", "parameter(1)"))
+    with pytest.raises(ValueError, match="groups of a collective"):
+        hlo.traffic(PROGRAM.replace("replica_groups=[2,4]<=[8]", "replica_groups=none"))
