@@ -44,11 +44,8 @@ def test_flops_of_the_papers_step_are_6nd_and_attention(make):
 
 
 def test_activations_kept_are_what_the_scan_stacks():
-    learner = StageLearner(
-        semantic_stage(seconds=1.0),
-        TransformerConfig(num_layers=3, d_model=32, num_heads=2, d_ff=64),
-        OptimizerConfig(),
-    )
+    small = {"num_layers": 3, "d_model": 32, "num_heads": 2, "d_ff": 64}
+    learner = StageLearner(semantic_stage(seconds=1.0), TransformerConfig(**small), OptimizerConfig())
     state = plan.partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
 
     def kept(remat):
