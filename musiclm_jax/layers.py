@@ -67,7 +67,13 @@ def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
 
 
 def causal_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, by_distance: jax.Array, valid: jax.Array, block_size: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    by_distance: jax.Array,
+    valid: jax.Array,
+    block_size: int,
+    remat: bool = False,
 ) -> jax.Array:
     """Softmax attention to the past, block of queries by block of queries.
 
@@ -83,6 +89,7 @@ def causal_attention(
       by_distance: float32 [h, near + 1] bias of distances 0..near; all further ones have that of `near`.
       valid: bool [b, l], keys that may be seen.
       block_size: queries per block; 0 for one block of all.
+      remat: the backward pass computes each block's scores again, so that no more than one block's are ever kept.
 
     Returns:
       [b, h, l, c] in the dtype of v.
@@ -99,7 +106,8 @@ def causal_attention(
         end = min(start + block, length)
         first = max(0, start - near)  # keys before it are further than `near` from every query
         bias = diagonal[:, : end - start, near - (start - first) : near + end - start]
-        outputs.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
+        attend = jax.checkpoint(_attend, static_argnums=5) if remat else _attend
+        outputs.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
     return jnp.concatenate(outputs, axis=2)
 
 
@@ -216,6 +224,7 @@ class Attention(nn.Module):
 
     num_heads: int
     block_size: int
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -255,7 +264,7 @@ class Attention(nn.Module):
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
         if cache is None or position is None:
-            attended = causal_attention(q, k, v, by_distance, valid, self.block_size)
+            attended = causal_attention(q, k, v, by_distance, valid, self.block_size, self.remat)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))

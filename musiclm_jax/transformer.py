@@ -41,6 +41,7 @@ class TransformerConfig:
     scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
     remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
     attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all
+    remat_attention: bool = False  # the backward pass computes the scores of each block again
     # Two helps for small models, which learn late or never to look up what conditions a token; not in the paper.
     time_embedding: bool = False  # adds the tokens' time in the crop
     aligned_condition: bool = False  # adds to each target's input the conditioning tokens that hold while it sounds
@@ -93,7 +94,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [b, l, d] to [b, l, d], and returns keys and values where `keep` asks for them. See `Attention`."""
         config = self.config
-        attention = Attention(config.num_heads, config.attention_block_size, name="attention")
+        attention = Attention(config.num_heads, config.attention_block_size, config.remat_attention, name="attention")
         branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
         x = x + dropout(config.dropout)(branch, deterministic=deterministic)
         branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)

@@ -66,6 +66,7 @@ def test_paper_size_is_430_million_parameters(make):
         {"attention_block_size": 0},
         {"scan_layers": False},
         {"remat": "full"},
+        {"remat": "full", "remat_attention": True},
         {"scan_layers": False, "remat": "dots_with_no_batch_dims_saveable"},
     ],
 )
