@@ -11,6 +11,7 @@ A piece depends on its prompt, the seed and its number among the prompt's pieces
 import dataclasses
 import functools
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -187,7 +188,7 @@ def stream(
         # A short last group is filled up: the programs compiled for the first one fit.
         filled = group + group[-1:] * (min(group_size, len(pieces)) - len(group))
         rows = [(p, s * request.best_of + c) for p, s in filled for c in range(request.best_of)]
-        keys = jnp.stack([jax.random.fold_in(jax.random.key(request.seed), candidate) for _, candidate in rows])
+        keys = jnp.stack([piece_key(request.seed, prompts[p], candidate) for p, candidate in rows])
         of_prompt = np.array([p for p, _ in rows])
         tokens = generate_tokens(bundle, codes[of_prompt], request, keys, progress)
         progress("audio", 0, 1)
@@ -200,6 +201,12 @@ def stream(
             best = first + int(np.argmax(similarity[first : first + request.best_of]))
             streams = {name: stream[best] for name, stream in tokens.items()}
             yield GeneratedMusic(audio[best], streams, float(similarity[best]), prompts[p], request.seed, s)
+
+
+def piece_key(seed: int, prompt: str, candidate: int) -> jax.Array:
+    """Random key of one candidate of one prompt: its music does not depend on what else is asked for."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.encode()))
+    return jax.random.fold_in(key, candidate)
 
 
 def generate_tokens(
