@@ -124,6 +124,9 @@ class Transformer(nn.Module):
         )
         if config.time_embedding:
             self.time_gain = self.param("time_gain", nn.initializers.ones, (1,))
+        if config.aligned_condition:
+            # Small at first: at full size the conditions' vectors drown the token that they are added to.
+            self.condition_gain = self.param("condition_gain", nn.initializers.constant(0.3), (1,))
         block = Block
         if config.remat != "none":
             policy = None if config.remat == "full" else getattr(jax.checkpoint_policies, config.remat)
@@ -227,6 +230,7 @@ class Transformer(nn.Module):
                 held = jnp.sum(held.reshape(-1, span.frames, 1, span.levels, self.config.d_model), axis=3)
                 held = jnp.broadcast_to(held, (len(held), span.frames, span.positions, self.config.d_model))
                 held = held.reshape(len(held), -1, self.config.d_model)[:, : length - start]
+                held = self.condition_gain[:, None, None] * held
                 features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))
                 place = end
         return features
