@@ -15,9 +15,10 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import gin_configs, partitioning, trainer
+from musiclm_jax import bundles, gin_configs, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec
 from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
+from musiclm_jax.stage_learner import StageLearner
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
     parser.add_argument("--model_dir", required=True, help="folder of the run: checkpoints, configuration, TensorBoard")
+    parser.add_argument("--start_from", help="bundle (a folder, or tiny) whose weights a new run begins with")
     parser.add_argument("--coordinator_address", help="host:port of process 0, for a run of several processes")
     parser.add_argument("--process_count", type=int, help="number of processes of the run")
     parser.add_argument("--process_index", type=int, help="which of them this is, from 0")
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
     command.enable_compilation_cache()
     parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
     try:
-        train(model_dir=args.model_dir)
+        train(model_dir=args.model_dir, start_from=args.start_from)
     except trainer.DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
@@ -131,9 +133,10 @@ def one_line_errors() -> Iterator[None]:
         raise ValueError(f"{lines[0]} {place}".strip()) from error
 
 
-@gin.configurable(denylist=["model_dir"])
+@gin.configurable(denylist=["model_dir", "start_from"])
 def train(
     model_dir: str | pathlib.Path,
+    start_from: str | None = None,
     learner: trainer.Learner = gin.REQUIRED,
     task: TaskSpec = gin.REQUIRED,
     batch_size: int = gin.REQUIRED,
@@ -150,7 +153,7 @@ def train(
     log_period: int = 50,
     keep: int = 3,
 ) -> Any:
-    """Builds the data of a run and trains; every argument but model_dir comes from gin. See `trainer.train`."""
+    """Builds the data of a run and trains; every argument but the first two comes from gin. See `trainer.train`."""
     if not isinstance(task, TaskSpec):
         raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
     mesh = mesh or partitioning.make_mesh()
@@ -173,7 +176,13 @@ def train(
         keep=keep,
         seed=seed,
         mesh=mesh,
+        start_variables=bundles.load(start_from).part(part_name(learner)).variables if start_from else None,
     )
+
+
+def part_name(learner: trainer.Learner) -> str:
+    """Name of the bundle's part that a learner trains."""
+    return learner.stage.name if isinstance(learner, StageLearner) else learner.family
 
 
 def write_config(model_dir: pathlib.Path, learner: trainer.Learner) -> None:

@@ -55,6 +55,10 @@ class StageLearner:
         params = init_params(self.config, self.stage.vocabulary.rows, key)
         return StageState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
+    def start_from(self, state: StageState, variables: Mapping[str, Any]) -> StageState:
+        """The state with the weights of a bundle's part; the optimiser is new."""
+        return dataclasses.replace(state, params=variables["params"])
+
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the raw streams in a batch; levels that the stage does not read may be more."""
         shapes = {}

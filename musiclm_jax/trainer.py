@@ -30,7 +30,8 @@ class Learner(Protocol):
     """What can be trained: a frozen dataclass of a model's config and of how to optimise it.
 
     The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`,
-    called once with the first batch before the first step, for what is initialised from data (k-means of a codebook).
+    called once with the first batch before the first step, for what is initialised from data (k-means of a codebook),
+    and `start_from(state, variables) -> state`, the state with the weights of a bundle's part.
     """
 
     family: str  # "soundstream", "w2v_bert", "mulan" or "stage"
@@ -71,6 +72,7 @@ def train(
     keep: int = 3,
     seed: int = 0,
     mesh: Mesh | None = None,
+    start_variables: Mapping[str, Any] | None = None,
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
@@ -91,6 +93,7 @@ def train(
       keep: latest checkpoints to keep, beside the best one by held-out loss.
       seed: of initialisation, dropout and the like (data has its own).
       mesh: from `partitioning.make_mesh`; None for all devices as data parallel.
+      start_variables: of a bundle's part, to begin a new run with instead of random weights.
 
     Returns:
       The final state.
@@ -124,6 +127,8 @@ def train(
     if restored is None:
         step, position = 0, Position()
         state = jax.jit(lambda k: partitioning.unbox(learner.init(k)), out_shardings=sharding)(init_key)
+        if start_variables is not None:
+            state = _started(learner, state, start_variables, sharding)
     else:
         step, state, position = restored
         _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
@@ -143,7 +148,7 @@ def train(
             host_batch, position = next(batches)
             progress.examples = len(next(iter(host_batch.values()))) * jax.process_count()
             batch = partitioning.shard_batch(mesh, host_batch)
-            if step == 0 and hasattr(learner, "warm_start"):
+            if step == 0 and start_variables is None and hasattr(learner, "warm_start"):
                 warm_key = jax.random.fold_in(init_key, 1)
                 state = jax.jit(learner.warm_start, donate_argnums=0, out_shardings=sharding)(state, batch, warm_key)
             state, metrics = train_step(state, batch, jax.random.fold_in(train_key, step))
@@ -182,6 +187,30 @@ def train(
     else:
         _say(f"done: step {step:,} of {total_steps:,}")
     return state
+
+
+def _started(learner: Any, state: Any, variables: Mapping[str, Any], sharding: Any) -> Any:
+    """The state with a bundle's weights.
+
+    Raises:
+      ValueError: if the family cannot be started from a bundle, or the bundle's model has another shape.
+    """
+    if not hasattr(learner, "start_from"):
+        raise ValueError(f"a {learner.family} model cannot be started from a bundle: train it from its beginning")
+    started = learner.start_from(state, variables)
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    found, wanted = shapes(started), shapes(state)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the bundle's model does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} here; use the configuration it was trained with"
+            )
+    return jax.device_put(started, sharding)
 
 
 def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, np.ndarray], Position]]:

@@ -1,6 +1,7 @@
 """Training of w2v-BERT: masks, losses and the learner (arXiv 2108.06209, and wav2vec 2.0, arXiv 2006.11477)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.struct
@@ -183,6 +184,10 @@ class W2vBertLearner:
         mel = jnp.zeros((1, 4 * SUBSAMPLING, self.config.num_mels))
         params = model.init(key, mel, jnp.zeros((1, 4), bool), None, 1.0)["params"]
         return W2vBertState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
+
+    def start_from(self, state: W2vBertState, variables: Mapping[str, Any]) -> W2vBertState:
+        """The state with the weights of a bundle's part; the optimiser is new."""
+        return dataclasses.replace(state, params=variables["params"])
 
     def warm_start(self, state: W2vBertState, batch: Batch, key: jax.Array) -> W2vBertState:
         """Fits the whitening of the mel bins, if there is one, and makes the codes clusters of the batch's latents.

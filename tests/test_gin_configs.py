@@ -6,10 +6,11 @@ import re
 
 import gin
 import jax
+import numpy as np
 import pytest
 import record_folders
 
-from musiclm_jax import checkpoints, gin_configs
+from musiclm_jax import bundles, checkpoints, gin_configs
 from musiclm_jax.launch import main, train
 from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tokens import MULAN, STAGES
@@ -145,6 +146,22 @@ def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_pa
 
     assert main.main([*command, "--gin.TRAIN_STEPS=7", "--gin.TransformerConfig.d_model=16"]) == 2
     assert "does not fit this configuration" in capsys.readouterr().err
+
+
+def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    assert main.main(command) == 0
+    assert main.main(["export", "--family=fine", f"--model_dir={tmp_path / 'run'}", f"--bundle={bundle}"]) == 0
+    second = [*command[:2], f"--model_dir={tmp_path / 'second'}", command[3], f"--start_from={bundle}"]
+    assert main.main([*second, "--gin.TRAIN_STEPS=1", "--gin.OptimizerConfig.learning_rate=1e-9"]) == 0
+    expected = bundles.load(bundle).part("fine").variables["params"]
+    step, state = checkpoints.load(tmp_path / "second")
+    assert step == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state["params"], expected)
+    third = [*command[:2], f"--model_dir={tmp_path / 'third'}", command[3], f"--start_from={bundle}"]
+    capsys.readouterr()
+    assert main.main([*third, "--gin.TransformerConfig.d_model=16"]) == 2
+    assert "the bundle's model does not fit this configuration" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,17 @@ def test_one_adversarial_step_trains_generator_and_discriminators_in_turn(start)
     np.testing.assert_allclose(metrics["adversarial/discriminator"], losses.discriminator_hinge(*logits), rtol=1e-3)
 
 
+def test_the_decoder_can_be_trained_alone_from_a_bundles_weights(start):
+    alone = dataclasses.replace(LEARNER, adversarial=False, train_encoder=False)
+    exported = learner.export(SMALL, start.replace(ema_params=jax.tree.map(lambda leaf: leaf + 0.01, start.params)))
+    state = alone.start_from(start, exported)
+    assert not differs(learner.export(SMALL, state), exported)
+    new, _ = compiled(alone.train_step)(state, {"audio": tones(2, 50 * STRIDE)}, jax.random.key(1))
+    assert not differs(new.params["encoder"], state.params["encoder"])
+    assert not differs(new.rvq, state.rvq)
+    assert differs(new.params["decoder"], state.params["decoder"])
+
+
 def test_discriminators_learn_to_tell_noise_from_tones(start):
     params = start.discriminator_params
     tx = ADAM.make()

@@ -52,6 +52,7 @@ class SoundStreamLearner:
     commitment_weight: float = 1.0  # open in the paper
     ema_decay: float = 0.999  # of ema_params
     kmeans_iterations: int = 10  # of warm_start
+    train_encoder: bool = True  # False: encoder and codebooks stay, so that tokens made with them stay valid
 
     family: ClassVar[str] = "soundstream"
 
@@ -70,6 +71,12 @@ class SoundStreamLearner:
             discriminator_params=discriminator_params,
             discriminator_opt_state=self.discriminator_optimizer.make().init(discriminator_params),
         )
+
+    def start_from(self, state: SoundStreamState, variables: Mapping[str, Any]) -> SoundStreamState:
+        """The state with the weights of a bundle's part (see `export`); optimisers and discriminators are new."""
+        params = variables["params"]
+        rvq = RVQState.from_codebooks(variables["codebooks"], self.config.rvq)
+        return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params), rvq=rvq)
 
     def warm_start(self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array) -> SoundStreamState:
         """Fits the codebooks to the embeddings of the first batch by residual k-means.
@@ -126,8 +133,11 @@ class SoundStreamLearner:
     def _generator_loss(
         self, params: Any, state: SoundStreamState, audio: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, tuple[Metrics, jax.Array, RVQState]]:
-        embeddings = model.embed(self.config, params, audio)
+        encoder = params if self.train_encoder else jax.lax.stop_gradient(params)
+        embeddings = model.embed(self.config, encoder, audio)
         quantized, _, vq, rvq = quantization.quantize_train(self.config.rvq, state.rvq, embeddings, key)
+        if not self.train_encoder:
+            quantized, rvq = jax.lax.stop_gradient(quantized), state.rvq
         decoded = model.synthesize(self.config, params, quantized)
         metrics = {f"vq/{name}": value for name, value in vq.items()}
         metrics["reconstruction/mel"] = losses.mel_loss(audio, decoded, self.config.sample_rate)
