@@ -24,7 +24,7 @@ OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=0.01, schedule="constant
 LEARNER = StageLearner(
     STAGE,
     TransformerConfig(
-        num_layers=2, num_heads=8, d_model=32, d_ff=64, dropout=0.0, attention_block_size=16, remat="full"
+        num_layers=2, num_heads=8, d_model=32, d_ff=64, dropout=0.0, attention_block_size=0, remat="full"
     ),
     OPTIMIZER,
 )
