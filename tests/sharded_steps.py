@@ -1,10 +1,13 @@
-"""Five steps of a small coarse stage on every mesh of eight devices: as a program, compares them with one device.
+"""Five steps of a small coarse stage on meshes of eight devices: as a program, compares them with one device.
+
+Usage: python sharded_steps.py data,fsdp,tensor ...
 
 Run by test_sharded_training.py in a process of its own, since the number of devices is fixed when JAX starts. Prints a
 line of JSON per mesh: the mesh, the largest errors, and parameters that are replicated though they are named.
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -71,9 +74,9 @@ def largest_error(found: dict, expected: dict) -> float:
 
 
 def main() -> None:
-    """Compares all meshes."""
+    """Compares the meshes that are asked for."""
     alone = run(partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
-    for sizes in MESHES:
+    for sizes in (tuple(map(int, argument.split(","))) for argument in sys.argv[1:]):
         mesh = partitioning.make_mesh(*sizes)
         losses, gradient, params = run(mesh)
         report = {
