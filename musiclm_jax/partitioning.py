@@ -148,7 +148,8 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
     def leaf_sharding(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, nn.Partitioned) and not jax.tree.leaves(leaf.value):
             return leaf.value  # optax's MaskedNode: a parameter that this half of the optimiser leaves to the other
-        if not isinstance(leaf, nn.Partitioned) or len(leaf.names) != leaf.value.ndim:
+        # One number in a box is Adafactor's placeholder for moments that it keeps in another form.
+        if not isinstance(leaf, nn.Partitioned) or len(leaf.names) != leaf.value.ndim or leaf.value.size == 1:
             return replicated(mesh)
         spec = nn.logical_to_mesh_axes(leaf.names, RULES)
         for axis, name, size in zip(spec, leaf.names, leaf.value.shape, strict=True):

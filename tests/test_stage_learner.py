@@ -130,3 +130,19 @@ def test_every_optimizers_state_is_sharded_like_its_parameters(optimizer):
         by_path = dict(jax.tree_util.tree_leaves_with_path(sharding.opt_state))
         moments = [x.spec for path, x in by_path.items() if "gate" in jax.tree_util.keystr(path)]
         assert moments and set(moments) == {sharding.params["layers"]["mlp"]["gate"].spec}
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_nothing_large_of_the_papers_state_is_replicated(optimizer):
+    learner = StageLearner(coarse_stage(), TransformerConfig(), OptimizerConfig(name=optimizer))
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
+    shardings = jax.tree.leaves(state_sharding(mesh, boxed))
+    leaves = jax.tree_util.tree_leaves_with_path(unbox(boxed))
+    large = [
+        jax.tree_util.keystr(path)
+        for (path, leaf), sharding in zip(leaves, shardings, strict=True)
+        if leaf.size * leaf.dtype.itemsize > 2**20 and not any(sharding.spec)
+    ]
+    assert not large
+    assert sum(any(sharding.spec) for sharding in shardings) > 10
