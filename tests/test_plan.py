@@ -78,7 +78,7 @@ def test_bad_input_has_a_clear_error(arguments, message, capsys):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("change, code, message", [([], 0, "fits: "), (["--gin.BATCH_SIZE=65536"], 1, "does not fit")])
 def test_a_plan_of_the_tiny_stage(change, code, message):
-    command = [sys.executable, "-m", "musiclm_jax.launch.main", "plan", "--gin_file=semantic_tiny.gin"]
+    command = [sys.executable, "-P", "-m", "musiclm_jax.launch.main", "plan", "--gin_file=semantic_tiny.gin"]
     command += ["--topology=v5e:2x2", "--gin.TransformerConfig.scan_layers=True", *change]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=dict(os.environ, JAX_PLATFORMS="cpu")

@@ -89,7 +89,7 @@ def start(arguments, processes, devices):
         JAX_PLATFORMS="cpu",
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
     )
-    command = [sys.executable, "-m", "musiclm_jax.launch.main", "train", *arguments]
+    command = [sys.executable, "-P", "-m", "musiclm_jax.launch.main", "train", *arguments]
     command += [f"--coordinator_address=localhost:{port}", f"--process_count={processes}"]
     return [
         subprocess.Popen(
