@@ -142,14 +142,14 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
             {"params": without}, tokens, times, SPANS, length, method=transformer.Transformer.input_features
         )
 
-    table, whole = np.asarray(params["embedding"]), features(30)
+    table, whole, gain = np.asarray(params["embedding"]), features(30), float(params["condition_gain"][0])
     expected = np.zeros((2, 30, 16), np.float32)
     for row in range(2):
         for i in range(
             5, 5 + 18
         ):  # inputs 1 and 2 are the clip's, 3 to 5 the frames; input 5 predicts the first target
             frame = tokens[row, 3 + (i - 5) // 6]
-            expected[row, i] = table[tokens[row, 1]] + table[tokens[row, 2]] + table[frame]
+            expected[row, i] = gain * (table[tokens[row, 1]] + table[tokens[row, 2]] + table[frame])
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features(LENGTH), expected[:, :LENGTH], rtol=1e-5, atol=1e-6)
     plain = dataclasses.replace(SMALL, aligned_condition=False)
@@ -159,7 +159,8 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
 
 def test_unstack_and_stack_are_inverse(params):
     apart = transformer.unstack_layers(params)
-    assert set(apart) == {"embedding", "relative_bias", "time_gain", "final_norm", "layers_0", "layers_1"}
+    gains = {"time_gain", "condition_gain"}
+    assert set(apart) == {"embedding", "relative_bias", "final_norm", "layers_0", "layers_1"} | gains
     np.testing.assert_array_equal(apart["layers_1"]["mlp"]["up"], params["layers"]["mlp"]["up"][1])
     jax.tree.map(np.testing.assert_array_equal, transformer.stack_layers(apart), params)
 
