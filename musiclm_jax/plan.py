@@ -143,7 +143,9 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
         step = jax.jit(learner.train_step, donate_argnums=0, out_shardings=(sharding, everywhere))
         traced = step.trace(state, batch, _placed(key, everywhere))
         compiled = _compile(traced.lower())
-    plain = dataclasses.replace(learner, microbatches=1, config=dataclasses.replace(learner.config, remat="none"))
+    plain = dataclasses.replace(
+        learner, microbatches=1, config=dataclasses.replace(learner.config, remat="none", remat_attention=False)
+    )
     model = jax.make_jaxpr(plain.train_step)(state, batch, key)
     memory = compiled.memory_analysis()
     parameters = sum(map(_bytes_of_a_device, jax.tree.leaves(state.params)))
