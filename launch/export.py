@@ -6,6 +6,7 @@ what training leaves open: normalisation and k-means of the semantic tokens, cen
 
 import argparse
 import collections
+import dataclasses
 import functools
 import importlib
 import json
@@ -44,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=0, help="of the fits")
     p.add_argument("--max_seconds", type=float, help="longest music that `musiclm generate` makes with this bundle")
+    p.add_argument("--top_p", type=float, help="default of `musiclm generate` with this bundle")
+    p.add_argument(
+        "--guidance", type=float, nargs=2, metavar=("SEMANTIC", "COARSE"), help="default of `musiclm generate`, too"
+    )
     return p
 
 
@@ -72,8 +77,9 @@ def main(arguments: list[str]) -> int:
         else:
             config, variables = stage_part(learner, state, args.family)
         sizes = {args.family: bundles.save_part(folder, args.family, config, variables, args.storage)}
-    if args.max_seconds:
-        bundles.save_generation(folder, bundles.GenerationConfig(max_seconds=args.max_seconds))
+    given = {name: getattr(args, name) for name in ("max_seconds", "top_p", "guidance")}
+    if changed := {name: value for name, value in given.items() if value is not None}:
+        bundles.save_generation(folder, dataclasses.replace(bundles.load(folder).generation, **changed))
     for name, size in sizes.items():
         print(f"{folder}: {name} {size / 1e6:.2f} MB")
     print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.2f} MB in all")

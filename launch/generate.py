@@ -44,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
         help="of the three stages: lower is safer, higher bolder (default: the bundle's, as in the paper 1.0 0.95 0.4)",
     )
     p.add_argument("--top_k", type=int, default=0, help="draw only from the k likeliest codes (default: from all)")
+    p.add_argument("--top_p", type=float, help="draw only from the likeliest codes that add up to this probability")
+    p.add_argument(
+        "--guidance",
+        type=float,
+        nargs=2,
+        metavar=("SEMANTIC", "COARSE"),
+        help="how much the text counts in these stages: 1 as trained, more follows it closer (default: the bundle's)",
+    )
     p.add_argument("--spectrogram", metavar="PNG", help="draw the spectrogram into this file, too")
     p.add_argument("--force", action="store_true", help="overwrite existing files")
     p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
@@ -60,9 +68,10 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     prompts = read_prompts(args)
     from musiclm_jax import audio, bundles, generate
+    from musiclm_jax.prompts import check_prompts, language_warnings
 
     # Everything that can be wrong is looked at before anything slow is done.
-    generate.check_prompts(prompts)
+    check_prompts(prompts)
     outputs = numbered(args.output, len(prompts) * args.num_samples)
     pictures = numbered(args.spectrogram, len(outputs)) if args.spectrogram else []
     for path in outputs:
@@ -72,17 +81,20 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--spectrogram {path}: use a name that ends in .png")
         audio.check_output(path, args.force)
     bundle = bundles.load(args.bundle)
+    own = bundle.generation
     request = generate.Request(
         seconds=args.seconds,
         seed=args.seed,
         num_samples=args.num_samples,
         best_of=args.best_of,
-        temperature=tuple(args.temperature) if args.temperature else bundle.generation.temperature,
+        temperature=tuple(args.temperature) if args.temperature else own.temperature,
         top_k=args.top_k,
+        top_p=own.top_p if args.top_p is None else args.top_p,
+        guidance=tuple(args.guidance) if args.guidance else own.guidance,
         batch_size=args.batch_size,
     )
     request.check(bundle)
-    for warning in generate.language_warnings(prompts):
+    for warning in language_warnings(prompts):
         print(f"musiclm generate: {warning}", file=sys.stderr)
 
     command.enable_compilation_cache()

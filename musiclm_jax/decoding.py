@@ -5,8 +5,13 @@ hand on frames, between them. The cache grows in steps of CACHE_STEP tokens, and
 reads little more than what is filled, and few programs are compiled, whatever the lengths.
 
 MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
+
+Classifier-free guidance (arXiv 2207.12598, on logits as in arXiv 2306.05284): each row is decoded twice side by side,
+with its conditioning and with the streams per clip dropped, and the difference of the two logits is made `guidance`
+times as large. Both copies go on with the same code.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,18 +34,45 @@ from musiclm_jax.transformer import (
 CACHE_STEP = 256  # tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn."""
+
+    temperature: float = 1.0  # logits are divided by it; 0 takes the most likely code
+    top_k: int | None = None  # draw among the k likeliest codes only; None or 0 for all
+    top_p: float | None = None  # draw among the likeliest codes whose probabilities first add up to it; None for all
+    guidance: float = 1.0  # how much the conditioning counts; 1 as trained, more follows it closer
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        if not 0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (the most likely code) or more")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 1 or more, or 0 for all codes")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not 0 <= self.guidance < np.inf:
+            raise ValueError(f"guidance is {self.guidance}, expected 0 or more (1 draws as trained)")
+
+
 class DecodeState(NamedTuple):
     """Where decoding stands. `decode_frames` uses up the arrays of the state it is given: keep only the one it returns.
+
+    With guidance there are r = 2 b rows of the model: those with the conditioning, then those without; else r = b.
 
     Attributes:
       start: flat position of the first target token's input.
       position: tokens in the cache, which is the place of the next one.
       end: position after the last frame that was asked for.
-      token: int32 ids [b], the next input.
+      token: int32 ids [r], the next input.
       keys: random keys [b].
-      valid: bool [b, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
-      features: float32 [b or 1, l, d], what is added to the embeddings.
-      caches: keys and values of each layer, [b, h, length, c]; length is a multiple of CACHE_STEP, and grows.
+      valid: bool [r, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
+      features: float32 [r or 1, l, d], what is added to the embeddings.
+      caches: keys and values of each layer, [r, h, length, c]; length is a multiple of CACHE_STEP, and grows.
     """
 
     start: int
@@ -61,9 +93,7 @@ def sample(
     prefix: jax.Array | None,
     num_frames: int,
     keys: jax.Array,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: Sampling = Sampling(),
 ) -> jax.Array:
     """Draws the target codes of a stage.
 
@@ -75,9 +105,7 @@ def sample(
       prefix: int32 [b, frames, q], target codes that are known already and go on; None or no frames for none.
       num_frames: frames of the target in all, those of the prefix included.
       keys: random keys [b], one per row: a row's codes do not depend on the others.
-      temperature: logits are divided by it; 0 takes the most likely code.
-      top_k: draw among the k likeliest codes only; None or 0 for all.
-      top_p: draw among the likeliest codes whose probabilities first add up to top_p; None or 1 for all.
+      sampling: how codes are drawn.
 
     Returns:
       int32 codes [b, num_frames, q], beginning with the prefix.
@@ -86,9 +114,9 @@ def sample(
       ValueError: if a stream is missing, or a value cannot be used.
     """
     params = unstacked(params)
-    state = prefill(config, stage, params, conditioning, prefix, num_frames, keys)
+    state = prefill(config, stage, params, conditioning, prefix, num_frames, keys, sampling.guidance != 1)
     known = 0 if prefix is None else prefix.shape[1]
-    _, codes = decode_frames(config, stage, params, state, num_frames - known, temperature, top_k, top_p)
+    _, codes = decode_frames(config, stage, params, state, num_frames - known, sampling)
     return codes if prefix is None else jnp.concatenate([jnp.asarray(prefix, jnp.int32), codes], axis=1)
 
 
@@ -105,13 +133,20 @@ def prefill(
     prefix: jax.Array | None,
     num_frames: int,
     keys: jax.Array,
+    guided: bool = False,
 ) -> DecodeState:
-    """Runs conditioning and prefix in one pass; arguments as in `sample`.
+    """Runs conditioning and prefix in one pass; arguments as in `sample`, `guided` for a guidance other than 1.
 
     Raises:
-      ValueError: if a stream is missing, or the prefix is not shorter than num_frames or has other levels.
+      ValueError: if a stream is missing, the prefix is not shorter than num_frames or has other levels, or the stage
+        cannot be guided.
     """
     target = stage.target
+    if guided and not stage.condition_dropout:
+        raise ValueError(
+            f"the {stage.name} stage never saw its conditioning dropped and cannot be guided: leave its guidance at 1, "
+            "or train it with condition_dropout"
+        )
     ids, valid = condition_ids(stage, conditioning)
     rows, start = ids.shape
     if prefix is None:
@@ -126,6 +161,10 @@ def prefill(
     if keys.shape != (rows,):
         raise ValueError(f"keys have shape {keys.shape}, expected [{rows}], one typed key (jax.random.key) per row")
 
+    if guided:
+        dropped_ids, dropped_valid = condition_ids(stage, conditioning, jnp.ones(rows, bool))
+        ids, valid = jnp.concatenate([ids, dropped_ids]), jnp.concatenate([valid, dropped_valid])
+        prefix, rows = jnp.concatenate([prefix, prefix]), 2 * rows
     known = jnp.concatenate([ids, flatten(stage, target, prefix)], axis=1)
     bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
     inputs = jnp.concatenate([bos, known], axis=1)  # the last one is the first input of decode_frames
@@ -149,9 +188,7 @@ def decode_frames(
     params: Params,
     state: DecodeState,
     num_frames: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: Sampling = Sampling(),
 ) -> tuple[DecodeState, jax.Array]:
     """Draws the next frames; arguments as in `sample`, whose result does not depend on how it is cut into calls.
 
@@ -159,18 +196,17 @@ def decode_frames(
       The next state, and int32 codes [b, num_frames, q].
 
     Raises:
-      ValueError: if more frames are asked for than `prefill` was told, or a value cannot be used.
+      ValueError: if more frames are asked for than `prefill` was told, or it was told otherwise about guidance.
     """
     levels, size = stage.target.levels, stage.stream(stage.target.stream).codebook_size
     last = state.position + num_frames * levels
     if num_frames < 1 or last > state.end:
         left = (state.end - state.position) // levels
         raise ValueError(f"num_frames is {num_frames}, expected 1 to {left}, the frames that prefill left to draw")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}, expected 0 (the most likely code) or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}, expected more than 0 and at most 1")
-    top_k = None if not top_k or top_k >= size else int(top_k)
+    if (sampling.guidance != 1) != (len(state.token) == 2 * len(state.keys)):
+        raise ValueError(f"guidance is {sampling.guidance}: prefill must be told with `guided` that it is not 1")
+    top_k = None if not sampling.top_k or sampling.top_k >= size else int(sampling.top_k)
+    top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
     params, pieces = unstacked(params), []
     while state.position < last:
         length = _round_up(state.position + 1)
@@ -180,7 +216,7 @@ def decode_frames(
             config,
             stage,
             top_k,
-            top_p is not None and top_p < 1,
+            top_p < 1,
             params,
             caches,
             state.token,
@@ -190,8 +226,9 @@ def decode_frames(
             state.start,
             state.position,
             count,
-            float(temperature),  # an int would compile another program
-            1.0 if top_p is None else float(top_p),
+            float(sampling.temperature),  # an int would compile another program
+            top_p,
+            float(sampling.guidance),
         )
         pieces.append(codes[:, :count])
         state = state._replace(position=state.position + count, token=token, caches=caches)
@@ -285,12 +322,14 @@ def _decode(
     count: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
+    guidance: jax.Array,
 ) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
     """Draws `count` tokens: codes [b, CACHE_STEP], of which so many are filled, the last token, and the caches."""
     target = stage.target
     size = stage.stream(target.stream).codebook_size
     first_id = stage.vocabulary.offset(target.stream, target.first_level)
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    copies = len(token) // len(keys)  # 2 with guidance
     draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
 
     def body(i: jax.Array, carry: tuple) -> tuple:
@@ -301,10 +340,13 @@ def _decode(
         hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
         first = first_id + size * (number % target.levels)
         logits = level_logits(params, hidden[:, None, None], first, 1, size)[:, 0, 0]
+        if copies == 2:
+            conditioned, dropped = jnp.split(logits, 2)
+            logits = dropped + guidance * (conditioned - dropped)
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         code = draw(logits, row_keys, temperature, top_k, top_p if use_top_p else None)
         codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
-        return codes, first + code, caches
+        return codes, jnp.tile(first + code, copies), caches
 
-    codes = jnp.zeros((token.shape[0], CACHE_STEP), jnp.int32)
+    codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
     return jax.lax.fori_loop(0, count, body, (codes, token, caches))

@@ -21,21 +21,13 @@ import numpy as np
 
 from musiclm_jax import decoding, mulan, soundstream
 from musiclm_jax.bundles import Bundle, BundleError, Part
+from musiclm_jax.prompts import check_prompts
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 
-MAX_PROMPT_CHARACTERS = 1000  # far beyond what the text encoder reads (128 word pieces)
 MIN_SECONDS = 1.0
 MAX_PIECES = 1000  # of one request
 TOKENS_PER_REPORT = 100  # of a row, between two calls of a progress function
 ACOUSTIC_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
-
-# Small words that tell a language: a prompt with two or more of the others, and more than of the English, is foreign.
-ENGLISH_WORDS = frozenset("a an and at by for from in is of on over that the this to with without".split())
-OTHER_WORDS = frozenset(
-    "au aux avec dans de des du et le les pour sur très un une der das dem den ein eine einem einen einer für im ist "
-    "mit und von vom zum zur auf sehr del el los las y con para por muy una uno di il gli lo nel nella che molto com "
-    "em muito os um uma na não een het met van voor op zeer en och med ett på".split()
-)
 
 # Called with the name of the work under way, and how much of it is done.
 Progress = Callable[[str, float, float], None]
@@ -52,6 +44,8 @@ class Request:
       best_of: candidates per piece; the one whose MuLan embedding is nearest the text is kept.
       temperature: of the semantic, coarse and fine stage.
       top_k: draw only among the k likeliest codes; 0 draws among all.
+      top_p: draw only among the likeliest codes whose probabilities first add up to it; 1 draws among all.
+      guidance: of the semantic and coarse stage, how much the text counts; 1 draws as trained.
       batch_size: pieces and candidates generated at once.
     """
 
@@ -61,6 +55,8 @@ class Request:
     best_of: int = 1
     temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)
     top_k: int = 0
+    top_p: float = 1.0
+    guidance: tuple[float, float] = (1.0, 1.0)
     batch_size: int = 8
 
     def check(self, bundle: Bundle) -> None:
@@ -81,8 +77,24 @@ class Request:
             )
         if not 0 <= self.top_k <= ACOUSTIC.codebook_size:
             raise ValueError(f"top_k is {self.top_k}: give 1 to {ACOUSTIC.codebook_size}, or 0 for all codes")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: give more than 0 and at most 1, which draws among all codes")
+        if len(self.guidance) != 2 or not all(0 <= g <= 20 for g in self.guidance):
+            raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stage)")
+        for name, guidance in zip(STAGES, self.guidance, strict=False):
+            if guidance != 1 and not bundle.part(name).config.stage.condition_dropout:
+                raise ValueError(
+                    f"guidance is {self.guidance}: the {name} stage of this bundle was trained without dropping its "
+                    "conditioning, leave its guidance at 1"
+                )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
+
+    def sampling(self, stage: str) -> decoding.Sampling:
+        """How codes of "semantic", "coarse" or "fine" are drawn."""
+        index = STAGES.index(stage)
+        guidance = (*self.guidance, 1.0)[index]
+        return decoding.Sampling(self.temperature[index], self.top_k, self.top_p, guidance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,43 +119,6 @@ class GeneratedMusic:
     sample: int
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuses prompts that cannot be used.
-
-    Raises:
-      ValueError: in one line, if there is none, or one is no text, empty or too long.
-    """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is one string: give a list, [{prompts[:40]!r}]")
-    if not prompts:
-        raise ValueError("there is no prompt: describe the music in a few words")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
-        if not any(character.isalnum() for character in prompt):
-            raise ValueError(f"prompt {prompt[:40]!r} holds no words: describe the music in a few words")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(
-                f"prompt {prompt[:40]!r}... has {len(prompt):,} characters: give at most {MAX_PROMPT_CHARACTERS:,} (a "
-                "sentence or two work best)"
-            )
-
-
-def language_warnings(prompts: Sequence[str]) -> list[str]:
-    """One line for each prompt that is not English (the text encoder's language), by its script or its small words."""
-    lines = []
-    for prompt in prompts:
-        letters = [character for character in prompt if character.isalpha()]
-        words = "".join(c if c.isalpha() else " " for c in prompt.lower()).split()
-        english, other = (sum(word in known for word in words) for known in (ENGLISH_WORDS, OTHER_WORDS))
-        foreign_script = sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2  # beyond Latin Extended-B
-        if foreign_script or (other >= 2 and other > english):
-            lines.append(
-                f"prompt {prompt[:40]!r} does not look like English, which the models know: the music may not follow it"
-            )
-    return lines
-
-
 def generate(
     bundle: Bundle, prompts: Sequence[str], progress: Progress | None = None, **options: Any
 ) -> list[GeneratedMusic]:
@@ -153,7 +128,7 @@ def generate(
       bundle: with all six models.
       prompts: texts, in English.
       progress: called while the stages work.
-      **options: fields of `Request`; the temperatures are the bundle's by default.
+      **options: fields of `Request`; temperatures, top_p and guidance are the bundle's by default.
 
     Returns:
       The pieces of the first prompt, then those of the second, ...
@@ -162,7 +137,9 @@ def generate(
       ValueError: if the prompts or options cannot be used.
       BundleError: if a model is missing or damaged.
     """
-    request = Request(**{"temperature": bundle.generation.temperature} | options)
+    own = bundle.generation
+    defaults: dict[str, Any] = {"temperature": own.temperature, "top_p": own.top_p, "guidance": own.guidance}
+    request = Request(**defaults | options)
     return list(stream(bundle, prompts, request, progress))
 
 
@@ -217,7 +194,7 @@ def generate_tokens(
     Args:
       bundle: with the stages.
       mulan_codes: int32 `[batch, 12]`.
-      request: length, temperatures and top_k.
+      request: length, and how codes are drawn.
       keys: random keys `[batch]`, one per row.
       progress: called while the stages work.
 
@@ -273,8 +250,7 @@ def sample_stage(
     prefix: jax.Array,
     frames: int,
     keys: jax.Array,
-    temperature: float,
-    top_k: int,
+    sampling: decoding.Sampling,
     report: Callable[[int], None],
 ) -> jax.Array:
     """Draws one window of a stage, in pieces, so that `report` hears of the frames that are done.
@@ -285,20 +261,19 @@ def sample_stage(
       prefix: int32 `[batch, known frames, levels]`, the codes that the window begins with.
       frames: of the window, those of the prefix included.
       keys: random keys `[batch]`.
-      temperature: of the draws.
-      top_k: see `Request`.
+      sampling: how codes are drawn.
       report: called with the number of frames of the window that are done.
 
     Returns:
       int32 `[batch, frames, levels]`, beginning with the prefix.
     """
     config, stage, params = part.config.transformer, part.config.stage, part.variables["params"]
-    state = decoding.prefill(config, stage, params, conditioning, prefix, frames, keys)
+    state = decoding.prefill(config, stage, params, conditioning, prefix, frames, keys, sampling.guidance != 1)
     pieces, done = [prefix], prefix.shape[1]
     report(done)
     while done < frames:
         count = min(max(1, TOKENS_PER_REPORT // stage.target.levels), frames - done)
-        state, codes = decoding.decode_frames(config, stage, params, state, count, temperature, top_k)
+        state, codes = decoding.decode_frames(config, stage, params, state, count, sampling)
         pieces.append(codes.block_until_ready())
         done += count
         report(done)
@@ -317,7 +292,7 @@ def semantic_windows(
     """Semantic codes int32 `[batch, frames, 1]`: continued half a window at a time."""
     window = window_frames(part)
     conditioning = {MULAN.name: mulan_codes}
-    temperature = request.temperature[0]
+    sampling = request.sampling("semantic")
     codes = jnp.zeros((len(keys), 0, 1), jnp.int32)
     while codes.shape[1] < frames:
         prefix = codes[:, max(0, codes.shape[1] - window // 2) :]
@@ -327,9 +302,7 @@ def semantic_windows(
         def report(done: int, made: int = made) -> None:
             progress("semantic", made + done, frames)
 
-        new = sample_stage(
-            part, conditioning, prefix, length, _window_keys(keys, 0, made), temperature, request.top_k, report
-        )
+        new = sample_stage(part, conditioning, prefix, length, _window_keys(keys, 0, made), sampling, report)
         codes = jnp.concatenate([codes[:, :made], new], axis=1)
     return codes
 
@@ -342,7 +315,7 @@ def coarse_windows(
     hop = window // 2
     codes = jnp.zeros((len(keys), 0, part.config.stage.target.levels), jnp.int32)
     total = ACOUSTIC_PER_SEMANTIC * semantic.shape[1]
-    temperature = request.temperature[1]
+    sampling = request.sampling("coarse")
     for start in range(0, semantic.shape[1] - window + 1, hop):
         first = ACOUSTIC_PER_SEMANTIC * start
         prefix = codes[:, first:]
@@ -352,9 +325,7 @@ def coarse_windows(
             progress("coarse", first + done, total)
 
         length = ACOUSTIC_PER_SEMANTIC * window
-        new = sample_stage(
-            part, conditioning, prefix, length, _window_keys(keys, 1, start), temperature, request.top_k, report
-        )
+        new = sample_stage(part, conditioning, prefix, length, _window_keys(keys, 1, start), sampling, report)
         codes = jnp.concatenate([codes[:, :first], new], axis=1)
     return codes
 
@@ -374,9 +345,8 @@ def fine_windows(part: Part, coarse: jax.Array, request: Request, keys: jax.Arra
     def report(done: int) -> None:
         progress("fine", done, window)
 
-    new = sample_stage(
-        part, {ACOUSTIC.name: side_by_side}, prefix, window, window_keys, request.temperature[2], request.top_k, report
-    )
+    conditioning = {ACOUSTIC.name: side_by_side}
+    new = sample_stage(part, conditioning, prefix, window, window_keys, request.sampling("fine"), report)
     codes = jnp.zeros((rows, 0, new.shape[2]), jnp.int32)
     for index, start in enumerate(starts):
         part_of_piece = new[index * rows : (index + 1) * rows]

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from musiclm_jax import decoding, transformer
+from musiclm_jax.decoding import Sampling
 from musiclm_jax.partitioning import unbox
 from musiclm_jax.stages import coarse_stage, flatten, shift_right
 from musiclm_jax.transformer import TransformerConfig
@@ -17,6 +20,7 @@ STAGE = coarse_stage(
     acoustic_codebook_size=16,
     coarse_quantizers=3,
     full_vocabulary=False,
+    condition_dropout=0.1,
 )
 CONFIG = TransformerConfig(
     num_layers=2,
@@ -56,10 +60,10 @@ def keys():
     return jax.random.split(jax.random.key(1), ROWS)
 
 
-def logits_of(params, conditioning, codes):
+def logits_of(params, conditioning, codes, drop=None):
     """Logits [b, t, q, k] of given codes, in one pass without a cache."""
     stacked = transformer.stack_layers(params)
-    ids, valid = decoding.condition_ids(STAGE, conditioning)
+    ids, valid = decoding.condition_ids(STAGE, conditioning, drop)
     ids = jnp.concatenate([ids, flatten(STAGE, STAGE.target, codes)], axis=1)
     valid = jnp.concatenate(
         [jnp.ones((len(ids), 1), bool), valid, jnp.ones((len(ids), codes[0].size - 1), bool)], axis=1
@@ -73,7 +77,7 @@ def logits_of(params, conditioning, codes):
 
 
 def test_greedy_with_cache_is_the_most_likely_code_without(params, conditioning, keys):
-    codes = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys, temperature=0)
+    codes = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys, Sampling(temperature=0))
     assert codes.shape == (ROWS, FRAMES, 3) and codes.dtype == jnp.int32
     logits = logits_of(params, conditioning, codes)
     np.testing.assert_array_equal(codes, jnp.argmax(logits, axis=-1))
@@ -93,6 +97,21 @@ def test_logits_with_cache_are_those_without(params, conditioning, keys):
     )
     logits = transformer.level_logits(params, hidden[:, None, None], STAGE.vocabulary.offset("acoustic"), 1, 16)
     np.testing.assert_allclose(logits[:, 0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.5])
+def test_guidance_is_the_difference_that_the_conditioning_makes(params, conditioning, keys, guidance):
+    sampling = Sampling(temperature=0, guidance=guidance)
+    codes = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys, sampling)
+    with_it = logits_of(params, conditioning, codes)
+    without = logits_of(params, conditioning, codes, jnp.ones(ROWS, bool))
+    np.testing.assert_array_equal(codes, jnp.argmax(without + guidance * (with_it - without), axis=-1))
+    assert (codes != jnp.argmax(with_it, axis=-1)).any()
+    # In pieces and after a prefix it is the same.
+    state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :5], FRAMES, keys, guided=True)
+    np.testing.assert_array_equal(
+        decoding.decode_frames(CONFIG, STAGE, params, state, FRAMES - 5, sampling)[1], codes[:, 5:]
+    )
 
 
 def test_same_keys_same_codes_other_keys_others(params, conditioning, keys):
@@ -157,10 +176,10 @@ def test_codes_are_drawn_with_their_probabilities(options, expected):
 
 
 def test_options_reach_the_draw(params, conditioning, keys):
-    greedy = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, temperature=0)
+    greedy = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, Sampling(temperature=0))
     for options in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-5}):
         np.testing.assert_array_equal(
-            decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, **options), greedy
+            decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys, Sampling(**options)), greedy
         )
 
 
@@ -174,7 +193,16 @@ def test_wrong_calls_are_named(params, conditioning, keys):
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, None, 4, keys)
     with pytest.raises(ValueError, match="num_frames is 5, expected 1 to 4"):
         decoding.decode_frames(CONFIG, STAGE, params, state, 5)
-    with pytest.raises(ValueError, match="temperature is -1"):
-        decoding.decode_frames(CONFIG, STAGE, params, state, 1, temperature=-1)
-    with pytest.raises(ValueError, match="top_p is 0"):
-        decoding.decode_frames(CONFIG, STAGE, params, state, 1, top_p=0)
+    with pytest.raises(ValueError, match=r"guidance is 2\.0: prefill must be told"):
+        decoding.decode_frames(CONFIG, STAGE, params, state, 1, Sampling(guidance=2.0))
+    never_dropped = dataclasses.replace(STAGE, condition_dropout=0.0)
+    with pytest.raises(ValueError, match="the coarse stage never saw its conditioning dropped"):
+        decoding.prefill(CONFIG, never_dropped, params, conditioning, None, 4, keys, guided=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -1), ("top_k", -2), ("top_p", 0), ("top_p", 1.5), ("guidance", -1)]
+)
+def test_what_cannot_be_drawn_from_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        Sampling(**{field: value})

@@ -63,6 +63,8 @@ class GenerationConfig:
 
     max_seconds: float = 30.0  # longest music the bundle is meant for
     temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 3.2)
+    top_p: float = 1.0  # codes are drawn among the likeliest whose probabilities first add up to it (open)
+    guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 draws as trained (open)
     sample_rate: int = 24_000  # Hz
 
 
