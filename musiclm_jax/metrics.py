@@ -19,6 +19,8 @@ MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)  # semitones above the tonic
 MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)  # natural minor
 MEL_SCALES = ((256, 16), (512, 32), (1024, 64), (2048, 128))  # (window in samples, mel bands) of the mel distance
 MEL_FLOOR = 1e-4  # of full scale (-80 dB): what is softer counts as silence
+KLD_DIRECTIONS = ("reference||generated", "generated||reference")
+KLD_SMOOTHING = 1e-6  # share of the uniform distribution that is mixed into class probabilities
 
 
 class Estimate(NamedTuple):
@@ -111,6 +113,59 @@ def matched_auc(scores: np.ndarray, asked: np.ndarray) -> float:
     if not np.isfinite(wins).all():
         raise ValueError("every item asks for the same label: there is nothing to compare with")
     return float(wins.mean())
+
+
+def kl_divergence(
+    reference: np.ndarray,
+    generated: np.ndarray,
+    direction: str = KLD_DIRECTIONS[0],
+    smoothing: float = KLD_SMOOTHING,
+) -> np.ndarray:
+    """KL divergence of a classifier's class probabilities for pairs of clips, in nats: KLD, before its mean.
+
+    The MusicLM paper does not state the direction. The default, KL(reference || generated), asks whether what is heard
+    in the reference is heard in the generated clip too.
+
+    Args:
+      reference: `[..., classes]`, at least 0. Probabilities of a classifier of several labels do not add up to 1: they
+        are scaled to do so, as those of the other clip.
+      generated: `[..., classes]`.
+      direction: one of `KLD_DIRECTIONS`.
+      smoothing: share of the uniform distribution mixed into both, so that a class probability of 0 costs a finite
+        amount: at most log(classes / smoothing).
+
+    Returns:
+      float64 `[...]`.
+
+    Raises:
+      ValueError: if the direction is unknown, the shapes differ, or a row is negative, not finite or all zero.
+    """
+    if direction not in KLD_DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}: expected {' or '.join(map(repr, KLD_DIRECTIONS))}")
+    reference, generated = np.asarray(reference, np.float64), np.asarray(generated, np.float64)
+    if reference.shape[-1] != generated.shape[-1]:
+        raise ValueError(f"{reference.shape[-1]} and {generated.shape[-1]} classes: expected those of one classifier")
+    sides = []
+    for probabilities in (reference, generated):
+        total = probabilities.sum(axis=-1, keepdims=True)
+        if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
+            raise ValueError("class probabilities must be finite, at least 0 and not all 0: look at the clips")
+        sides.append((1 - smoothing) * probabilities / total + smoothing / probabilities.shape[-1])
+    first, second = sides if direction == KLD_DIRECTIONS[0] else sides[::-1]
+    return np.sum(first * np.log(first / second), axis=-1)
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine of pairs of vectors `[..., dim]`: float64 `[...]`. Of MuLan's text and audio: MCC, before its mean.
+
+    Raises:
+      ValueError: if a vector is zero or not finite.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise ValueError("an embedding is zero or not finite: it has no direction, look at its clip")
+    return np.sum(first * second, axis=-1) / lengths
 
 
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:

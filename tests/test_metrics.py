@@ -141,3 +141,53 @@ def test_pitch_classes_in_use_tells_a_hum_from_music():
     assert metrics.pitch_classes_in_use(np.eye(12)[3]) == 1
     assert metrics.pitch_classes_in_use(np.repeat([1, 0], 6)) == pytest.approx(6)
     assert metrics.pitch_classes_in_use(np.zeros(12)) == 0
+
+
+def test_kl_divergence_on_literals_and_against_scipy():
+    reference, generated = np.array([0.5, 0.5]), np.array([0.25, 0.75])
+    expected = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    assert metrics.kl_divergence(reference, generated, smoothing=0) == pytest.approx(expected)
+    other_way = metrics.kl_divergence(reference, generated, "generated||reference", smoothing=0)
+    assert other_way == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
+    many = np.random.default_rng(0).gamma(1.0, size=(2, 3, 4, 20))  # clips, segments: scaled to add up to 1
+    found = metrics.kl_divergence(many[0], many[1])
+    assert found.shape == (3, 4)
+    np.testing.assert_allclose(found, scipy.stats.entropy(many[0], many[1], axis=-1), rtol=1e-3)
+
+
+def test_kl_divergence_is_smoothed_where_a_class_is_missing():
+    certain, other = np.eye(10)[0], np.eye(10)[1]
+    cost = metrics.kl_divergence(certain, other, smoothing=1e-3)
+    assert cost == pytest.approx(np.log(10 / 1e-3), rel=0.01)
+    assert metrics.kl_divergence(certain, certain) == 0
+
+
+def test_kl_divergence_follows_the_pairs():
+    rows = np.random.default_rng(0).gamma(0.5, size=(30, 8))
+    near = rows * np.random.default_rng(1).uniform(0.9, 1.1, rows.shape)
+    paired = metrics.kl_divergence(rows, near).mean()
+    assert metrics.kl_divergence(rows[::-1], near[::-1]).mean() == pytest.approx(paired)
+    assert metrics.kl_divergence(rows, np.roll(near, 1, axis=0)).mean() > 10 * paired
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (([1.0, 0.0], [1.0, 0.0], "both"), "direction is 'both'"),
+        (([1.0, 0.0], [1.0, 0.0, 0.0]), "2 and 3 classes"),
+        (([1.0, 0.0], [0.0, 0.0]), "not all 0"),
+        (([1.0, np.nan], [1.0, 0.0]), "finite"),
+        (([1.0, -0.1], [1.0, 0.0]), "at least 0"),
+    ],
+)
+def test_kl_divergence_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.kl_divergence(*arguments)
+
+
+def test_cosine_on_literals():
+    text, audio = np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 2.0], [-3.0, -4.0]])
+    np.testing.assert_allclose(metrics.cosine(text, audio), [np.sqrt(0.5), -1])
+    assert metrics.cosine(text, audio[::-1]).mean() != pytest.approx(metrics.cosine(text, audio).mean())
+    with pytest.raises(ValueError, match="no direction"):
+        metrics.cosine(text, np.zeros((2, 2)))
