@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm_jax.losses import token_losses, weighted_mean
+from musiclm_jax.losses import TokenLosses, token_losses, weighted_mean
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.stages import LMBatch, Stage, assemble
 from musiclm_jax.transformer import Params, TransformerConfig, hidden_states, init_params, level_logits
@@ -92,9 +92,7 @@ class StageLearner:
         """Gradients and metrics of a batch, microbatch by microbatch."""
 
         def of_part(part: Mapping[str, Any], key: jax.Array) -> tuple[Params, Metrics]:
-            drop_key, dropout_key = jax.random.split(key)
-            lm = assemble(self.stage, part, drop_key)
-            return jax.grad(lambda p: self._loss(p, lm, dropout_key), has_aux=True)(params)
+            return jax.grad(lambda p: self.loss(p, part, key), has_aux=True)(params)
 
         count = self.microbatches
         if count == 1:
@@ -135,8 +133,22 @@ class StageLearner:
         mixed = self._loss(state.params, with_next_condition(self.stage, lm), None)[1]
         return metrics | {"condition_bits": mixed["bits"] - metrics["bits"]}
 
-    def _loss(self, params: Params, lm: LMBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """The objective, and the metrics; with a key as in training."""
+    def loss(self, params: Params, batch: Mapping[str, Any], key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        """What a training minimises.
+
+        Args:
+          params: stacked, unboxed.
+          batch: raw streams int32, see stages.py.
+          key: for dropout and dropped conditioning, as in training; None to measure without either.
+
+        Returns:
+          The loss with its z-loss, and the metrics of `train_step` or `eval_step` but "grad_norm" and "condition_bits".
+        """
+        drop_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+        return self._loss(params, assemble(self.stage, batch, drop_key), dropout_key)
+
+    def token_losses(self, params: Params, lm: LMBatch, key: jax.Array | None) -> TokenLosses:
+        """Losses of each target position, float32 [b, t, q]; with a key as in training."""
         stage = self.stage
         dropout_key = key if self.config.dropout else None
         hidden = hidden_states(
@@ -147,7 +159,10 @@ class StageLearner:
         target = stage.target
         first_id = stage.vocabulary.offset(target.stream, target.first_level)
         logits = level_logits(params, hidden, first_id, levels, stage.stream(target.stream).codebook_size)
-        losses = token_losses(logits, lm.target_codes, 0.0 if key is None else self.label_smoothing)
+        return token_losses(logits, lm.target_codes, 0.0 if key is None else self.label_smoothing)
+
+    def _loss(self, params: Params, lm: LMBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        losses = self.token_losses(params, lm, key)
         loss = weighted_mean(losses.cross_entropy, lm.loss_weights)
         z_loss = self.z_loss * weighted_mean(jnp.square(losses.log_normalizer), lm.loss_weights)
         metrics = {
@@ -156,8 +171,8 @@ class StageLearner:
             "accuracy": weighted_mean(losses.correct, lm.loss_weights),
         }
         by_level = weighted_mean(losses.cross_entropy, lm.loss_weights, axis=(0, 1))
-        for i in range(levels):
-            metrics[f"loss/level_{target.first_level + i:02d}"] = by_level[i]
+        for i, level_loss in enumerate(by_level):
+            metrics[f"loss/level_{self.stage.target.first_level + i:02d}"] = level_loss
         if key is not None:
             metrics["z_loss"] = z_loss
         return loss + z_loss, metrics
