@@ -157,6 +157,18 @@ def test_streaming_encode_equals_whole_encode(variables):
     assert (np.asarray(alone) != parts[1]).any()
 
 
+def test_streaming_decode_equals_whole_decode(variables):
+    codes = np.random.default_rng(0).integers(0, SMALL.codebook_size, (2, 12, 3))
+    stream = compiled(lambda variables, block, context: model.decode_streaming(SMALL, variables, block, context))
+    context, blocks = model.initial_decoder_context(SMALL, variables["params"], 2), []
+    for start in range(0, 12, 4):
+        block, context = stream(variables, codes[:, start : start + 4], context)
+        blocks.append(block)
+    whole = compiled(lambda variables: model.decode(SMALL, variables, codes))(variables)
+    assert np.abs(whole).max() > 1e-3
+    np.testing.assert_allclose(jnp.concatenate(blocks, axis=1), whole, atol=1e-6)
+
+
 def test_mel_loss_is_the_sum_over_windows():
     audio, decoded = noise(2, 4096), noise(2, 4096, seed=1)
     assert float(losses.mel_loss(audio, audio, 24_000)) < 1e-3

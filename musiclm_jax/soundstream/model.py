@@ -2,7 +2,7 @@
 
 Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into
 the channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context
-explicitly, so that coding block by block equals coding the whole (`encode_streaming`).
+explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
 """
 
 import dataclasses
@@ -262,3 +262,31 @@ def encode_streaming(
     _check_audio(config, audio)
     x, context = Encoder(config).apply({"params": variables["params"]["encoder"]}, audio, context)
     return quantization.encode(variables["codebooks"], x), context
+
+
+def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
+    """Context of silence for `decode_streaming`."""
+    embeddings = jnp.zeros((batch, 1, config.embedding_dim))
+    _, shapes = jax.eval_shape(lambda: Decoder(config).apply({"params": params["decoder"]}, embeddings))
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def decode_streaming(
+    config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array, context: Context
+) -> tuple[jax.Array, Context]:
+    """Audio of the next block of a stream of codes; concatenated over the blocks it equals `decode` of the whole.
+
+    Args:
+      config: the model.
+      variables: as for `encode`.
+      codes: int `[b, frames, q]`, q <= quantizers, any number of frames.
+      context: of `initial_decoder_context`, or of the block before.
+
+    Returns:
+      float32 `[b, frames * total_stride]` and the context for the next block.
+
+    Raises:
+      ValueError: if there are more levels than codebooks.
+    """
+    embeddings = quantization.decode(variables["codebooks"], codes)
+    return Decoder(config).apply({"params": variables["params"]["decoder"]}, embeddings, context)
