@@ -17,7 +17,9 @@ import jax
 
 from musiclm_jax import bundles, gin_configs, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.divergence import DivergedError
 from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
+from musiclm_jax.learner import Learner
 from musiclm_jax.stage_learner import StageLearner
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
     parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
     try:
         train(model_dir=args.model_dir, start_from=args.start_from)
-    except trainer.DivergedError as error:
+    except DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
 
@@ -137,7 +139,7 @@ def one_line_errors() -> Iterator[None]:
 def train(
     model_dir: str | pathlib.Path,
     start_from: str | None = None,
-    learner: trainer.Learner = gin.REQUIRED,
+    learner: Learner = gin.REQUIRED,
     task: TaskSpec = gin.REQUIRED,
     batch_size: int = gin.REQUIRED,
     total_steps: int = gin.REQUIRED,
@@ -180,12 +182,12 @@ def train(
     )
 
 
-def part_name(learner: trainer.Learner) -> str:
+def part_name(learner: Learner) -> str:
     """Name of the bundle's part that a learner trains."""
     return learner.stage.name if isinstance(learner, StageLearner) else learner.family
 
 
-def write_config(model_dir: pathlib.Path, learner: trainer.Learner) -> None:
+def write_config(model_dir: pathlib.Path, learner: Learner) -> None:
     """Writes config.gin (what gin was told and used) and config.json (family, config and learner) into a run's folder.
 
     Raises:

@@ -5,14 +5,17 @@ so a half-written checkpoint is never found. States are stored as nested dicts: 
 made them.
 """
 
+import contextlib
 import dataclasses
 import math
-import pathlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -31,23 +34,32 @@ class Position:
     step_in_epoch: int = 0
 
 
-def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.CheckpointManager:
+def run_folder(model_dir: str | os.PathLike) -> epath.Path:
+    """A run's folder as an absolute path; a URL such as gs://bucket/run stays what it is."""
+    folder = epath.Path(model_dir).expanduser()
+    return folder if "://" in os.fspath(folder) else folder.absolute()
+
+
+@contextlib.contextmanager
+def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
     """Opens a run's checkpoints for writing, and removes what an interrupted write left behind.
+
+    When it is left, all that was saved is written.
 
     Args:
       model_dir: the run's folder, made if missing.
       keep: number of latest checkpoints to keep; the best one by held-out loss stays as well.
 
     Raises:
-      ValueError: if keep is less than 1 or the folder cannot be made or written.
+      ValueError: if keep is less than 1, the folder cannot be made or written, or a checkpoint could not be written.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected 1 or more checkpoints to keep")
-    folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
+    folder = run_folder(model_dir) / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{jax.process_index()}"
-        probe.touch()
+        probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise ValueError(
@@ -65,7 +77,16 @@ def open_manager(model_dir: str | pathlib.Path, keep: int = 3) -> ocp.Checkpoint
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
     )
-    return _manager(folder, options)
+    manager = _manager(folder, options)
+    try:
+        yield manager
+    except BaseException:
+        # What went wrong first is to be told, not that a checkpoint could not be finished either.
+        with contextlib.suppress(Exception):
+            manager.close()
+        raise
+    with _clear_write_errors(manager):
+        manager.close()
 
 
 def save(
@@ -80,15 +101,56 @@ def save(
       position: of this process's data after these steps.
       eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
     """
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(serialization.to_state_dict(state)),
-            position=ocp.args.JsonSave({"processes": _of_all_processes(position)}),
-        ),
-        metrics={} if eval_loss is None else {"loss": float(eval_loss)},
-        force=True,
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(serialization.to_state_dict(state)),
+        position=ocp.args.JsonSave({"processes": _of_all_processes(position)}),
     )
+    with _clear_write_errors(manager):
+        manager.save(step, args=args, metrics={} if eval_loss is None else {"loss": float(eval_loss)}, force=True)
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Looks, without waiting, whether what is written in the background went well so far.
+
+    Raises:
+      ValueError: if it did not.
+    """
+    with _clear_write_errors(manager):
+        manager.check_for_errors()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until all that was saved is written.
+
+    Raises:
+      ValueError: if it cannot be.
+    """
+    with _clear_write_errors(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _clear_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Tells errors of Orbax and TensorStore, which have many types, in one line."""
+    try:
+        yield
+    except Exception as error:
+        whole = manager.latest_step()
+        raise ValueError(
+            f"cannot write a checkpoint to {manager.directory} ({_reason(error)}): make room or mend it, then give the "
+            f"same command again, which goes on from {'the beginning' if whole is None else f'step {whole:,}'}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the root of an error, in a few words."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # TensorStore names the files from the outermost to the one at fault, then itself in brackets.
+    return line.split(" [")[0].rsplit('": ', 1)[-1][:200]
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple[int, Any, Position] | None:
@@ -104,20 +166,25 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
       some may be read twice.
 
     Raises:
-      ValueError: if the checkpoint's state has another shape than abstract_state, naming the first difference.
+      ValueError: if the checkpoint's state has another shape than abstract_state, naming the first difference, or the
+        checkpoint cannot be read.
     """
     step = manager.latest_step()
     if step is None:
         return None
     expected = serialization.to_state_dict(abstract_state)
-    _check_same_shapes(f"{manager.directory}/{step}", manager.item_metadata(step).state, expected)
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
-    )
-    return step, serialization.from_state_dict(abstract_state, restored.state), _of_this_process(restored.position)
+    with _clear_read_errors(manager, step):
+        metadata = _as_dict(manager.item_metadata(step).state)
+    _check_same_shapes(f"{manager.directory}/{step}", metadata, expected)
+    with _clear_read_errors(manager, step):
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
+        )
+        position = _of_this_process(restored.position)
+    return step, serialization.from_state_dict(abstract_state, restored.state), position
 
 
-def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = False) -> tuple[int, dict[str, Any]]:
+def load(model_dir: str | os.PathLike, step: int | None = None, best: bool = False) -> tuple[int, dict[str, Any]]:
     """Reads a checkpoint's state as nested dicts of NumPy arrays, without the code that made it.
 
     Args:
@@ -129,9 +196,9 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
       (step, nested dicts named like the fields of the state).
 
     Raises:
-      ValueError: if there is no such checkpoint.
+      ValueError: if there is no such checkpoint, or it cannot be read.
     """
-    folder = pathlib.Path(model_dir).expanduser().absolute() / FOLDER
+    folder = run_folder(model_dir) / FOLDER
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: give the model_dir of a `musiclm train` run")
     with _manager(folder, ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)) as manager:
@@ -141,10 +208,11 @@ def load(model_dir: str | pathlib.Path, step: int | None = None, best: bool = Fa
         if step is None:
             losses = {s: m["loss"] for s in steps if best and (m := manager.metrics(s))}
             step = min(losses, key=lambda s: losses[s]) if losses else max(steps)
-        metadata = manager.item_metadata(step).state
-        # NumPy arrays, into host memory: the devices that wrote the checkpoint need not be here.
-        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _as_dict(metadata))
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        with _clear_read_errors(manager, step):
+            metadata = _as_dict(manager.item_metadata(step).state)
+            # NumPy arrays, into host memory: the devices that wrote the checkpoint need not be here.
+            abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+            restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
     return step, jax.tree.map(np.asarray, restored.state)
 
 
@@ -166,15 +234,40 @@ def _quality(metrics: dict[str, float]) -> float:
     return -metrics["loss"] if "loss" in metrics else -math.inf
 
 
-def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     """Orbax's manager, which needs to know the items to tell the shapes in a checkpoint that it did not write."""
     handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    try:
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    except ValueError as error:  # it reads the held-out loss of each
+        raise ValueError(f"the metrics of a checkpoint in {folder} cannot be read ({_reason(error)})") from error
+
+
+@contextlib.contextmanager
+def _clear_read_errors(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Tells in one line that a finished checkpoint cannot be read, and what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # of the devices' memory
+    except Exception as error:
+        before = max((other for other in manager.all_steps() if other < step), default=None)
+        raise ValueError(
+            f"checkpoint {manager.directory}/{step} is damaged or cannot be read ({_reason(error)}): move that folder "
+            f"away, and the same command goes on from {'the beginning' if before is None else f'step {before:,}'}"
+        ) from error
 
 
 def _as_dict(metadata: Any) -> Any:
-    """Returns the tree inside Orbax's metadata of an item."""
-    return getattr(metadata, "tree", metadata)
+    """Returns the tree inside Orbax's metadata of an item.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    tree = getattr(metadata, "tree", metadata)
+    if not tree:
+        raise ValueError("its state has no _METADATA")
+    return tree
 
 
 def _check_same_shapes(where: str, metadata: Any, expected: Any) -> None:
@@ -184,7 +277,7 @@ def _check_same_shapes(where: str, metadata: Any, expected: Any) -> None:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
-    found, wanted = shapes(_as_dict(metadata)), shapes(expected)
+    found, wanted = shapes(metadata), shapes(expected)
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise ValueError(

@@ -89,13 +89,13 @@ def test_another_shape_is_named(tmp_path):
 
 
 def test_bad_requests_have_a_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="keep is 0"):
-        checkpoints.open_manager(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="keep is 0"), checkpoints.open_manager(tmp_path, keep=0):
+        pass
     with pytest.raises(ValueError, match="does not exist: give the model_dir"):
         checkpoints.load(tmp_path / "none")
     save_steps(tmp_path, {1: None})
     with pytest.raises(ValueError, match=r"holds the steps \[1\], not 9"):
         checkpoints.load(tmp_path, step=9)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write checkpoints to"):
-        checkpoints.open_manager(tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot write checkpoints to"), checkpoints.open_manager(tmp_path / "file"):
+        pass

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from toy_run import ToyData, ToyLearner, WarmLearner, run
 
 from musiclm_jax import checkpoints, trainer
+from musiclm_jax.divergence import DivergedError
 from musiclm_jax.optimizers import OptimizerConfig
 
 
@@ -98,16 +99,16 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
 
 
 def test_divergence_stops_and_keeps_sound_checkpoints(tmp_path):
-    with pytest.raises(trainer.DivergedError, match=r"loss not finite at or before step 15\..*checkpoint is step 10"):
+    with pytest.raises(DivergedError, match=r"loss not finite at step 13 .*checkpoint is step 10"):
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
-    with pytest.raises(trainer.DivergedError, match="at or before step 15"):  # again, over what the first one left
+    with pytest.raises(DivergedError, match="at step 13"):  # again, over what the first one left
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
     assert checkpoints.load(tmp_path)[0] == 10
     assert checkpoints.load(tmp_path / "diverged")[0] == 15
 
 
 def test_divergence_just_before_a_checkpoint_is_not_saved(tmp_path):
-    with pytest.raises(trainer.DivergedError):
+    with pytest.raises(DivergedError):
         run(tmp_path, 30, learner=ToyLearner(nan_at=9), log_period=100)
     assert checkpoints.load(tmp_path)[0] == 5
 
@@ -147,8 +148,3 @@ def test_bad_input_has_a_clear_error(tmp_path):
         run(tmp_path, 3, Empty())
     with pytest.raises(ValueError, match="evaluation data holds no batch"):
         trainer.train(ToyLearner(), ToyData(), Empty(), tmp_path, total_steps=3)
-
-
-@pytest.mark.parametrize("seconds, text", [(12.4, "12 s"), (300, "5 min"), (9000, "2.5 h")])
-def test_durations(seconds, text):
-    assert trainer._duration(seconds) == text
