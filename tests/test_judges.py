@@ -1,4 +1,4 @@
-"""The judges of benchmarks/: musicnn equals its published graph, and all three hear what is played."""
+"""The judges of benchmarks/ hear what is played."""
 
 import importlib.util
 import pathlib
@@ -39,59 +39,6 @@ def render(program, seconds=6):
             synth.noteoff(0, pitch)
     audio = np.concatenate(pieces)
     return 0.5 * audio / np.abs(audio).max()
-
-
-def published_graph(model, mel):
-    """Tag probabilities `[patches, 50]` of the graph that was saved beside the weights, run by TensorFlow."""
-    tf = pytest.importorskip("tensorflow").compat.v1
-    saved = tf.MetaGraphDef()
-    saved.ParseFromString((judges._package_folder("musicnn") / model / ".meta").read_bytes())
-    graph_def = tf.graph_util.extract_sub_graph(saved.graph_def, ["model/dense_1/BiasAdd"])
-    for node in graph_def.node:  # written by an old release: today's refuses its shape notes
-        node.attr.pop("_output_shapes", None)
-        node.device = ""
-    weights = judges.musicnn_weights(model)
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(graph_def, name="")
-        feed = {}
-        for operation in graph.get_operations():
-            if operation.type == "VariableV2":
-                feed[operation.outputs[0]] = weights[operation.name.removeprefix("model/")]
-            elif operation.type == "Placeholder":
-                is_training = operation.outputs[0].dtype.name == "bool"
-                feed[operation.outputs[0]] = False if is_training else mel
-        with tf.Session() as session:
-            return 1 / (1 + np.exp(-session.run("model/dense_1/BiasAdd:0", feed)))
-
-
-@pytest.mark.parametrize("model", ["MTT_musicnn", "MSD_musicnn"])
-def test_musicnn_equals_the_published_graph(model):
-    weights = judges.musicnn_weights(model)
-    assert sum(value.size for value in weights.values()) == 792_079
-    mel = np.random.default_rng(0).gamma(1.0, 1.0, (2, judges.MUSICNN_FRAMES, judges.MUSICNN_MELS)).astype(np.float32)
-    expected = published_graph(model, mel)
-    assert expected.max() > 0.1
-    np.testing.assert_allclose(judges.musicnn_forward(weights, mel)[0], expected, atol=1e-5)
-
-
-def test_musicnn_mel_is_librosas():
-    librosa = pytest.importorskip("librosa")
-    audio = np.random.default_rng(0).normal(0, 0.3, 16_000).astype(np.float32)
-    power = librosa.feature.melspectrogram(
-        y=audio, sr=16_000, n_fft=512, hop_length=256, n_mels=96, center=True, pad_mode="constant"
-    )
-    expected = np.log10(10_000 * power.T + 1)
-    np.testing.assert_allclose(judges.musicnn_mel(audio[None])[0], expected, atol=2e-3)
-
-
-def test_tag_names_are_the_packages():
-    source = (judges._package_folder("musicnn") / "configuration.py").read_text()
-    names: dict = {}
-    exec(source, names)
-    published = [*names["MTT_LABELS"], *names["MSD_LABELS"]]
-    assert [tag.removeprefix("msd_").replace("_", " ") for tag in judges.TAGS] == [
-        tag.lower().replace("-", " ") for tag in published
-    ]
 
 
 @pytest.mark.parametrize("program, tag, least", [(0, "piano", 0.7), (52, "choir", 0.3), (48, "strings", 0.2)])
