@@ -6,6 +6,7 @@ Every random choice of a task is made in one `map_over_dataset(num_seeds=1)`, so
 import functools
 import os
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -52,8 +53,24 @@ def source(folder: str | os.PathLike, parse) -> seqio.DataSource:
     )
 
 
+def bits(targets, scores) -> dict[str, float]:
+    """seqio's metric of a stage: held-out bits per token.
+
+    Args:
+      targets: of each example; not read, seqio tells by the arguments' names that scores are wanted.
+      scores: mean log-likelihood of each example's target tokens, in nats.
+    """
+    del targets
+    return {"bits": float(-np.mean(scores) / np.log(2))}
+
+
 def register(
-    name: str, source: seqio.DataSource, preprocessors: list, output_features: dict, example_bytes: int
+    name: str,
+    source: seqio.DataSource,
+    preprocessors: list,
+    output_features: dict,
+    example_bytes: int,
+    metric_fns: tuple = (),
 ) -> None:
     """Adds a task to seqio's registry, in place of one of the same name (another folder or crop)."""
     if name in seqio.TaskRegistry.names():
@@ -65,7 +82,7 @@ def register(
         preprocessors=preprocessors,
         output_features=output_features,
         shuffle_buffer_size=buffer,
-        metric_fns=[],
+        metric_fns=list(metric_fns),
     )
 
 
@@ -178,6 +195,7 @@ def token_task(
         ],
         {stream.name: codes_feature(stream) for stream in streams},
         example_bytes=4 * sum(length * s.quantizers for length, s in zip(lengths.values(), streams, strict=True)),
+        metric_fns=(bits,),
     )
     return lengths
 

@@ -124,6 +124,8 @@ def test_tasks_are_seqio_tasks(tokens):
     (first, *_) = task.get_dataset(split="validation", shuffle=False, seed=0).as_numpy_iterator()
     assert first["semantic"].min() >= 1, "code + 1, so that 0 is padding"
     assert task.output_features["acoustic"].rank == 2 and task.output_features["mulan"].rank == 1
+    (metric,) = task.score_metric_fns
+    assert metric(None, np.log([0.5, 0.125]))["bits"] == pytest.approx(2.0), "1 and 3 bits"
 
 
 def test_features_of_streams():

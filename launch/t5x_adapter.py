@@ -1,0 +1,134 @@
+"""The stages as T5X models: `t5x.train`, `t5x.eval` and `t5x.infer` run them on our seqio tasks (docs/t5x.md).
+
+T5X owns the loop, the optimiser, the partitioner and the checkpoints; the loss, the sequence and the sampling are those
+of the stage's learner and of decoding.py. gin files name this module (t5x_semantic.gin, t5x_coarse.gin, t5x_fine.gin);
+nothing else imports it, since t5x is not among the project's dependencies.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import clu.metrics
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import seqio
+from flax.linen import partitioning as flax_partitioning
+from flax.traverse_util import flatten_dict, unflatten_dict
+from t5x import metrics as t5x_metrics
+from t5x import models
+
+from musiclm_jax import decoding
+from musiclm_jax.datasets import TaskSpec, get_task
+from musiclm_jax.feature_converter import StreamFeatureConverter
+from musiclm_jax.losses import weighted_mean
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.partitioning import unbox
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.stages import Stage, assemble
+from musiclm_jax.transformer import TransformerConfig
+
+# T5X's rules for partitioning and for Adafactor want a name for every axis of a parameter.
+_NAMES = {"relative_bias": ("relpos_buckets", "heads"), "qkv": ("layers", "embed", "heads", "stack", "kv")}
+_UNNAMED = "stack"  # neither split nor factored
+
+
+class StageModel(models.BaseModel):
+    """A stage for T5X; the parameters are those of `transformer.init_params`, stacked."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: TransformerConfig,
+        task: TaskSpec,
+        optimizer_def: Any,
+        sampling: decoding.Sampling,
+        z_loss: float = 1e-4,
+        label_smoothing: float = 0.0,
+    ):
+        """Wraps a stage.
+
+        Args:
+          stage: what is conditioned and modelled.
+          config: the model.
+          task: what `MIXTURE_OR_TASK_NAME` names, from musiclm_jax.tasks.
+          optimizer_def: T5X's optimiser; its rate is T5X's `Trainer.learning_rate_fn`.
+          sampling: how `t5x.infer` draws codes.
+          z_loss: as in `StageLearner`.
+          label_smoothing: as in `StageLearner`.
+        """
+        super().__init__(optimizer_def)
+        # T5X updates the parameters itself: the learner's own optimiser is never asked.
+        self.learner = StageLearner(stage, config, OptimizerConfig(), z_loss, label_smoothing)
+        self.sampling = sampling
+        features = get_task(task.name).output_features
+        # T5X compares them with the task's, as it would for text.
+        self.input_vocabulary = self.output_vocabulary = features[stage.target.stream].vocabulary
+
+        def converter(pack: bool = False, use_custom_packing_ops: bool = False) -> seqio.FeatureConverter:
+            if pack or use_custom_packing_ops:
+                raise ValueError("crops of a stage are equally long and are not packed: set DatasetConfig.pack = False")
+            return StreamFeatureConverter(features)
+
+        self.FEATURE_CONVERTER_CLS = converter
+
+    def get_initial_variables(
+        self, rng: jax.Array, input_shapes: Mapping[str, Any], input_types: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Parameters and the names of their axes, as T5X's train state takes them; batches do not shape them."""
+        del input_shapes, input_types
+        boxed = self.learner.init(rng).params
+        return {"params": unbox(boxed), "params_axes": axis_metadata(boxed)}
+
+    def loss_fn(
+        self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, clu.metrics.Metric]]:
+        """The learner's loss of a batch of raw streams, with dropout if there is a key, and its metrics for T5X."""
+        objective, found = self.learner.loss(params, batch, dropout_rng)
+        weights = assemble(self.learner.stage, batch).loss_weights
+        count = jnp.sum(weights)  # of real target tokens, so that microbatches and hosts average as they should
+        metrics = {name: clu.metrics.Average(total=value * count, count=count) for name, value in found.items()}
+        metrics["timing/steps_per_second"] = t5x_metrics.StepsPerTime.from_model_output()
+        metrics["timing/target_tokens_per_second"] = t5x_metrics.TimeRate.from_model_output(jnp.array(weights.size))
+        return objective, metrics
+
+    def predict_batch_with_aux(
+        self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Samples the target: raw codes int32 [b, t, q] of its levels, under the conditioning of the batch."""
+        stage = self.learner.stage
+        rows = next(iter(batch.values())).shape[0]
+        key = jax.random.key(0) if rng is None else rng
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)
+        conditioning = {part.stream: batch[part.stream] for part in stage.conditioning}
+        frames, keys = stage.frames(stage.target), jax.random.split(key, rows)
+        codes = decoding.sample(self.learner.config, stage, params, conditioning, None, frames, keys, self.sampling)
+        return codes, {}
+
+    def score_batch(self, params: Any, batch: Mapping[str, jax.Array], return_intermediates: bool = False) -> jax.Array:
+        """Mean log-likelihood of each row's target codes, float32 [b] in nats.
+
+        Raises:
+          ValueError: if intermediates are asked for, which the stages do not keep.
+        """
+        if return_intermediates:
+            raise ValueError("the stages keep no intermediates: leave return_intermediates False")
+        lm = assemble(self.learner.stage, batch)
+        losses = self.learner.token_losses(params, lm, None)
+        return -weighted_mean(losses.cross_entropy, lm.loss_weights, axis=(1, 2))
+
+
+def feature_lengths(task: TaskSpec) -> dict[str, int]:
+    """Length of each feature of a task, T5X's `TASK_FEATURE_LENGTHS`."""
+    return dict(task.lengths)
+
+
+def axis_metadata(boxed: Any) -> dict[str, Any]:
+    """T5X's "params_axes" of boxed parameters: `name_axes` with the names of every axis, beside each `name`."""
+    axes = {}
+    for path, leaf in flatten_dict(boxed, is_leaf=lambda _, value: isinstance(value, nn.Partitioned)).items():
+        names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * leaf.ndim
+        names = _NAMES.get(path[-1], tuple(name or _UNNAMED for name in names))
+        axes[(*path[:-1], f"{path[-1]}_axes")] = flax_partitioning.AxisMetadata(names)
+    return unflatten_dict(axes)
