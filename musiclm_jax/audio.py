@@ -56,6 +56,14 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     return resample(audio, int(rate), sample_rate)
 
 
+def sample_rate_of(path: str | os.PathLike) -> int | None:
+    """Sample rate of a sound file in Hz; None if libsndfile cannot read it."""
+    try:
+        return int(soundfile.info(path).samplerate)
+    except soundfile.LibsndfileError:
+        return None
+
+
 def _load_with_ffmpeg(path: pathlib.Path, sndfile_error: Exception) -> tuple[np.ndarray, float]:
     import librosa  # here: it takes a second to import, and writing does not need it
 

@@ -1,0 +1,120 @@
+"""Clips to score: files of a folder named by their ids, read one by one, with account of what is wrong with them."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from musiclm_jax import audio as sound
+from musiclm_jax.tokens import SAMPLE_RATE
+
+SILENT_DB = -60.0  # root mean square of full scale under which a clip counts as silent
+SEGMENT_SECONDS = 10.0  # what KLD and MCC judge at once: a clip of 30 s counts as three
+
+
+def level_db(audio: np.ndarray) -> float:
+    """Root mean square of `[samples]` in dB of full scale."""
+    return float(20 * np.log10(np.sqrt(np.mean(np.square(audio, dtype=np.float64))) + 1e-9))
+
+
+def segments(audio: np.ndarray) -> list[np.ndarray]:
+    """Cuts audio `[samples]` at 24 kHz into segments of 10 s.
+
+    A rest shorter than half a segment is left out; a clip shorter than a segment stays whole.
+    """
+    length = round(SEGMENT_SECONDS * SAMPLE_RATE)
+    cut = [audio[start : start + length] for start in range(0, len(audio), length)]
+    return [part for part in cut if len(part) >= length / 2] or cut[:1]
+
+
+@dataclasses.dataclass
+class Clips:
+    """Clips of one system.
+
+    `read` fills `broken`, `silent`, `rates` and `seconds` when it has gone through the files once.
+
+    Attributes:
+      paths: file of each clip, by its id.
+      missing: ids without a file.
+      strangers: names of sound files that are no id.
+      broken: ids of files that cannot be read, and why; they are in no figure.
+      silent: ids of silent clips; they are in the figures, since the system made them.
+      rates: sample rates of the files and how many have them; all are brought to 24 kHz.
+      seconds: length of each clip that could be read.
+    """
+
+    paths: dict[str, pathlib.Path]
+    missing: list[str] = dataclasses.field(default_factory=list)
+    strangers: list[str] = dataclasses.field(default_factory=list)
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    silent: list[str] = dataclasses.field(default_factory=list)
+    rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields (id, float32 `[samples]` at 24 kHz), leaving out what cannot be read."""
+        for name, path in self.paths.items():
+            if name in self.broken:
+                continue
+            try:
+                audio = sound.load(path)
+            except sound.AudioError as error:
+                self.broken[name] = str(error)
+                continue
+            if name not in self.seconds:
+                self.seconds[name] = len(audio) / SAMPLE_RATE
+                self.rates[sound.sample_rate_of(path)] += 1
+                if level_db(audio) < SILENT_DB:
+                    self.silent.append(name)
+            yield name, audio
+
+    def problems(self) -> list[str]:
+        """What a reader of the figures should know, a line each; to be asked after `read`."""
+        found = []
+        if self.missing:
+            found.append(f"{len(self.missing)} clips are missing: {_some(self.missing)}")
+        if self.broken:
+            found.append(f"{len(self.broken)} clips cannot be read: {_some(self.broken.values())}")
+        if self.silent:
+            found.append(f"{len(self.silent)} clips are silent (they count): {_some(self.silent)}")
+        if self.strangers:
+            found.append(f"{len(self.strangers)} files are named after no id: {_some(self.strangers)}")
+        others = {rate: count for rate, count in self.rates.items() if rate != SAMPLE_RATE}
+        if others:
+            listed = ", ".join(f"{count} of {rate or 'unknown'} Hz" for rate, count in others.items())
+            found.append(f"{sum(others.values())} clips were resampled to {SAMPLE_RATE} Hz: {listed}")
+        lengths = list(self.seconds.values())
+        if lengths and max(lengths) - min(lengths) > 0.1:
+            found.append(
+                f"clips differ in length: {min(lengths):.2f} to {max(lengths):.2f} s, median {np.median(lengths):.2f} s"
+            )
+        return found
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def folder_clips(folder: str | pathlib.Path, ids: Sequence[str]) -> Clips:
+    """Finds the clips of a folder: files named <id>.wav, .flac, .mp3 or another extension of `audio.READABLE`.
+
+    Raises:
+      ValueError: if there is no such folder, or it holds none of the ids.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the one that holds the clips, named <id>.wav")
+    wanted = set(ids)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in sound.READABLE)
+    found = {path.stem: path for path in reversed(files) if path.stem in wanted}
+    if not found and wanted:
+        raise ValueError(
+            f"{folder} holds {len(files)} sound files and none is named after an id of the task: expected such as "
+            f"{next(iter(ids))}.wav"
+        )
+    paths = {name: found[name] for name in ids if name in found}
+    strangers = [path.name for path in files if path.stem not in wanted]
+    return Clips(paths, [name for name in ids if name not in found], strangers)

@@ -1,0 +1,294 @@
+"""FAD, KLD and MCC of a system's clips against a set of captions and reference clips (MusicLM section 5.2).
+
+An `EvaluationSet` says what is asked; `hear` turns clips into vectors, `score` turns vectors into figures. Nothing here
+generates or knows where clips come from, so the clips of any system are scored alike.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from musiclm_jax import frechet, metrics, mulan
+from musiclm_jax.audio import resample
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.clips import segments
+from musiclm_jax.embedders import EMBEDDINGS, PROBABILITIES, Embedder, embed
+from musiclm_jax.metrics import Estimate
+from musiclm_jax.tokens import SAMPLE_RATE
+
+# Vectors `[windows, dim]` of each segment of each clip, by the clip's id.
+Heard = dict[str, list[np.ndarray]]
+# (id, float32 `[samples]` at 24 kHz), made anew at every call.
+ClipSource = Callable[[], Iterable[tuple[str, np.ndarray]]]
+
+MIN_TAG_CLIPS = 5  # of a tag, for a mean of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One clip that is asked for."""
+
+    id: str
+    caption: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """What systems are asked for, and what their clips are compared with.
+
+    Attributes:
+      name: of the task, in seqio's registry and in reports.
+      items: in the order of the task.
+      references: clips of the items, as many as there are; KLD compares clips of equal ids.
+      background: clips that FAD compares with; `references` if None. Real clips of other ids make "real against real"
+        a fair floor.
+      version: identifies the clips of both, for the cache; "" caches nothing.
+      remarks: what a reader of the figures should know about the set.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    references: ClipSource
+    background: ClipSource | None = None
+    version: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure of one system.
+
+    Attributes:
+      metric: "FAD", "KLD" or "MCC".
+      embedder: name of what listened; figures of different embedders are not comparable.
+      version: of the embedder's weights.
+      estimate: the value with its 95 % interval; None if it cannot be given.
+      clips: clips that count.
+      asked: clips that were asked for.
+      infinity: of FAD, the value extrapolated to infinitely many clips, where there are enough of them.
+      note: how to read it, or why there is none.
+    """
+
+    metric: str
+    embedder: str
+    version: str
+    estimate: Estimate | None
+    clips: int
+    asked: int
+    infinity: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Figures of one system.
+
+    Attributes:
+      system: its name.
+      figures: the lines of the report.
+      by_clip: KLD and MCC of each clip: {"KLD musicnn_tags": {id: value}, ...}.
+      by_tag: their means over the clips of each tag with enough of them: {"KLD musicnn_tags": {tag: (mean, clips)}}.
+    """
+
+    system: str
+    figures: tuple[Figure, ...]
+    by_clip: dict[str, dict[str, float]]
+    by_tag: dict[str, dict[str, tuple[float, int]]]
+
+
+def hear(embedder: Embedder, clips: Iterable[tuple[str, np.ndarray]]) -> Heard:
+    """Vectors of clips at 24 kHz, segment by segment; a clip too short for the embedder has none."""
+    names: list[str] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for name, audio in clips:
+            for part in segments(audio):
+                names.append(name)
+                yield resample(part, SAMPLE_RATE, embedder.sample_rate)
+
+    heard: Heard = {}
+    for index, vectors in enumerate(embed(embedder, parts())):
+        if len(vectors):
+            heard.setdefault(names[index], []).append(vectors)
+    return heard
+
+
+def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: pathlib.Path | None) -> Heard:
+    """As `hear`, keeping the vectors in the folder `cache` under the versions of the clips and of the embedder."""
+    if cache is None or not version:
+        return hear(embedder, clips())
+    key = hashlib.sha256(json.dumps([version, embedder.name, embedder.version]).encode()).hexdigest()[:16]
+    path = cache / f"{embedder.name}-{key}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            rows = np.split(stored["vectors"], np.cumsum(stored["windows"])[:-1])
+            heard: Heard = {}
+            for name, vectors in zip(stored["names"], rows, strict=True):
+                heard.setdefault(str(name), []).append(vectors)
+            return heard
+    heard = hear(embedder, clips())
+    flat = [(name, vectors) for name, parts in heard.items() for vectors in parts]
+    if flat:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + f".{os.getpid()}.npz")
+        np.savez(
+            partial,
+            names=[name for name, _ in flat],
+            windows=[len(vectors) for _, vectors in flat],
+            vectors=np.concatenate([vectors for _, vectors in flat]),
+        )
+        os.replace(partial, path)
+    return heard
+
+
+class Judges:
+    """The embedders of an evaluation with what they heard in the references, which is the same for all systems.
+
+    Args:
+      evaluation_set: what is asked.
+      embedders: embedders give FAD, classifiers KLD; "mulan" gives MCC as well.
+      bundle: whose MuLan embeds the captions; None leaves MCC out.
+      cache: folder for the vectors of the references.
+      direction: of KLD, see `metrics.kl_divergence`.
+      seed: of the intervals.
+    """
+
+    def __init__(
+        self,
+        evaluation_set: EvaluationSet,
+        embedders: Sequence[Embedder],
+        bundle: Bundle | None = None,
+        cache: pathlib.Path | None = None,
+        direction: str = metrics.KLD_DIRECTIONS[0],
+        seed: int = 0,
+    ):
+        self.evaluation_set = evaluation_set
+        self.embedders = tuple(embedders)
+        self.direction = direction
+        self.seed = seed
+        self._captions: dict[str, np.ndarray] = {}
+        if bundle is not None and any(e.name == "mulan" for e in embedders):
+            config, variables = bundle.mulan()
+            items = evaluation_set.items
+            vectors = np.asarray(mulan.embed_text(config, variables, [item.caption for item in items]))
+            self._captions = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
+        self._references: dict[str, Heard] = {}
+        self._background: dict[str, frechet.Gaussian | None] = {}
+        for embedder in embedders:
+            if embedder.kind == PROBABILITIES or evaluation_set.background is None:
+                heard = hear_cached(embedder, evaluation_set.references, evaluation_set.version, cache)
+                self._references[embedder.name] = heard
+            if embedder.kind == EMBEDDINGS:
+                if evaluation_set.background is not None:
+                    version = evaluation_set.version and f"{evaluation_set.version} background"
+                    heard = hear_cached(embedder, evaluation_set.background, version, cache)
+                rows = [vectors for parts in heard.values() for vectors in parts]
+                enough = sum(len(vectors) for vectors in rows) >= 2
+                self._background[embedder.name] = frechet.fit(rows) if enough else None
+
+    def score(self, system: str, clips: ClipSource) -> Scores:
+        """Figures of a system's clips, whose ids are those of the items; others are left out."""
+        items = {item.id: item for item in self.evaluation_set.items}
+        figures: list[Figure] = []
+        by_clip: dict[str, dict[str, float]] = {}
+        for embedder in self.embedders:
+            heard = hear(embedder, ((name, audio) for name, audio in clips() if name in items))
+            if embedder.kind == EMBEDDINGS:
+                figures.append(self._fad(embedder, heard))
+            else:
+                values = self._kld(heard, self._references[embedder.name])
+                figures.append(self._mean("KLD", embedder, values, f"KL({self.direction}), nats"))
+                by_clip[f"KLD {embedder.name}"] = values
+            if embedder.name == "mulan" and self._captions:
+                values = {
+                    name: float(np.mean(metrics.cosine(self._captions[name], np.stack([unit_mean(p) for p in parts]))))
+                    for name, parts in heard.items()
+                }
+                figures.append(self._mean("MCC", embedder, values, "cosine of caption and clip"))
+                by_clip[f"MCC {embedder.name}"] = values
+        by_tag = {name: tag_means(values, items) for name, values in by_clip.items()}
+        order = ("FAD", "KLD", "MCC")
+        figures.sort(key=lambda figure: order.index(figure.metric))
+        return Scores(system, tuple(figures), by_clip, by_tag)
+
+    def _fad(self, embedder: Embedder, heard: Heard) -> Figure:
+        asked = len(self.evaluation_set.items)
+        clips = [np.concatenate(parts) for parts in heard.values()]
+        background = self._background[embedder.name]
+
+        def none(reason: str) -> Figure:
+            return Figure("FAD", embedder.name, embedder.version, None, len(clips), asked, note=reason)
+
+        if background is None:
+            return none("no reference clips")
+        if len(clips) < 2:
+            return none("fewer than two clips that can be heard")
+        found = frechet.fad(clips, background, seed=self.seed)
+        counts = f"{found.vectors} against {found.reference_vectors} embeddings of {found.dim} dimensions"
+        note = f"{counts}; {found.warning}" if found.warning else counts
+        return Figure("FAD", embedder.name, embedder.version, found.estimate, found.clips, asked, found.infinity, note)
+
+    def _kld(self, heard: Heard, references: Heard) -> dict[str, float]:
+        values = {}
+        for name in heard.keys() & references.keys():
+            generated = np.stack([part.mean(axis=0) for part in heard[name]])
+            reference = np.stack([part.mean(axis=0) for part in references[name]])
+            if len(reference) != len(generated):  # such as 30 s against the 10 s that the caption describes
+                reference = reference.mean(axis=0, keepdims=True)
+            values[name] = float(np.mean(metrics.kl_divergence(reference, generated, self.direction)))
+        return {name: values[name] for name in heard if name in values}
+
+    def _mean(self, metric: str, embedder: Embedder, values: Mapping[str, float], note: str) -> Figure:
+        estimate = metrics.bootstrap(list(values.values()), seed=self.seed) if len(values) >= 2 else None
+        if estimate is None:
+            note = "fewer than two clips that can be heard" + (" and have a reference" if metric == "KLD" else "")
+        asked = len(self.evaluation_set.items)
+        return Figure(metric, embedder.name, embedder.version, estimate, len(values), asked, note=note)
+
+
+def unit_mean(vectors: np.ndarray) -> np.ndarray:
+    """Mean of unit vectors `[windows, dim]`, scaled to length 1: MuLan's embedding of a clip."""
+    mean = vectors.mean(axis=0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+
+def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[str, tuple[float, int]]:
+    """Mean and count of the clips of each tag that has at least `MIN_TAG_CLIPS`, the commonest tags first."""
+    of_tag: dict[str, list[float]] = {}
+    for name, value in values.items():
+        for tag in dict.fromkeys(items[name].tags):
+            of_tag.setdefault(tag, []).append(value)
+    kept = {tag: found for tag, found in of_tag.items() if len(found) >= MIN_TAG_CLIPS}
+    ordered = sorted(kept, key=lambda tag: (-len(kept[tag]), tag))
+    return {tag: (float(np.mean(kept[tag])), len(kept[tag])) for tag in ordered}
+
+
+def shuffled(source: ClipSource, ids: Sequence[str], seed: int) -> ClipSource:
+    """The same clips under the ids of other items: what the figures are when the music does not follow the text."""
+    order = np.random.default_rng(seed).permutation(len(ids))
+    # A cycle through all, so that no clip keeps its id.
+    renamed = {ids[order[i]]: ids[order[(i + 1) % len(ids)]] for i in range(len(ids))}
+    return lambda: ((renamed[name], audio) for name, audio in source() if name in renamed)
+
+
+def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
+    """White noise of -20 dB under each id: what no music may resemble."""
+
+    def clips() -> Iterator[tuple[str, np.ndarray]]:
+        rng = np.random.default_rng(seed)
+        for name in ids:
+            yield name, (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
+
+    return clips
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """What JSON can hold of the scores."""
+    return dataclasses.asdict(scores)

@@ -1,0 +1,65 @@
+"""Clips of a folder: matched by id, and everything that is wrong with them is counted and named."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm_jax import clips
+from musiclm_jax.tokens import SAMPLE_RATE
+
+
+def test_segments_of_long_and_short_clips():
+    assert [len(part) for part in clips.segments(np.zeros(30 * SAMPLE_RATE))] == [10 * SAMPLE_RATE] * 3
+    assert [len(part) for part in clips.segments(np.zeros(18 * SAMPLE_RATE))] == [10 * SAMPLE_RATE, 8 * SAMPLE_RATE]
+    assert [len(part) for part in clips.segments(np.zeros(14 * SAMPLE_RATE))] == [10 * SAMPLE_RATE]
+    assert [len(part) for part in clips.segments(np.zeros(2 * SAMPLE_RATE))] == [2 * SAMPLE_RATE]
+    audio = np.arange(25 * SAMPLE_RATE)
+    np.testing.assert_array_equal(np.concatenate(clips.segments(audio)), audio)
+
+
+def test_a_folder_with_every_fault(tmp_path):
+    rng = np.random.default_rng(0)
+    loud = 0.1 * rng.standard_normal(SAMPLE_RATE)
+    soundfile.write(tmp_path / "good.wav", loud, SAMPLE_RATE)
+    soundfile.write(tmp_path / "other rate.flac", 0.1 * rng.standard_normal(2 * 44_100), 44_100)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "stranger.wav", loud, SAMPLE_RATE)
+    (tmp_path / "notes.txt").write_text("no sound")
+    ids = ["good", "other rate", "silent", "broken", "empty", "gone", "lost"]
+    found = clips.folder_clips(tmp_path, ids)
+    heard = dict(found.read())
+    assert list(heard) == ["good", "other rate", "silent"]
+    np.testing.assert_allclose(heard["good"], loud, atol=1e-4)
+    assert abs(len(heard["other rate"]) - 2 * SAMPLE_RATE) < 3
+    assert found.missing == ["gone", "lost"] and set(found.broken) == {"broken", "empty"}
+    assert found.silent == ["silent"] and found.strangers == ["stranger.wav"]
+    assert [name for name, _ in found.read()] == list(heard)  # again: nothing is counted twice
+    assert found.rates == {SAMPLE_RATE: 2, 44_100: 1} and found.silent == ["silent"]
+    text = "\n".join(found.problems())
+    for part in (
+        "2 clips are missing: gone, lost",
+        "2 clips cannot be read",
+        "the file is empty",
+        "1 clips are silent (they count): silent",
+        "1 files are named after no id: stranger.wav",
+        "1 clips were resampled to 24000 Hz: 1 of 44100 Hz",
+        "clips differ in length: 1.00 to 2.00 s",
+    ):
+        assert part in text
+
+
+def test_a_flawless_folder_has_no_problems(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * np.ones(SAMPLE_RATE), SAMPLE_RATE)
+    found = clips.folder_clips(tmp_path, ["a", "b"])
+    assert len(list(found.read())) == 2 and found.problems() == []
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        clips.folder_clips(tmp_path / "nowhere", ["a"])
+    soundfile.write(tmp_path / "song.wav", np.zeros(100), SAMPLE_RATE)
+    with pytest.raises(ValueError, match=r"holds 1 sound files and none is named after an id .* a\.wav"):
+        clips.folder_clips(tmp_path, ["a"])

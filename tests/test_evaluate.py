@@ -1,0 +1,175 @@
+"""The figures of an evaluation: matched by id, with their counts, controls in order, references cached."""
+
+import miniature
+import numpy as np
+import pytest
+
+from musiclm_jax import bundles, embedders, evaluate, frechet, metrics
+from musiclm_jax.embedders import Embedder
+from musiclm_jax.evaluate import EvaluationSet, Item
+from musiclm_jax.tokens import SAMPLE_RATE
+
+CLASSES = 6
+IDS = [f"clip {i}" for i in range(24)]
+ITEMS = tuple(
+    Item(name, f"a {'slow' if i % 2 else 'fast'} piano", ("slow" if i % 2 else "fast", "piano"))
+    for i, name in enumerate(IDS)
+)
+
+
+def tone(index, seconds=1.0, wobble=0.0):
+    """One of six pitches, by the item's number."""
+    hz = 500.0 * (1 + index % CLASSES) * (1 + wobble)
+    return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE).astype(np.float32)
+
+
+def band_levels(_, windows):
+    """Share of the energy around each of the six pitches."""
+    spectrum = np.abs(np.fft.rfft(np.asarray(windows), axis=1)) ** 2
+    bins = np.arange(spectrum.shape[1]) * 24_000 / windows.shape[1]
+    bands = np.stack([spectrum[:, abs(bins - 500 * k) < 250].sum(axis=1) for k in range(1, CLASSES + 1)], axis=1)
+    return bands / np.maximum(bands.sum(axis=1, keepdims=True), 1e-12)
+
+
+def listener(kind, name="bands", window=12_000, version="1"):
+    return Embedder(name, version, kind, SAMPLE_RATE, window, window, band_levels)
+
+
+def source(wobble=0.0, ids=IDS, seconds=1.0):
+    off = dict(zip(IDS, np.random.default_rng(0).normal(0, wobble, len(IDS)), strict=True))
+    return lambda: ((name, tone(IDS.index(name), seconds, off[name])) for name in ids)
+
+
+def evaluation_set(**options):
+    return EvaluationSet("pitches", ITEMS, source(), **options)
+
+
+@pytest.fixture(scope="module")
+def judges():
+    listeners = [listener(embedders.EMBEDDINGS), listener(embedders.PROBABILITIES, "band_classes")]
+    return evaluate.Judges(evaluation_set(), listeners)
+
+
+def figures(scores):
+    return {figure.metric: figure for figure in scores.figures}
+
+
+def test_a_perfect_system_and_its_controls_come_in_order(judges):
+    ids = [item.id for item in ITEMS]
+    rows = {
+        "real": source(),
+        "model": source(wobble=0.1),
+        "shuffled": evaluate.shuffled(source(wobble=0.1), ids, seed=0),
+        "noise": evaluate.noise(ids, 1.0, seed=0),
+    }
+    found = {name: figures(judges.score(name, clips)) for name, clips in rows.items()}
+    fad = {name: row["FAD"].estimate.value for name, row in found.items()}
+    kld = {name: row["KLD"].estimate.value for name, row in found.items()}
+    assert fad["real"] == pytest.approx(0, abs=1e-9) and kld["real"] == pytest.approx(0, abs=1e-9)
+    assert fad["real"] < fad["model"] < fad["noise"]
+    assert fad["shuffled"] == pytest.approx(fad["model"]), "FAD does not see which clip answers which caption"
+    assert kld["real"] < kld["model"] < kld["shuffled"]
+    assert found["model"]["KLD"].estimate.high < found["shuffled"]["KLD"].estimate.low
+    assert all(row["FAD"].embedder == "bands" and row["KLD"].embedder == "band_classes" for row in found.values())
+
+
+def test_figures_are_those_of_the_metrics(judges):
+    scores = judges.score("model", source(wobble=0.1))
+    heard = evaluate.hear(listener(embedders.EMBEDDINGS), source(wobble=0.1)())
+    reference = evaluate.hear(listener(embedders.EMBEDDINGS), source()())
+    rows = {name: [np.concatenate(parts) for parts in side.values()] for name, side in (("a", heard), ("b", reference))}
+    assert figures(scores)["FAD"].estimate == frechet.fad(rows["a"], frechet.fit(rows["b"])).estimate
+    expected = {
+        name: metrics.kl_divergence(reference[name][0].mean(axis=0), heard[name][0].mean(axis=0)) for name in IDS
+    }
+    assert scores.by_clip["KLD band_classes"] == pytest.approx(expected)
+    slow = [expected[item.id] for item in ITEMS if "slow" in item.tags]
+    assert scores.by_tag["KLD band_classes"]["slow"] == (pytest.approx(np.mean(slow)), 12)
+    assert list(scores.by_tag["KLD band_classes"]) == ["piano", "fast", "slow"]
+
+
+def test_missing_and_short_clips_are_counted_and_order_does_not_matter(judges):
+    def some():
+        yield from source(ids=IDS[:10])()
+        yield IDS[10], tone(10, seconds=0.2)  # shorter than the window
+        yield "stranger", tone(0)
+
+    found = figures(judges.score("some", some))
+    assert (found["FAD"].clips, found["FAD"].asked) == (10, 24) and (found["KLD"].clips, found["KLD"].asked) == (10, 24)
+    assert found["KLD"].estimate.value == pytest.approx(0, abs=1e-9)
+    backwards = figures(judges.score("some", source(wobble=0.1, ids=IDS)))
+    again = figures(judges.score("some", lambda: reversed(list(source(wobble=0.1)()))))
+    assert again["KLD"].estimate.value == pytest.approx(backwards["KLD"].estimate.value)
+    assert again["FAD"].estimate.value == pytest.approx(backwards["FAD"].estimate.value)
+
+
+def test_too_few_clips_and_no_references_give_no_figure(judges):
+    found = figures(judges.score("one", source(ids=IDS[:1])))
+    assert found["FAD"].estimate is None and "fewer than two clips" in found["FAD"].note
+    assert found["KLD"].estimate is None and (found["KLD"].clips, found["KLD"].asked) == (1, 24)
+    alone = EvaluationSet("no clips", ITEMS, lambda: [])
+    listeners = [listener(embedders.EMBEDDINGS), listener(embedders.PROBABILITIES, "band_classes")]
+    found = figures(evaluate.Judges(alone, listeners).score("model", source()))
+    assert found["FAD"].estimate is None and found["FAD"].note == "no reference clips"
+    assert found["KLD"].estimate is None and "have a reference" in found["KLD"].note and found["KLD"].clips == 0
+
+
+def test_long_clips_are_judged_in_segments_of_ten_seconds():
+    items = ITEMS[:2]
+    classifier = listener(embedders.PROBABILITIES, "band_classes", window=24_000)
+    references = evaluation_set().references
+    judge = evaluate.Judges(EvaluationSet("long", items, references), [classifier])
+
+    def long():  # ten seconds of the right pitch, twenty of another
+        for index, name in enumerate(IDS[:2]):
+            yield name, np.concatenate([tone(index, 10), tone(index + 1, 20)])
+
+    right, wrong = (np.asarray(band_levels(None, tone(k)[None]))[0] for k in (0, 1))
+    expected = metrics.kl_divergence(right, wrong) * 2 / 3
+    assert judge.score("long", long).by_clip["KLD band_classes"][IDS[0]] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fad_is_against_the_background_where_there_is_one():
+    judge = evaluate.Judges(evaluation_set(background=source(wobble=0.2)), [listener(embedders.EMBEDDINGS)])
+    assert figures(judge.score("real", source()))["FAD"].estimate.value > 1e-3
+
+
+def test_references_are_heard_once(tmp_path):
+    calls = []
+
+    def counted():
+        calls.append(1)
+        return source()()
+
+    def judge(version, embedder_version="1"):
+        listeners = [listener(embedders.EMBEDDINGS, version=embedder_version)]
+        return evaluate.Judges(EvaluationSet("p", ITEMS, counted, version=version), listeners, cache=tmp_path)
+
+    first = judge("a").score("model", source(wobble=0.1))
+    second = judge("a").score("model", source(wobble=0.1))
+    assert len(calls) == 1 and first == second
+    judge("b")
+    judge("a", "2")
+    judge("")
+    judge("")
+    assert len(calls) == 5, "other clips, other weights or no version: heard anew"
+
+
+def test_mcc_is_the_cosine_of_caption_and_clip():
+    bundle = bundles.load(miniature.path())
+    items = tuple(Item(name, "a fast piano" if i % 2 else "a slow jig on the fiddle") for i, name in enumerate(IDS[:6]))
+    judge = evaluate.Judges(EvaluationSet("p", items, lambda: []), [embedders.load("mulan", bundle)], bundle)
+    scores = judge.score("model", source(ids=IDS[:6]))
+    values = scores.by_clip["MCC mulan"]
+    config, variables = bundle.mulan()
+    for name, item in zip(IDS[:6], items, strict=True):
+        text = evaluate.mulan.embed_text(config, variables, [item.caption])
+        heard = evaluate.mulan.embed_audio(config, variables, tone(IDS.index(name))[None])
+        assert values[name] == pytest.approx(float(np.sum(np.asarray(text) * np.asarray(heard))), abs=1e-4)
+    found = figures(scores)["MCC"]
+    assert found.estimate.value == pytest.approx(np.mean(list(values.values()))) and found.clips == 6
+
+
+def test_shuffling_gives_every_item_another_clip():
+    renamed = dict(evaluate.shuffled(lambda: ((name, name) for name in IDS), IDS, seed=1)())
+    assert sorted(renamed) == sorted(IDS) and all(name != clip for name, clip in renamed.items())
