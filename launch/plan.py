@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     # The TPU is described, not used; libtpu would look for one.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     command.enable_compilation_cache()
     no_data = ["DATA_DIR = 'not read'"]
     train.parse_gin(args.gin_file, no_data + [argument.removeprefix("--gin.") for argument in rest])
@@ -83,8 +84,8 @@ def report(found: planning.Plan, tokens: float) -> list[str]:
     return [
         f"parameters          {found.parameter_count / 1e6:.1f}M on {found.chips} chips",
         f"HBM a chip (GiB)    {found.hbm_bytes / GIB:.2f} of {found.chip.hbm_bytes / GIB:.0f}, {share:.0%}: {memory}",
-        f"FLOPs a step        {found.flops * found.chips:.3e} executed, {found.model_flops * found.chips:.3e} without "
-        f"recomputation; 6 N D and attention: {found.formula_flops * found.chips:.3e}",
+        f"FLOPs a step        {found.flops * found.chips:.3e} executed; 6 N D and causal attention: "
+        f"{found.model_flops * found.chips:.3e}",
         f"HBM traffic (GB)    {found.traffic.hbm / 1e9:.1f} a chip",
         f"collectives (GB)    {sent} sent by a chip",
         f"roofline (ms)       {1e3 * found.step_seconds:.1f}: {seconds}",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MASKED = -1e9  # added to the scores of keys that may not be seen; finite, so that no row becomes NaN
+from musiclm_jax.flash_attention import MASKED, flash_attention
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -225,6 +225,7 @@ class Attention(nn.Module):
     num_heads: int
     block_size: int
     remat: bool = False
+    flash: bool = False  # the kernel for TPUs, where there is no cache
 
     @nn.compact
     def __call__(
@@ -259,8 +260,15 @@ class Attention(nn.Module):
         )
         # Products of matrices, with the heads as leading part of the flat axis: an einsum would have XLA transpose the
         # kernels in each step of decoding, and heads that come later could not be split over a mesh.
-        projected = product(x, qkv.reshape(d, -1).astype(x.dtype)).reshape(*x.shape[:2], self.num_heads, 3, channels)
-        projected = projected.transpose(3, 0, 2, 1, 4)
+        projected = product(x, qkv.reshape(d, -1).astype(x.dtype))
+        if self.flash and cache is None:
+            projected = projected.swapaxes(1, 2).reshape(x.shape[0], self.num_heads, 3, channels, x.shape[1])
+            projected = nn.with_logical_constraint(projected, ("batch", "heads", None, "kv", "length"))
+            attended = flash_attention(projected, by_distance, valid, self.block_size)
+            attended = attended.reshape(x.shape[0], d, x.shape[1]).swapaxes(1, 2)
+            k, v = (projected[:, :, i].swapaxes(2, 3) for i in (1, 2))
+            return product(attended, out.reshape(d, d).astype(x.dtype)), (k, v)
+        projected = projected.reshape(*x.shape[:2], self.num_heads, 3, channels).transpose(3, 0, 2, 1, 4)
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
         if cache is None or position is None:

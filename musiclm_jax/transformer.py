@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musiclm_jax.flash_attention import SAVED
 from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
 from musiclm_jax.stages import ConditionSpan
 
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("blocks", "flash")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
 Params = Mapping[str, Any]
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [b, h, l, c]
@@ -40,7 +42,8 @@ class TransformerConfig:
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
     scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
     remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
-    attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all
+    attention: str = "blocks"  # how it is computed, one of ATTENTIONS; 'flash' is a kernel for TPUs
+    attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all ('blocks' only)
     remat_attention: bool = False  # the backward pass computes the scores of each block again
     # Two helps for small models, which learn late or never to look up what conditions a token; not in the paper.
     time_embedding: bool = False  # adds the tokens' time in the crop
@@ -62,7 +65,7 @@ class TransformerConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"TransformerConfig.dropout is {self.dropout}, expected 0 or more and less than 1")
-        for field, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+        for field, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES), ("attention", ATTENTIONS)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"TransformerConfig.{field} is {getattr(self, field)!r}, expected one of {allowed}")
         if self.attention_block_size < 0:
@@ -94,7 +97,13 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [b, l, d] to [b, l, d], and returns keys and values where `keep` asks for them. See `Attention`."""
         config = self.config
-        attention = Attention(config.num_heads, config.attention_block_size, config.remat_attention, name="attention")
+        attention = Attention(
+            config.num_heads,
+            config.attention_block_size,
+            config.remat_attention,
+            flash=config.attention == "flash",
+            name="attention",
+        )
         branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
         x = x + dropout(config.dropout)(branch, deterministic=deterministic)
         branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)
@@ -129,7 +138,7 @@ class Transformer(nn.Module):
             self.condition_gain = self.param("condition_gain", nn.initializers.constant(0.3), (1,))
         block = Block
         if config.remat != "none":
-            policy = None if config.remat == "full" else getattr(jax.checkpoint_policies, config.remat)
+            policy = None if config.remat == "full" else _saved_by(config.remat)
             block = nn.remat(Block, prevent_cse=not self.stacked, policy=policy, static_argnums=(4, 5))
         if self.stacked:
             self.layers = nn.scan(
@@ -241,6 +250,12 @@ class Transformer(nn.Module):
         return jnp.take(table, tokens, axis=0)
 
 
+def _saved_by(policy: str) -> Any:
+    """A policy of jax.checkpoint that counts the attention's kernel among the products that it saves."""
+    kernel = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    return jax.checkpoint_policies.save_from_both_policies(getattr(jax.checkpoint_policies, policy), kernel)
+
+
 def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
     """Sines and cosines of times [l], float32 [l, d], periods from 2 pi to 10,000 x 2 pi units; 0 where time < 0."""
     rates = 10_000.0 ** -(np.arange(d_model // 2) / (d_model // 2))
@@ -258,6 +273,7 @@ def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
       key: PRNG key.
     """
     tokens = jnp.zeros((1, 2), jnp.int32)
+    config = dataclasses.replace(config, attention="blocks")  # parameters can be made on any machine
     return Transformer(config, rows).init(key, tokens, jnp.zeros((1, 2, config.d_model)), jnp.ones((1, 2), bool))[
         "params"
     ]
