@@ -1,13 +1,17 @@
-"""Clips to score: files of a folder named by their ids, read one by one, with account of what is wrong with them."""
+"""Clips to score: generated into a folder, or found there by their ids and read with account of what is wrong."""
 
 import collections
 import dataclasses
+import hashlib
+import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from musiclm_jax import audio as sound
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.generate import Progress, Request, pieces
 from musiclm_jax.tokens import SAMPLE_RATE
 
 SILENT_DB = -60.0  # root mean square of full scale under which a clip counts as silent
@@ -118,3 +122,48 @@ def folder_clips(folder: str | pathlib.Path, ids: Sequence[str]) -> Clips:
     paths = {name: found[name] for name in ids if name in found}
     strangers = [path.name for path in files if path.stem not in wanted]
     return Clips(paths, [name for name in ids if name not in found], strangers)
+
+
+def generate_clips(
+    bundle: Bundle,
+    captions: Mapping[str, str],
+    folder: str | pathlib.Path,
+    request: Request,
+    progress: Progress | None = None,
+) -> dict[str, pathlib.Path]:
+    """Generates a clip for each caption, batch by batch; clips that the folder holds already are not made again.
+
+    Args:
+      bundle: with all models.
+      captions: text by id.
+      folder: of the clips, <id>.wav; made if it is missing. settings.json says what they were made with.
+      request: how they are made; one piece for each caption.
+      progress: called while the models work, and with ("clips", finished, all) after each clip.
+
+    Returns:
+      Path of each clip by its id.
+
+    Raises:
+      ValueError: if the folder holds clips of other models or settings, or an id cannot be a file name.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if unusable := [name for name in captions if pathlib.Path(name).name != name]:
+        raise ValueError(f"the id {unusable[0]!r} cannot be the name of a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
+    # Not the batch size: a clip does not depend on its batch.
+    settings = json.loads(json.dumps({"bundle": of_bundle} | dataclasses.asdict(request) | {"batch_size": None}))
+    path = folder / "settings.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    if differing := [name for name in settings if found.get(name) != settings[name]]:
+        raise ValueError(f"{folder} holds clips made otherwise (other {', '.join(differing)}): choose another folder")
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    paths = {name: folder / f"{name}.wav" for name in captions}
+    waiting = [name for name in captions if not paths[name].exists()]
+    if waiting:
+        made = pieces(bundle, [captions[name] for name in waiting], request, progress)
+        for index, (name, music) in enumerate(zip(waiting, made, strict=True), start=1):
+            sound.write(paths[name], music.audio)
+            if progress is not None:
+                progress("clips", len(captions) - len(waiting) + index, len(captions))
+    return paths

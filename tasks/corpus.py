@@ -1,0 +1,74 @@
+"""The corpus of rendered scores as an evaluation: held-out captions, with their renders as references."""
+
+import functools
+import os
+import pathlib
+
+import seqio
+import tensorflow as tf
+
+from musiclm_jax import records
+from musiclm_jax.evaluate import EvaluationSet
+from musiclm_jax.tasks import evaluation, streams
+
+
+@seqio.map_over_dataset
+def as_example(example):
+    """An audio record -> "inputs" (one of its captions, by the clip's id), "targets" (id), "tags"."""
+    captions = example["caption"]
+    chosen = tf.strings.to_hash_bucket_fast(example["id"], 1 << 20) % tf.shape(captions, tf.int64)[0]
+    return {"inputs": [captions[chosen]], "targets": [example["id"]], "tags": example["aspects"]}
+
+
+def corpus_task(
+    data_dir: str,
+    split: str = "test",
+    background_split: str = "validation",
+    limit: int = 0,
+    embedder_names: tuple[str, ...] = ("mulan", "musicnn", "musicnn_tags"),
+    bundle: str = "tiny",
+    name: str = "corpus",
+) -> EvaluationSet:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder of audio records, from `musiclm corpus`.
+      split: whose captions are asked for and whose renders KLD compares with, by id.
+      background_split: whose renders FAD compares with; another split than `split`, so that real renders against it are
+        the floor.
+      limit: the first so many clips; 0 takes all.
+      embedder_names: for the task's metrics, see `embedders.load`.
+      bundle: whose MuLan gives MCC.
+      name: in seqio's registry.
+
+    Returns:
+      What `evaluate.Judges` takes.
+
+    Raises:
+      ValueError: if the records are missing.
+    """
+    source = streams.source(data_dir, records.parse_audio_example)
+
+    @functools.cache
+    def evaluation_set() -> EvaluationSet:
+        items = evaluation.items_of(name, split, limit)
+        ids = {item.id for item in items}
+        return EvaluationSet(
+            name=name,
+            items=items,
+            references=lambda: (
+                (clip, audio) for clip, audio in evaluation.reference_clips(source, split, "id") if clip in ids
+            ),
+            background=lambda: evaluation.reference_clips(source, background_split, "id"),
+            version=f"{state(data_dir)} {split} {background_split} {limit}",
+            remarks=(f"FAD compares with the renders of the {background_split} split",),
+        )
+
+    evaluation.register(name, source, [as_example], evaluation_set, embedder_names, bundle)
+    return evaluation_set()
+
+
+def state(data_dir: str | os.PathLike) -> str:
+    """What tells one build of the records from another: names, sizes and times of the shards."""
+    shards = sorted(pathlib.Path(data_dir).expanduser().glob("*.tfrecord"))
+    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in shards)

@@ -1,0 +1,117 @@
+"""MusicCaps, the evaluation of the MusicLM paper: captions, and the user's clips as references."""
+
+import collections
+import functools
+import hashlib
+import os
+import pathlib
+
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from musiclm_jax.evaluate import EvaluationSet
+from musiclm_jax.tasks import evaluation
+from musiclm_jax.tasks.musiccaps_builder import CLIPS_FOLDER, CSV_NAME, MISSING, MusicCaps, clip_files, read_captions
+
+# Those of the dataset, and all captions, as the paper's table has them.
+SPLITS = {"train": "train", "test": "test", "all": "train+test"}
+
+
+@seqio.map_over_dataset
+def as_example(example):
+    """A record of the builder -> "inputs" (caption), "targets" (id), "tags"."""
+    return {"inputs": [example["caption"]], "targets": [example["ytid"]], "tags": example["aspects"]}
+
+
+def balanced_subset(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The 1,000 captions that are balanced over genres."""
+    return dataset.filter(lambda example: example["is_balanced_subset"])
+
+
+def prepare(data_dir: str | os.PathLike) -> tuple[tfds.core.DatasetBuilder, list[str]]:
+    """Builds the dataset once for each state of the user's folder.
+
+    Args:
+      data_dir: holds musiccaps-public.csv and the folder clips.
+
+    Returns:
+      The builder, prepared in data_dir/prepared, and remarks on the CSV file.
+
+    Raises:
+      ValueError: if there is no CSV file that can be used.
+    """
+    folder = pathlib.Path(data_dir).expanduser()
+    if not (folder / CSV_NAME).is_file():
+        raise ValueError(f"{folder} holds no {CSV_NAME}: put the public captions of MusicCaps there")
+    _, remarks = read_captions(folder / CSV_NAME)
+    files = [(path.name, path.stat().mtime, path.stat().length) for path in clip_files(folder).values()]
+    state = hashlib.sha256((folder / CSV_NAME).read_bytes() + repr(sorted(files)).encode()).hexdigest()[:16]
+    builder = MusicCaps(data_dir=str(folder / "prepared" / state))
+    config = tfds.download.DownloadConfig(manual_dir=str(folder), verify_ssl=False)
+    builder.download_and_prepare(download_config=config)
+    return builder, remarks
+
+
+def musiccaps_task(
+    data_dir: str,
+    split: str = "all",
+    balanced: bool = False,
+    limit: int = 0,
+    embedder_names: tuple[str, ...] = ("mulan", "musicnn", "musicnn_tags"),
+    bundle: str = "tiny",
+    name: str = "musiccaps",
+) -> EvaluationSet:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder with musiccaps-public.csv and, as far as the user has them, clips/<ytid>.wav.
+      split: "train", "test" (AudioSet's evaluation segments) or "all".
+      balanced: only the 1,000 captions that are balanced over genres.
+      limit: the first so many captions; 0 takes all.
+      embedder_names: for the task's metrics, see `embedders.load`.
+      bundle: whose MuLan gives MCC.
+      name: in seqio's registry.
+
+    Returns:
+      What `evaluate.Judges` takes. Clips are compared by id; FAD compares with all clips of the split.
+
+    Raises:
+      ValueError: if the folder, the CSV file or the split cannot be used.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}: expected {', '.join(SPLITS)}")
+    builder, remarks = prepare(data_dir)
+    source = seqio.TfdsDataSource(
+        f"{builder.name}:{builder.version}", tfds_data_dir=str(builder.data_path.parent.parent), splits=SPLITS
+    )
+
+    @functools.cache
+    def evaluation_set() -> EvaluationSet:
+        items = evaluation.items_of(name, split, limit)
+        if not items:
+            raise ValueError(f"{data_dir}: split {split!r} of {CSV_NAME} holds no captions")
+        return EvaluationSet(
+            name=name,
+            items=items,
+            references=lambda: evaluation.reference_clips(source, split, "ytid"),
+            version=f"{builder.data_path} {split} {balanced}",
+            remarks=(*remarks, *coverage(builder, split, {item.id for item in items})),
+        )
+
+    preprocessors = [balanced_subset, as_example] if balanced else [as_example]
+    evaluation.register(name, source, preprocessors, evaluation_set, embedder_names, bundle)
+    return evaluation_set()
+
+
+def coverage(builder: tfds.core.DatasetBuilder, split: str, ids: set[str]) -> list[str]:
+    """How many of the captions `ids` have a clip to compare with, and which clips cannot be read."""
+    kept = tfds.decode.PartialDecoding({"ytid": True, "clip": True})
+    rows = builder.as_dataset(split=SPLITS[split], decoders=kept).as_numpy_iterator()
+    states = {row["ytid"].decode(): row["clip"].decode() for row in rows}
+    found = collections.Counter("there" if not states[name] else states[name] for name in ids)
+    remarks = [f"references: {found['there']} of {len(ids)} captions have a clip in {CLIPS_FOLDER}"]
+    broken = [state for state in found if state not in ("there", MISSING)]
+    if broken:
+        remarks.append(f"{len(broken)} reference clips cannot be read: {', '.join(sorted(broken)[:3])}")
+    return remarks
