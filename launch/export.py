@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--clips", type=int, help="clips of the corpus to fit to (default: 2000 for w2v_bert, all for mulan)"
     )
     p.add_argument("--seed", type=int, default=0, help="of the fits")
-    p.add_argument("--max_seconds", type=float, help="longest music that `musiclm generate` makes with this bundle")
+    p.add_argument("--max_seconds", type=float, help="longest music that the bundle is meant for")
     p.add_argument("--top_p", type=float, help="default of `musiclm generate` with this bundle")
     p.add_argument(
         "--guidance", type=float, nargs=2, metavar=("SEMANTIC", "COARSE"), help="default of `musiclm generate`, too"

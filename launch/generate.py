@@ -1,18 +1,32 @@
-"""`musiclm generate`: music from a description in words."""
+"""`musiclm generate`: music from a description in words, from a recording, or from both."""
 
 import argparse
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from musiclm_jax.launch import command
 
+if TYPE_CHECKING:
+    from musiclm_jax.bundles import Bundle
+    from musiclm_jax.prompts import Story
+    from musiclm_jax.request import Request
+
+SECTION_SECONDS = 15.0  # of the last section of a story, when --seconds is not given (MusicLM's sections have 15 s)
 EXAMPLES = """examples:
   musiclm generate "a cheerful Irish jig on the fiddle" --seconds 10 --output jig.wav
   musiclm generate "a slow church organ" "steel drums, fast" --num_samples 2 --output songs.flac
   musiclm generate "a calm piano piece" --best_of 4 --spectrogram piano.png --output piano.wav
+  musiclm generate "a calm piano piece" --at 0:15 "a brass band" --at 0:30 "steel drums" --output story.wav
+  musiclm generate --mix "jazz piano:0.7" "church organ:0.3" --output mix.wav
+  musiclm generate "a brass band" --continue jig.wav --seconds 10 --output longer.wav
+  musiclm generate --like jig.wav --num_samples 3 --output alike.wav
+  musiclm generate "a calm piano piece" --seconds 60 --stream --output - | aplay -r 24000 -f S16_LE
 
 Several prompts or samples are written as songs-1.flac, songs-2.flac, ... in the order of the prompts, each as soon as
 it is finished.
@@ -23,37 +37,71 @@ def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     p = command.Parser(
         "generate",
-        "make music from a description in words",
+        "make music from a description in words, from a recording, or from both",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the music should be like, in English")
-    p.add_argument("--prompts_file", metavar="FILE", help="text file with one prompt per line")
-    p.add_argument("--output", default="music.wav", help=".wav, .flac or .ogg file to write (default: %(default)s)")
-    p.add_argument("--seconds", type=float, default=10.0, help="length of the music (default: 10)")
-    p.add_argument("--seed", type=int, default=0, help="another seed gives other music; the same gives the same")
-    p.add_argument("--num_samples", type=int, default=1, help="pieces per prompt (default: 1)")
-    p.add_argument(
-        "--best_of", type=int, default=1, metavar="N", help="make N for each piece, keep the one nearest the text"
+    what = p.add_argument_group("what to make")
+    what.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the music should be like, in English")
+    what.add_argument("--prompts_file", metavar="FILE", help="text file with one prompt per line")
+    what.add_argument("--seconds", type=float, help="length of the music (default: 10, or what a story takes)")
+    what.add_argument("--seed", type=int, default=0, help="another seed gives other music; the same gives the same")
+    what.add_argument("--num_samples", type=int, default=1, help="pieces per prompt (default: 1)")
+
+    story = p.add_argument_group("several prompts in one piece")
+    story.add_argument(
+        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="what it is like from 0:15 on"
     )
-    p.add_argument(
+    story.add_argument(
+        "--story", metavar="FILE", help='text file with a line for each section, such as "0:15 rock band"'
+    )
+    story.add_argument("--blend", type=float, metavar="S", help="seconds in which one section goes over into the next")
+    story.add_argument(
+        "--mix", nargs="+", metavar="TEXT:WEIGHT", help='one prompt of several texts, "jazz:0.7" "rock:0.3"'
+    )
+
+    recording = p.add_argument_group("recordings (any format)")
+    recording.add_argument("--continue", dest="continue_from", metavar="FILE", help="go on from the end of a recording")
+    recording.add_argument("--like", metavar="FILE", help="a recording as the prompt")
+    recording.add_argument(
+        "--vary",
+        choices=("all", "acoustics"),
+        default="all",
+        help="in what samples differ; 'acoustics' keeps the semantic tokens of --like, else of the first sample",
+    )
+
+    draw = p.add_argument_group("how codes are drawn")
+    draw.add_argument(
+        "--best_of", type=int, default=1, metavar="N", help="make N for each piece, keep the one nearest the prompt"
+    )
+    draw.add_argument(
         "--temperature",
         type=float,
         nargs=3,
         metavar=("SEMANTIC", "COARSE", "FINE"),
         help="of the three stages: lower is safer, higher bolder (default: the bundle's, as in the paper 1.0 0.95 0.4)",
     )
-    p.add_argument("--top_k", type=int, default=0, help="draw only from the k likeliest codes (default: from all)")
-    p.add_argument("--top_p", type=float, help="draw only from the likeliest codes that add up to this probability")
-    p.add_argument(
+    draw.add_argument("--top_k", type=int, default=0, help="draw only from the k likeliest codes (default: from all)")
+    draw.add_argument("--top_p", type=float, help="draw only from the likeliest codes that add up to this probability")
+    draw.add_argument(
         "--guidance",
         type=float,
         nargs=2,
         metavar=("SEMANTIC", "COARSE"),
         help="how much the text counts in these stages: 1 as trained, more follows it closer (default: the bundle's)",
     )
-    p.add_argument("--spectrogram", metavar="PNG", help="draw the spectrogram into this file, too")
-    p.add_argument("--force", action="store_true", help="overwrite existing files")
+
+    out = p.add_argument_group("output")
+    out.add_argument("--output", default="music.wav", help=".wav, .flac or .ogg file to write (default: %(default)s)")
+    out.add_argument(
+        "--stream",
+        action="store_true",
+        help="write one piece while it is made; --output can then be .pcm, or - for standard output, too "
+        "(16-bit little-endian, mono, 24 kHz)",
+    )
+    out.add_argument("--report", action="store_true", help="print level and spectral centroid of every 15 s")
+    out.add_argument("--spectrogram", metavar="PNG", help="draw the spectrogram into this file, too")
+    out.add_argument("--force", action="store_true", help="overwrite existing files")
     p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
     p.add_argument("--batch_size", type=int, default=8, help="pieces made at once (default: 8)")
     return p
@@ -63,69 +111,167 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: if the prompts, numbers, files or the bundle cannot be used.
+      ValueError: if the prompts, recordings, numbers, files or the bundle cannot be used.
     """
+    began = time.monotonic()
     args = parser().parse_args(arguments)
-    prompts = read_prompts(args)
     from musiclm_jax import audio, bundles, generate
-    from musiclm_jax.prompts import check_prompts, language_warnings
+    from musiclm_jax.prompts import language_warnings
 
     # Everything that can be wrong is looked at before anything slow is done.
-    check_prompts(prompts)
-    outputs = numbered(args.output, len(prompts) * args.num_samples)
+    stories = read_prompts(args)
+    if args.output == "-" and not args.stream:
+        raise ValueError("--output - is for music that is written while it is made: add --stream")
+    outputs = numbered(args.output, max(1, len(stories)) * args.num_samples)
     pictures = numbered(args.spectrogram, len(outputs)) if args.spectrogram else []
     for path in outputs:
-        audio.check_writable(path, args.force)
+        audio.check_writable(path, args.force, args.stream)
     for path in pictures:
         if path.suffix.lower() != ".png":
             raise ValueError(f"--spectrogram {path}: use a name that ends in .png")
+        if args.stream:
+            raise ValueError("--spectrogram needs the whole piece: leave out --stream")
         audio.check_output(path, args.force)
     bundle = bundles.load(args.bundle)
-    own = bundle.generation
-    request = generate.Request(
-        seconds=args.seconds,
-        seed=args.seed,
-        num_samples=args.num_samples,
-        best_of=args.best_of,
-        temperature=tuple(args.temperature) if args.temperature else own.temperature,
-        top_k=args.top_k,
-        top_p=own.top_p if args.top_p is None else args.top_p,
-        guidance=tuple(args.guidance) if args.guidance else own.guidance,
-        batch_size=args.batch_size,
-    )
-    request.check(bundle)
-    for warning in language_warnings(prompts):
+    request = read_request(args, bundle, stories)
+    generate.check(bundle, stories, request, args.stream)
+    for warning in language_warnings(stories):
         print(f"musiclm generate: {warning}", file=sys.stderr)
+    if request.seconds > (meant := bundle.generation.max_seconds):
+        print(f"musiclm generate: this bundle is meant for {meant:g} s: longer music may drift", file=sys.stderr)
 
     command.enable_compilation_cache()
-    finished = generate.stream(bundle, prompts, request, command.Progress(sys.stderr))
+    if args.stream:
+        heard = write_stream(outputs[0], bundle, stories, request, began, args.force)
+        if args.report:
+            print_report(heard, sys.stderr)
+        return 0
+    finished = generate.pieces(bundle, stories, request, command.Progress(sys.stderr))
     for index, music in enumerate(finished):
         gain = audio.write(outputs[index], music.audio, args.force)
         turned_down = "" if gain == 1 else f", turned down by {-20 * np.log10(gain):.1f} dB so that it does not clip"
         print(f"{outputs[index]}: {music.prompt!r}, similarity {music.similarity:.2f}{turned_down}")
+        if args.report:
+            print_report(music.audio)
         if pictures:
             draw_spectrogram(music.audio, pictures[index], music.prompt)
             print(pictures[index])
     return 0
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Prompts of the command line, then those of the file.
+def read_prompts(args: argparse.Namespace) -> "list[Story]":
+    """What is asked for in words: a story for each piece, none where a recording is the prompt.
 
     Raises:
-      ValueError: if there is none or the file cannot be read.
+      ValueError: if there is none, or too much, or a file cannot be read.
     """
-    prompts = list(args.prompts)
+    from musiclm_jax import prompts
+
+    texts = list(args.prompts)
     if args.prompts_file:
-        path = pathlib.Path(args.prompts_file)
+        lines = read_text(args.prompts_file, "--prompts_file").splitlines()
+        texts += [line.strip() for line in lines if line.strip()]
+    given = {"--mix": args.mix, "--story": args.story, "--at": args.at, "PROMPT": texts}
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1 and not (names == ["--at", "PROMPT"] and len(texts) == 1):
+        raise ValueError(f"{' and '.join(names)} are both given: give one (--at takes one PROMPT, for its beginning)")
+    if args.blend is not None and not (args.at or args.story):
+        raise ValueError("--blend is for a story: give --at or --story")
+    if args.mix:
+        return [prompts.parse_mix(args.mix)]
+    if args.story:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompts_file {path}: cannot be read as text ({error})") from error
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
+            return [prompts.parse_story(read_text(args.story, "--story"), args.blend or 0.0)]
+        except ValueError as error:
+            raise ValueError(f"--story {args.story}: {error}") from error
+    if args.at:
+        return [prompts.timed_story([*(("0:00", text) for text in texts), *args.at], args.blend or 0.0)]
+    if not texts and (args.like or args.continue_from):
+        return []
+    if not texts:
         raise ValueError('give a prompt, such as "a cheerful Irish jig on the fiddle", or --prompts_file')
-    return prompts
+    return prompts.as_stories(texts)
+
+
+def read_text(path: str, option: str) -> str:
+    """Content of a text file.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        return pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option} {path}: cannot be read as text ({error})") from error
+
+
+def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Story]") -> "Request":
+    """The request, with its recordings.
+
+    Raises:
+      ValueError: if a recording cannot be used.
+    """
+    from musiclm_jax import audio, generate
+    from musiclm_jax.request import check_recording
+
+    recordings = {"like": args.like, "continue_from": args.continue_from}
+    given = {name: audio.load(path) for name, path in recordings.items() if path}
+    for name, recording in given.items():
+        check_recording(recording, recordings[name])
+    seconds = args.seconds
+    if seconds is None and args.vary == "acoustics" and "like" in given:
+        seconds = len(given["like"]) / audio.SAMPLE_RATE
+    elif seconds is None:
+        last = max((story.sections[-1].start for story in stories), default=0.0)
+        seconds = last + SECTION_SECONDS if last else 10.0
+    settings = {"temperature": args.temperature, "top_p": args.top_p, "guidance": args.guidance}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return generate.request_for(
+        bundle,
+        seconds=seconds,
+        seed=args.seed,
+        num_samples=args.num_samples,
+        best_of=args.best_of,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        vary=args.vary,
+        **given,
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()},
+    )
+
+
+def write_stream(
+    path: pathlib.Path,
+    bundle: "Bundle",
+    stories: "list[Story]",
+    request: "Request",
+    began: float,
+    force: bool,
+) -> np.ndarray:
+    """Writes a piece while it is made, says when the first of it was there, and returns its audio `[samples]`."""
+    from musiclm_jax import audio, generate
+
+    heard: list[np.ndarray] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for block in generate.stream(bundle, stories, request, command.Progress(sys.stderr)):
+            if not heard:
+                print(f"first sound after {time.monotonic() - began:.1f} s", file=sys.stderr)
+            heard.append(block)
+            yield block
+
+    clipped = audio.write_stream(path, blocks(), force)
+    seconds, whole = sum(len(block) for block in heard) / audio.SAMPLE_RATE, time.monotonic() - began
+    note = f", {clipped} samples clipped" if clipped else ""
+    print(f"{path}: {seconds:.1f} s of music in {whole:.1f} s{note}", file=sys.stderr)
+    return np.concatenate(heard)
+
+
+def print_report(audio: np.ndarray, file: TextIO | None = None) -> None:
+    """Prints level and spectral centroid of every 15 s."""
+    from musiclm_jax import drift
+
+    print(drift.table(drift.spans(audio)), file=file)
 
 
 def numbered(path: str, count: int) -> list[pathlib.Path]:

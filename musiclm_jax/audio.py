@@ -3,10 +3,13 @@
 Inside the project audio is mono float32 in [-1, 1] at 24 kHz.
 """
 
+import contextlib
+import io
 import os
 import pathlib
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import soundfile
@@ -17,6 +20,8 @@ from musiclm_jax.tokens import SAMPLE_RATE
 WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 # What `load` looks for in folders; `load` itself tries any file.
 READABLE = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".m4a", ".aac", ".webm", ".wma")
+RAW = (".pcm", ".raw")  # 16-bit little-endian samples without a header, for `write_stream`
+STANDARD_OUTPUT = "-"  # as a path for `write_stream`: raw samples, too
 SAFE_PEAK = 0.99  # audio louder than full scale is scaled down to this
 
 
@@ -85,16 +90,19 @@ def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return librosa.resample(audio, orig_sr=rate, target_sr=new_rate, res_type="soxr_hq").astype(np.float32)
 
 
-def check_writable(path: str | os.PathLike, force: bool = False) -> None:
-    """Finds out, before any work is done, whether `write` would be able to write `path`.
+def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = False) -> None:
+    """Finds out, before any work is done, whether `write` (or `write_stream`) would be able to write `path`.
 
     Raises:
       AudioError: if the extension is unknown, the folder is missing or closed, or the file exists and `force` is not
         set.
     """
+    if stream and str(path) == STANDARD_OUTPUT:
+        return
     path = pathlib.Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise AudioError(f"{path}: cannot write {path.suffix or 'a file without extension'}: use {', '.join(WRITABLE)}")
+    known = [*WRITABLE, *(RAW if stream else ())]
+    if path.suffix.lower() not in known:
+        raise AudioError(f"{path}: cannot write {path.suffix or 'a file without extension'}: use {', '.join(known)}")
     check_output(path, force)
 
 
@@ -155,6 +163,57 @@ def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> fl
     finally:
         partial.unlink(missing_ok=True)
     return gain
+
+
+def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: bool = False) -> int:
+    """Writes audio block by block as it comes: what has come is in the file, whatever happens to the rest.
+
+    Samples beyond full scale are clipped, since the peak of the whole is not known.
+
+    Args:
+      path: a wav, flac, ogg or raw (.pcm, .raw) file by its extension, or "-" for raw samples on standard output. Raw
+        samples are 16-bit little-endian, mono, 24 kHz.
+      blocks: float `[samples]` each.
+      force: overwrite an existing file.
+
+    Returns:
+      The number of samples that were clipped.
+
+    Raises:
+      AudioError: as `check_writable`, and if the file or standard output cannot be written to the end.
+    """
+    check_writable(path, force, stream=True)
+    clipped = 0
+    with _sink(path) as write:
+        for block in blocks:
+            clipped += int((np.abs(block) > 1).sum())
+            try:
+                write(np.clip(block, -1, 1))
+            except (OSError, soundfile.LibsndfileError) as error:
+                name = "standard output" if str(path) == STANDARD_OUTPUT else path
+                raise AudioError(f"{name}: could not be written to the end ({error})") from error
+    return clipped
+
+
+@contextlib.contextmanager
+def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
+    """A function that writes a block of samples in [-1, 1] at once."""
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix in WRITABLE:
+        container, encoding = WRITABLE[suffix]
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, encoding, format=container) as sound:
+            yield lambda block: (sound.write(block), sound.flush())
+    else:  # unbuffered: a listener hears each block at once
+        target = 1 if str(path) == STANDARD_OUTPUT else path
+        with open(target, "wb", buffering=0, closefd=target != 1) as raw:
+            yield lambda block: _write_all(raw, np.rint(32767 * block).astype("<i2").tobytes())
+
+
+def _write_all(raw: io.RawIOBase, data: bytes) -> None:
+    """Writes all bytes: an unbuffered pipe may take fewer at once."""
+    view = memoryview(data)
+    while view:
+        view = view[raw.write(view) or 0 :]
 
 
 def _encode(path: pathlib.Path, audio: np.ndarray, container: str, encoding: str) -> None:

@@ -177,7 +177,8 @@ def prefill(
     frames = tuple(_frames(stage, part.stream, conditioning) for part in stage.conditioning)
     times = np.pad(stage.times((*frames, num_frames)), (0, full), constant_values=-1)[:full]
     params, spans = unstacked(params), stage.spans((*frames, num_frames))
-    features = _features(config, spans, full, params, inputs, time_features(times, config.d_model))
+    conditioned = inputs[:, : start + 1]  # whatever the length of the prefix, one program
+    features = _features(config, spans, full, params, conditioned, time_features(times, config.d_model))
     caches = _prefill(config, params, tokens, features[:, :filled], valid[:, :filled])
     return DecodeState(start, position, end, inputs[:, -1], keys, valid, features, caches)
 

@@ -116,3 +116,25 @@ def test_overlap_add_refuses_gaps_and_triple_overlap():
     for hop in (1, 5):
         with pytest.raises(ValueError, match=r"must be 2\.\.4"):
             audio.overlap_add(np.ones((3, 4)), hop)
+
+
+def test_a_stream_is_clipped_and_keeps_what_came(tmp_path):
+    loud = np.array([0.5, 2.0, -3.0], np.float32)
+
+    def blocks():
+        yield loud
+        yield loud / 4
+        raise RuntimeError("no more")
+
+    for name in ("a.wav", "a.flac", "a.raw"):
+        with pytest.raises(RuntimeError):
+            audio.write_stream(tmp_path / name, blocks())
+        assert audio.write_stream(tmp_path / f"b{name}", iter([loud, loud / 4])) == 2
+        assert (tmp_path / f"b{name}").read_bytes() == (tmp_path / name).read_bytes()
+    samples = np.frombuffer((tmp_path / "a.raw").read_bytes(), "<i2") / 32767
+    np.testing.assert_allclose(samples, [0.5, 1, -1, 0.125, 0.5, -0.75], atol=1e-4)
+    np.testing.assert_allclose(audio.load(tmp_path / "a.wav"), samples, atol=1e-4)
+    full = tmp_path / "full.raw"
+    full.symlink_to("/dev/full")
+    with pytest.raises(audio.AudioError, match=r"could not be written to the end \(.*No space left"):
+        audio.write_stream(full, [loud], force=True)

@@ -1,5 +1,6 @@
 """The `musiclm` command: help, generate, describe, tokenize, and one line for each kind of bad input."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import miniature
 import numpy as np
 import pytest
+import soundfile
 
 from musiclm_jax import audio, bundles, generate
 from musiclm_jax.launch import command, main
@@ -37,7 +39,8 @@ def run(capsys):
 @pytest.fixture
 def no_models(monkeypatch):
     """Fails the test when generation begins."""
-    monkeypatch.setattr(generate, "stream", lambda *_: pytest.fail("the request should have been refused before"))
+    for name in ("pieces", "stream"):
+        monkeypatch.setattr(generate, name, lambda *_: pytest.fail("the request should have been refused before"))
 
 
 def generate_arguments(output, *more):
@@ -111,11 +114,11 @@ def test_generate_overwrites_with_force_and_repeats_itself(run, tmp_path):
 
 
 def test_finished_pieces_are_kept_when_interrupted(run, tmp_path, monkeypatch):
-    def stream(bundle, prompts, request, progress):
-        yield generate.GeneratedMusic(miniature.tone(), {}, 0.5, prompts[0], 0, 0)
+    def pieces(bundle, prompts, request, progress):
+        yield generate.GeneratedMusic(miniature.tone(), {}, 0.5, str(prompts[0]), 0, 0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "stream", stream)
+    monkeypatch.setattr(generate, "pieces", pieces)
     code, _, err = run(*generate_arguments(tmp_path / "m.wav", "piano", "fiddle"))
     assert code == 130 and err.endswith("interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["m-1.wav"]
@@ -124,7 +127,7 @@ def test_finished_pieces_are_kept_when_interrupted(run, tmp_path, monkeypatch):
 
 def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
     loud = generate.GeneratedMusic(4 * miniature.tone(), {}, 0.5, "piano", 0, 0)
-    monkeypatch.setattr(generate, "stream", lambda *_: iter([loud]))
+    monkeypatch.setattr(generate, "pieces", lambda *_: iter([loud]))
     _, out, _ = run(*generate_arguments(tmp_path / "m.wav", "piano"))
     assert "turned down by 6.1 dB" in out and np.abs(audio.load(tmp_path / "m.wav")).max() <= 1
 
@@ -137,7 +140,7 @@ def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
         (["x" * 10_000], "10,000 characters"),
         (["piano", "--seconds", "0"], "seconds is 0"),
         (["piano", "--seconds", "-1"], "seconds is -1"),
-        (["piano", "--seconds", "1000000"], "this bundle makes 1 to 3 seconds"),
+        (["piano", "--seconds", "86400"], "seconds is 86400: give 1 to 600"),
         (["piano", "--seconds", "many"], "invalid float value: 'many'"),
         (["piano", "--temperature", "1"], "expected 3 arguments"),
         (["piano", "--num_samples", "0"], "num_samples is 0"),
@@ -149,6 +152,23 @@ def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
         (["piano", "--spectrogram", "picture.jpg"], "ends in .png"),
         (["piano", "--spectrogram", "/nowhere/s.png"], "there is no folder /nowhere"),
         (["piano", "--bundle", "nonesuch"], "neither a folder with a config.json"),
+        (["piano", "--story", "/nowhere/s.txt"], "--story and PROMPT are both given: give one"),
+        (["piano", "jig", "--at", "0:15", "fiddle"], "--at takes one PROMPT"),
+        (["--at", "0:15", "fiddle"], "the story begins at 0:15: begin it at 0:00"),
+        (["piano", "--at", "0:30", "fiddle", "--at", "0:15", "organ"], "0:15 stands after 0:30: put the times"),
+        (["piano", "--at", "later", "fiddle"], "'later' is no time"),
+        (["piano", "--at", "0:15", "fiddle", "--seconds", "10"], "seconds is 10: the last section of the story begins"),
+        (["piano", "--blend", "2"], "--blend is for a story"),
+        (["--story", "/nowhere/s.txt"], "--story /nowhere/s.txt: cannot be read as text"),
+        (["--mix", "piano:0.5", "fiddle"], "'fiddle' has no weight"),
+        (["--mix", "piano:0"], "give each of 1 texts more than 0"),
+        (["--continue", "/nowhere/a.wav"], "/nowhere/a.wav: no such sound file"),
+        (["piano", "--like", "/nowhere/a.wav"], "/nowhere/a.wav: no such sound file"),
+        (["piano", "--output", "-"], "add --stream"),
+        (["piano", "jig", "--stream"], "a stream is one piece"),
+        (["piano", "--stream", "--output", "m.mp3"], "cannot write .mp3: use .wav, .flac, .ogg, .pcm, .raw"),
+        (["piano", "--stream", "--output", "/nowhere/m.pcm"], "there is no folder /nowhere"),
+        (["piano", "--stream", "--spectrogram", "s.png"], "leave out --stream"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(run, no_models, tmp_path, options, message):
@@ -156,6 +176,103 @@ def test_bad_input_is_one_line_before_any_work(run, no_models, tmp_path, options
     assert code == 2 and out == ""
     assert message in err and err.startswith("musiclm generate: ") and err.count("\n") == 1, err
     assert list(tmp_path.iterdir()) == []
+
+
+BAD_RECORDINGS = {
+    "silent": (np.zeros(24_000), "the recording is silent"),
+    "short": (np.ones(2400) / 2, "the recording lasts 0.1 s: give one of 1 to 300 s"),
+    "empty": (b"", "the file is empty (0 bytes)"),
+    "broken": (b"RIFFwords" * 99, "not a sound file that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDINGS)
+@pytest.mark.parametrize("option", ["--like", "--continue"])
+def test_bad_recordings_are_one_line_before_any_work(run, no_models, tmp_path, name, option):
+    content, message = BAD_RECORDINGS[name]
+    path = tmp_path / f"{name}.wav"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        audio.write(path, content)
+    code, out, err = run(*generate_arguments(tmp_path / "m.wav", option, path))
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"musiclm generate: {path}: ") and message in err
+
+
+def requested(monkeypatch, run, *arguments):
+    """Stories and request that the command asks for, and what it says; nothing is generated."""
+    asked = []
+
+    def pieces(bundle, stories, request, progress):
+        asked.append((stories, request))
+        yield generate.GeneratedMusic(miniature.tone(), {}, 0.5, "piano", 0, 0)
+
+    monkeypatch.setattr(generate, "pieces", pieces)
+    arguments = ["generate", "--bundle", miniature.path(), *arguments]
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    return *asked[0], out, err
+
+
+def test_recordings_of_any_format_reach_the_request(run, monkeypatch, tmp_path):
+    for name, rate, channels in (("a.wav", 96_000, 2), ("a.mp3", 44_100, 1)):
+        tone = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+        soundfile.write(tmp_path / name, np.stack([tone] * channels, axis=1) / 2, rate)
+        for option, field in (("--like", "like"), ("--continue", "continue_from")):
+            output = ["--output", tmp_path / "m.wav", "--force"]
+            stories, request, _, _ = requested(monkeypatch, run, option, tmp_path / name, *output)
+            heard = getattr(request, field)
+            assert stories == [] and request.seconds == 10 and heard.ndim == 1
+            assert len(heard) == pytest.approx(48_000, abs=2000)
+            assert np.abs(heard[5000:40_000]).max() == pytest.approx(0.5, abs=0.02)
+    varied = ["--like", tmp_path / "a.wav", "--vary", "acoustics", *output]
+    assert requested(monkeypatch, run, *varied)[1].seconds == 2  # as long as the recording
+
+
+def test_stories_reach_the_request(run, monkeypatch, tmp_path):
+    output = ["--output", tmp_path / "m.wav", "--force"]
+    [story], request, _, err = requested(monkeypatch, run, "piano", "--at", "0:20", "jig", "--blend", "4", *output)
+    assert str(story) == "0:00 piano 0:20 jig" and story.blend == 4 and request.seconds == 35
+    assert "this bundle is meant for 3 s: longer music may drift" in err
+    (tmp_path / "story.txt").write_text("# mine\n0:00 piano\n0:20: jig\n")
+    assert requested(monkeypatch, run, "--story", tmp_path / "story.txt", *output)[0] == [
+        dataclasses.replace(story, blend=0.0)
+    ]
+    [mix], request, out, _ = requested(monkeypatch, run, "--mix", "piano:0.7", "jig:0.3", "--report", *output)
+    assert str(mix) == "piano:0.7 jig:0.3" and request.seconds == 10
+    assert re.search(r"^  0:00 to 0:01 +-9\.0 dB +\d{3} Hz$", out, re.MULTILINE)
+
+
+def test_a_stream_is_written_as_it_comes(monkeypatch, tmp_path, capfdbinary):
+    seen = []
+
+    def stream(bundle, stories, request, progress):
+        yield 3 * miniature.tone()
+        seen.append((tmp_path / "m.pcm").stat().st_size if (tmp_path / "m.pcm").exists() else None)
+        yield miniature.tone()
+        if request.seed:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "stream", stream)
+    monkeypatch.setattr(command, "enable_compilation_cache", lambda: None)
+    whole = np.concatenate([np.clip(3 * miniature.tone(), -1, 1), miniature.tone()])
+
+    def written(output, *more):
+        code = main.main(list(map(str, generate_arguments(output, "piano", "--stream", *more))))
+        captured = capfdbinary.readouterr()
+        assert b"first sound after" in captured.err
+        return code, captured
+
+    code, captured = written("-", "--report")
+    heard = np.frombuffer(captured.out, "<i2") / 32767
+    np.testing.assert_allclose(heard, whole, atol=1e-4)
+    assert code == 0 and b"0:00 to 0:02" in captured.err and b"samples clipped" in captured.err
+    assert written(tmp_path / "m.pcm")[0] == 0 and seen[-1] == 48_000
+    assert (tmp_path / "m.pcm").read_bytes() == captured.out
+    # Of an interrupted stream, what has come is there.
+    assert written(tmp_path / "m.wav", "--seed", "1")[0] == 130
+    np.testing.assert_allclose(audio.load(tmp_path / "m.wav"), whole, atol=1e-4)
 
 
 def test_damaged_bundle_is_one_line(run, tmp_path):
@@ -176,7 +293,7 @@ def test_weights_of_another_release_are_one_line(run, tmp_path):
 
 def test_other_script_warns(run, tmp_path, monkeypatch):
     piece = generate.GeneratedMusic(miniature.tone(), {}, 0.0, "静かなピアノ", 0, 0)
-    monkeypatch.setattr(generate, "stream", lambda *_: iter([piece]))
+    monkeypatch.setattr(generate, "pieces", lambda *_: iter([piece]))
     code, _, err = run(*generate_arguments(tmp_path / "m.wav", "静かなピアノ"))
     assert code == 0 and err.count("\n") == 1 and "does not look like English" in err
 

@@ -1,21 +1,20 @@
-"""Text to audio: windows, seeds, batches and bad requests, on a miniature bundle of random weights."""
+"""Text to audio: seeds, batches, stories, recordings, streams, bad requests; a miniature bundle of random weights."""
 
 import dataclasses
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import miniature
 import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import bundles, generate, mulan, soundstream, stages
+from musiclm_jax import bundles, generate, mulan, prompts, soundstream, stages, tokenizers, windows
 from musiclm_jax.decoding import Sampling
 from musiclm_jax.generate import Request
 
-SECONDS = 1.1  # 0.8 s + 0.4 s: two coarse windows, and three fine ones
+SECONDS = 1.1  # 28 semantic frames: two coarse windows, and three fine ones
 
 
 @pytest.fixture(scope="module")
@@ -29,71 +28,6 @@ def music(bundle):
     return generate.generate(bundle, ["a slow piano", "jig on the fiddle"], seconds=SECONDS, seed=3, num_samples=2)
 
 
-class Recorder:
-    """Stands in for a stage: continues a piece by a rule, and notes what it was given."""
-
-    def __init__(self, rule):
-        self.rule, self.calls = rule, []
-
-    def __call__(self, part, conditioning, prefix, frames, keys, sampling, report):
-        self.calls.append((conditioning, np.asarray(prefix), frames, sampling))
-        report(frames)
-        new = self.rule({name: jnp.asarray(codes) for name, codes in conditioning.items()}, prefix, frames)
-        return jnp.concatenate([prefix, new[:, prefix.shape[1] :]], axis=1)
-
-
-def keys(rows):
-    return jax.random.split(jax.random.key(0), rows)
-
-
-def silent(name, done, total):
-    pass
-
-
-def test_semantic_stage_goes_on_from_its_last_half(monkeypatch, bundle):
-    def count_on(conditioning, prefix, frames):
-        first = prefix[:, :1, 0] if prefix.shape[1] else jnp.zeros((2, 1), int)
-        return (first + jnp.arange(frames)[None])[..., None]
-
-    stage = Recorder(count_on)
-    monkeypatch.setattr(generate, "sample_stage", stage)
-    part = bundle.part("semantic")  # windows of 1.6 s: 40 frames
-    codes = generate.semantic_windows(part, jnp.zeros((2, 12), int), 70, Request(), keys(2), silent)
-    np.testing.assert_array_equal(codes[..., 0], np.tile(np.arange(70), (2, 1)))
-    assert [(prefix.shape[1], frames) for _, prefix, frames, _ in stage.calls] == [(0, 40), (20, 40), (20, 30)]
-    np.testing.assert_array_equal(stage.calls[1][1][0, :, 0], np.arange(20, 40))
-
-
-def test_coarse_windows_see_their_part_of_the_semantic_codes(monkeypatch, bundle):
-    stage = Recorder(lambda c, prefix, frames: jnp.repeat(c["semantic"], 2, axis=1)[..., None] + jnp.arange(4))
-    monkeypatch.setattr(generate, "sample_stage", stage)
-    part = bundle.part("coarse")  # windows of 0.8 s: 20 semantic frames, 40 acoustic ones
-    semantic = jnp.stack([jnp.arange(50), 100 + jnp.arange(50)])
-    codes = generate.coarse_windows(part, jnp.zeros((2, 12), int), semantic[..., None], Request(), keys(2), silent)
-    np.testing.assert_array_equal(codes, np.repeat(semantic, 2, axis=1)[..., None] + np.arange(4))
-    assert [(prefix.shape[1], frames) for _, prefix, frames, _ in stage.calls] == [
-        (0, 40),
-        (20, 40),
-        (20, 40),
-        (20, 40),
-    ]
-
-
-@pytest.mark.parametrize("frames, windows", [(60, 3), (50, 3), (40, 2), (12, 1)])
-def test_fine_windows_cover_the_piece_once(monkeypatch, bundle, frames, windows):
-    stage = Recorder(lambda c, prefix, frames: jnp.tile(c["acoustic"][..., :1], (1, 1, 8)) + 7)
-    monkeypatch.setattr(generate, "sample_stage", stage)
-    coarse = jnp.stack([jnp.arange(frames), 1000 + jnp.arange(frames)])[..., None] * jnp.ones(4, int)
-    codes = generate.fine_windows(bundle.part("fine"), coarse, Request(), keys(2), silent)
-    np.testing.assert_array_equal(codes, np.asarray(coarse)[..., :1] + np.full(8, 7))
-    assert len(stage.calls) == 1 and stage.calls[0][0]["acoustic"].shape[0] == 2 * windows
-
-
-def test_windows_draw_with_different_keys():
-    drawn = [generate._window_keys(keys(2), stage, start) for stage in range(3) for start in (0, 10)]
-    assert len(np.unique(np.concatenate([jax.random.key_data(k) for k in drawn]), axis=0)) == 12
-
-
 def test_pieces_have_their_shapes_and_order(music):
     assert [(m.prompt, m.sample) for m in music] == [
         ("a slow piano", 0),
@@ -104,7 +38,7 @@ def test_pieces_have_their_shapes_and_order(music):
     for m in music:
         assert m.audio.shape == (26_400,) and m.audio.dtype == np.float32 and np.isfinite(m.audio).all()
         assert m.tokens["mulan"].shape == (12,)
-        assert m.tokens["semantic"].shape == (30,) and m.tokens["acoustic"].shape == (60, 12)
+        assert m.tokens["semantic"].shape == (28,) and m.tokens["acoustic"].shape == (56, 12)
         for codes in m.tokens.values():
             assert codes.min() >= 0 and codes.max() < miniature.CODES and len(np.unique(codes)) > 1
 
@@ -183,7 +117,7 @@ def test_progress_tells_every_stage_to_its_end(bundle):
 def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
     request = Request(seconds=1.0, batch_size=1)
     told = []
-    pieces = generate.stream(bundle, ["piano", "fiddle"], request, lambda name, done, total: told.append(name))
+    pieces = generate.pieces(bundle, ["piano", "fiddle"], request, lambda name, done, total: told.append(name))
     assert next(pieces).prompt == "piano"
     assert told.count("audio") == 2  # begun and done, once
     assert next(pieces).prompt == "fiddle"
@@ -192,7 +126,7 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"seconds": 0}, "seconds is 0: this bundle makes 1 to 3 seconds"),
+        ({"seconds": 0}, "seconds is 0: give 1 to 600"),
         ({"seconds": -1}, "seconds is -1"),
         ({"seconds": 1e6}, r"seconds is 1e\+06"),
         ({"seconds": float("nan")}, "seconds is nan"),
@@ -206,12 +140,116 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
         ({"guidance": (1.0,)}, "two numbers"),
         ({"guidance": (1.0, 3.0)}, "the coarse stage of this bundle was trained without dropping"),
         ({"seed": -1}, "seed is -1"),
+        ({"vary": "melody"}, "vary is 'melody': give one of all, acoustics"),
+        ({"like": miniature.tone()}, "both a text and a recording to sound like"),
+        ({"like": miniature.tone()[:99], "vary": "acoustics"}, "like: the recording lasts 0.00413 s"),
+        ({"continue_from": np.zeros(24_000, np.float32)}, "continue_from: the recording is silent"),
+        ({"continue_from": np.full(24_000, np.nan)}, "holds NaN"),
+        ({"continue_from": miniature.tone()[None]}, r"expected float audio \[samples\]"),
+        ({"continue_from": miniature.tone(2.0), "seconds": 599}, "601 s together: give at most 600"),
     ],
 )
 def test_bad_requests_are_one_line(bundle, options, message):
     with pytest.raises(ValueError, match=message) as raised:
         bundle.generate(["piano"], **({"seconds": 1.0} | options))
     assert "\n" not in str(raised.value)
+
+
+def tokens_of(pieces, name):
+    return np.stack([piece.tokens[name] for piece in pieces])
+
+
+def test_a_stream_is_the_piece_while_it_is_made(bundle, monkeypatch):
+    made = []
+    sample_window = windows.sample_window
+
+    def counted(part, *arguments):
+        for codes in sample_window(part, *arguments):
+            made.append((part.config.stage.name, codes.shape[1]))
+            yield codes
+
+    monkeypatch.setattr(windows, "sample_window", counted)
+    request = generate.request_for(bundle, seconds=2.4, seed=5)
+    blocks, made_by_then, told = [], [], []
+    for block in generate.stream(bundle, ["piano"], request, lambda *report: told.append(report)):
+        blocks.append(block)
+        made_by_then.append({name: sum(n for own, n in made if own == name) for name in ("semantic", "coarse", "fine")})
+    assert [len(block) for block in blocks] == [24_000, 24_000, 9600]
+    assert told == [("audio", 1.0, 2.4), ("audio", 2.0, 2.4), ("audio", 2.4, 2.4)]
+    # The first second takes three fine windows of 0.4 s, two coarse ones, and as much of the semantic codes.
+    assert made_by_then[0] == {"semantic": 40, "coarse": 60, "fine": 60}
+    assert made_by_then[-1] == {"semantic": 60, "coarse": 120, "fine": 120}
+    [whole] = generate.pieces(bundle, ["piano"], request)
+    assert np.abs(whole.audio).max() > 1e-3
+    np.testing.assert_allclose(np.concatenate(blocks), whole.audio, atol=1e-5)
+    assert len(np.unique(whole.tokens["semantic"])) > 4  # not a piece that is the same whatever its codes
+
+
+def test_a_story_switches_its_tokens(bundle, monkeypatch):
+    monkeypatch.setattr(generate, "piece_key", lambda *_: jax.random.key(5))
+    story = prompts.timed_story([("0", "a slow piano"), ("1.2", "jig on the fiddle")])
+    [piece] = bundle.generate([story], seconds=2.4)
+    [plain] = bundle.generate(["a slow piano"], seconds=2.4)
+    assert piece.prompt == "0:00 a slow piano 0:01.2 jig on the fiddle"
+    for name, change in (("semantic", 30), ("acoustic", 60)):
+        np.testing.assert_array_equal(piece.tokens[name][:change], plain.tokens[name][:change])
+        assert (piece.tokens[name][change:] != plain.tokens[name][change:]).any()
+    part = bundle.mulan()
+    asked = np.asarray(mulan.embed_text(*part, ["a slow piano", "jig on the fiddle"]))
+    heard = [np.asarray(mulan.embed_audio(*part, half[None]))[0] for half in np.split(piece.audio, 2)]
+    assert piece.similarity == pytest.approx((asked[0] @ heard[0] + asked[1] @ heard[1]) / 2, abs=1e-4)
+
+
+def test_a_recording_is_continued(bundle):
+    recording = miniature.tone(1.205)  # 30 semantic frames and a rest
+    pieces = bundle.generate(["piano"], seconds=1.0, continue_from=recording, num_samples=2)
+    tokenized = tokenizers.Tokenizers.from_bundle(bundle).tokenize(recording[None, -28_800:])
+    for name, known in (("semantic", 30), ("acoustic", 60)):
+        codes = tokens_of(pieces, name)
+        assert codes.shape[1] == known / 30 * 55
+        np.testing.assert_array_equal(codes[:, :known], np.repeat(tokenized[name], 2, axis=0))
+        assert (codes[0, known:] != codes[1, known:]).any()
+    assert len(pieces[0].audio) == 28_800 + 24_000
+    # Without a text the recording is the prompt.
+    [unprompted] = bundle.generate(seconds=1.0, continue_from=recording)
+    assert unprompted.prompt == "the recording"
+    np.testing.assert_array_equal(
+        unprompted.tokens["mulan"], tokenizers.mulan_codes(bundle.mulan(), recording[None])[0]
+    )
+
+
+def test_acoustics_alone_vary(bundle, music):
+    varied = bundle.generate(["a slow piano"], seconds=SECONDS, seed=3, num_samples=2, vary="acoustics")
+    for name in ("semantic", "acoustic"):  # the first is the piece that it would be anyway
+        np.testing.assert_array_equal(varied[0].tokens[name], music[0].tokens[name])
+    np.testing.assert_array_equal(varied[1].tokens["semantic"], music[0].tokens["semantic"])
+    assert (varied[1].tokens["acoustic"] != music[0].tokens["acoustic"]).mean() > 0.3
+
+
+def test_a_recording_takes_the_place_of_a_text(bundle):
+    recording = miniature.tone(1.0)
+    alike = bundle.generate(like=recording, seconds=1.0, num_samples=2)
+    codes = np.asarray(tokenizers.mulan_codes(bundle.mulan(), recording[None]))[0]
+    assert [piece.prompt for piece in alike] == ["the recording"] * 2
+    np.testing.assert_array_equal(tokens_of(alike, "mulan"), [codes, codes])
+    assert (alike[0].tokens["semantic"] != alike[1].tokens["semantic"]).any()
+    # With vary="acoustics" its semantic tokens stay, under any text, and go on where it ends.
+    kept = tokenizers.semantic_codes(bundle.part("w2v_bert"), recording[None])[0]
+    [restyled] = bundle.generate(["piano"], like=recording, vary="acoustics", seconds=1.2)
+    np.testing.assert_array_equal(restyled.tokens["semantic"][:25], kept)
+    assert restyled.tokens["semantic"].shape == (30,) and restyled.tokens["acoustic"].shape == (60, 12)
+
+
+def test_a_stream_is_of_one_piece(bundle):
+    for asked, options in [(["piano", "fiddle"], {}), (["piano"], {"num_samples": 2}), (["piano"], {"best_of": 2})]:
+        with pytest.raises(ValueError, match="a stream is one piece"):
+            next(generate.stream(bundle, asked, Request(**options)))
+
+
+def test_a_story_must_fit_its_length(bundle):
+    story = prompts.timed_story([("0:00", "piano"), ("0:15", "fiddle")])
+    with pytest.raises(ValueError, match="seconds is 15: the last section of the story begins at 15 s"):
+        bundle.generate([story], seconds=15)
 
 
 def test_missing_stage_is_named(tmp_path):

@@ -29,6 +29,7 @@ import safetensors.numpy
 
 if TYPE_CHECKING:
     from musiclm_jax.generate import GeneratedMusic
+    from musiclm_jax.prompts import Prompt
 
 FORMAT_VERSION = 1
 SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders beside this file
@@ -61,7 +62,7 @@ class Part(NamedTuple):
 class GenerationConfig:
     """How a bundle is used; the windows of the stages are the seconds they were trained on, see their configs."""
 
-    max_seconds: float = 30.0  # longest music the bundle is meant for
+    max_seconds: float = 30.0  # longest music the bundle is meant for; longer may drift
     temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 3.2)
     top_p: float = 1.0  # codes are drawn among the likeliest whose probabilities first add up to it (open)
     guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 draws as trained (open)
@@ -125,7 +126,7 @@ class Bundle:
         return self._parts["mulan with text"]
 
     def generate(
-        self, prompts: Sequence[str], seconds: float = 10.0, seed: int = 0, **options
+        self, prompts: "Sequence[Prompt]" = (), seconds: float = 10.0, seed: int = 0, **options
     ) -> "list[GeneratedMusic]":
         """Text to music; see `musiclm_jax.generate.generate` for the options."""
         from musiclm_jax.generate import generate  # here: generate stands above bundles, this is only its short name
