@@ -1,0 +1,113 @@
+"""`musiclm listen`: a blind listening test of two systems on a local web page, and its result."""
+
+import argparse
+import pathlib
+import sys
+import webbrowser
+
+from musiclm_jax.launch import command
+
+EXAMPLES = """examples:
+  musiclm listen --a ours --b theirs --captions captions.csv --output answers.jsonl
+  musiclm listen --results answers.jsonl
+
+Clips of a pair have the same name in both folders. Answers are kept one by one: the same command goes on where it was
+stopped. The page works with the keyboard: A and B play, 1 to 5 answer, Enter goes on.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = command.Parser(
+        "listen",
+        "compare two systems by ear: blind pairs on a local web page",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--a", metavar="DIR", help="clips of one system, <id>.wav or another sound file")
+    p.add_argument("--b", metavar="DIR", help="clips of the other system, of the same ids")
+    p.add_argument("--output", metavar="FILE", help="file for the answers, a line of JSON each")
+    p.add_argument(
+        "--captions", metavar="FILE", help="what the clips were asked for: .csv or .jsonl with id and caption"
+    )
+    p.add_argument("--pairs", type=int, default=0, help="pairs to hear, drawn by the seed (default: all)")
+    p.add_argument("--seed", type=int, default=0, help="of the order and the sides (default: 0)")
+    p.add_argument("--listener", default="", help="name that is kept with the answers; each hears all pairs")
+    p.add_argument("--port", type=int, default=8765, help="of the page on this machine; 0 for any (default: 8765)")
+    p.add_argument("--no_browser", action="store_true", help="only print the address of the page")
+    p.add_argument("--results", nargs="+", metavar="FILE", help="count the answers of these files instead")
+    return p
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: if the folders, clips, captions, answers or the port cannot be used.
+    """
+    args = parser().parse_args(arguments)
+    if args.results:
+        if args.a or args.b or args.output:
+            raise ValueError("--results counts answers: leave --a, --b and --output out")
+        return results(args.results)
+    missing = [f"--{name}" for name in ("a", "b", "output") if not getattr(args, name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing: give --a DIR --b DIR --output FILE, or --results FILE")
+    for name in ("pairs", "seed"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} {getattr(args, name)}: give 0 or more")
+    output = pathlib.Path(args.output).expanduser()
+    if not output.parent.is_dir() or output.is_dir():
+        raise ValueError(f"--output {args.output}: expected a file in a folder that exists")
+    from musiclm_jax import listening_test
+    from musiclm_jax.listening_test.server import Server
+
+    captions = listening_test.read_captions(args.captions) if args.captions else None
+    trials = listening_test.make_trials(args.a, args.b, captions, args.seed)
+    if args.pairs > len(trials):
+        raise ValueError(f"--pairs {args.pairs}: the folders share {len(trials)} ids")
+    with Server(trials[: args.pairs or None], output, args.listener, args.port) as server:
+        total = len(server.trials)
+        print(f"{total} pairs, {server.answered} answered. The page is {server.url} (Ctrl-C ends)", flush=True)
+        if not args.no_browser:
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print(f"\n{server.answered} of {total} pairs answered: {output}", file=sys.stderr)
+    return 0
+
+
+def results(paths: list[str]) -> int:
+    """Prints wins and the test of significance of files of answers.
+
+    Raises:
+      ValueError: if a file is missing, damaged or holds no answers.
+    """
+    from musiclm_jax.listening_test import answers
+
+    found = [answer for path in paths for answer in answers.read(path)]
+    if not found:
+        raise ValueError(f"{', '.join(paths)}: no answers yet")
+    for comparison in answers.compare(found):
+        print(report(comparison))
+    return 0
+
+
+def report(comparison) -> str:
+    """An `answers.Comparison` for people."""
+    first, second = comparison.systems
+    words = (f"{first} is much better", f"{first} is better", "no difference")
+    words += (f"{second} is better", f"{second} is much better")
+    width = max(map(len, words))
+    answered = sum(comparison.counts)
+    lines = [f"{first} against {second}: {answered} answers about {comparison.clips} clips"]
+    lines[0] += f" by {comparison.listeners} listeners" if comparison.listeners > 1 else ""
+    lines += [f"  {name:<{width}} {count:5d}" for name, count in zip(words, comparison.counts, strict=True)]
+    for system, wins in zip(comparison.systems, comparison.wins, strict=True):
+        lines.append(f"  wins of {system}: {wins} of {answered}")
+    lines.append(f"  mean answer: {comparison.mean:+.2f} (-2 all for {first}, +2 all for {second})")
+    p_value = comparison.p_value
+    said = f"p = {p_value:.3g}" if p_value >= 0.001 else "p < 0.001"
+    lines.append(f"  Wilcoxon signed-rank test over the clips: W = {comparison.statistic:g}, {said} (two-sided)")
+    return "\n".join(lines) + "\n"
