@@ -1,6 +1,7 @@
 """The T5X adapter: T5X minimises our loss on our batches, knows every axis, and its three programs run."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -144,12 +145,14 @@ def run(program, run_file, folder, tmp_path, *bindings):
     command += ["--gin_file=musiclm_jax/gin_configs/t5x_coarse.gin", f"--gin.DATA_DIR='{folder}'", "--gin.SECONDS=0.4"]
     sizes = {"num_layers": 1, "num_heads": 2, "d_model": 16, "d_ff": 16, "dtype": "'float32'"}
     command += [f"--gin.TransformerConfig.{name}={value}" for name, value in sizes.items()]
-    done = subprocess.run([*command, "--gin.BATCH_SIZE=4", *bindings], capture_output=True, text=True, cwd=tmp_path)
+    command += ["--gin.BATCH_SIZE=4", "--gin.PjitPartitioner.num_partitions=2", *bindings]
+    devices = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=devices)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
-def test_t5x_trains_evaluates_and_infers(folder, tmp_path):
+def test_t5x_trains_evaluates_and_infers_on_its_mesh(folder, tmp_path):
     run("train", "pretrain", folder, tmp_path, f"--gin.MODEL_DIR='{tmp_path}/model'", "--gin.TRAIN_STEPS=2")
     trained = f"--gin.CHECKPOINT_PATH='{tmp_path}/model/checkpoint_2'"
     run("eval", "eval", folder, tmp_path, trained, f"--gin.EVAL_OUTPUT_DIR='{tmp_path}/eval'")

@@ -1,0 +1,136 @@
+"""Input pipeline of the three stages: tokens/s of one core against what the chips of a v4-8 host could consume at most.
+
+Records of 30 s clips, made up, go through the tasks and datasets of a training: read, parsed, cropped, shuffled, padded
+and batched. What an epoch of one batch takes is taken off: starting a pipeline costs the same whatever its length. The
+rate is per second of processor time over all threads, so other work on the machine does not count. No training step can
+be faster than the chips' peak; `--consumed` takes a figure from `musiclm plan --topology=v4:2x2x1` instead.
+
+  python -m benchmarks.input_pipeline [--batch 64] [--clips 4096] [--rounds 3] [--consumed TOKENS_PER_SECOND]
+"""
+
+import argparse
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import report
+from musiclm_jax import plan, records, stages
+from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tasks import coarse, fine, semantic
+from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
+from musiclm_jax.transformer import TransformerConfig
+
+CLIP_SECONDS = 30  # the paper's
+SHARDS = 16
+HOST_CHIPS = 4  # of a v4-8: 8 cores
+TASKS = {
+    "semantic": (semantic.semantic_task, stages.semantic_stage()),
+    "coarse": (coarse.coarse_task, stages.coarse_stage()),
+    "fine": (fine.fine_task, stages.fine_stage()),
+}
+
+
+class Rate(NamedTuple):
+    """Tokens of the model a second: what one core makes of a stage's records, what the chips of a host consume."""
+
+    stage: str
+    produced: float
+    consumed: float
+
+
+def write_records(folder: pathlib.Path, batch: int, clips: int) -> None:
+    """Writes a training split of `clips` and a validation split of one batch; all shards of a split are alike."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", clips // SHARDS), ("validation", batch), ("test", 1)):
+        shards = SHARDS if split == "train" else 1
+        first = records.shard_path(folder, split, 0, shards)
+        with tf.io.TFRecordWriter(str(first)) as writer:
+            for number in range(count):
+                writer.write(
+                    records.token_example(
+                        id=f"{split}-{number:05d}",
+                        semantic=rng.integers(0, SEMANTIC.codebook_size, SEMANTIC.frames(CLIP_SECONDS)),
+                        acoustic=rng.integers(
+                            0, ACOUSTIC.codebook_size, (ACOUSTIC.frames(CLIP_SECONDS), ACOUSTIC.quantizers)
+                        ),
+                        mulan=rng.integers(0, MULAN.codebook_size, MULAN.quantizers),
+                        caption=["a caption"],
+                        instrument="flute",
+                        composition=f"{number}",
+                        held_out_pair=0,
+                    )
+                )
+        for shard in range(1, shards):
+            shutil.copy(first, records.shard_path(folder, split, shard, shards))
+
+
+def epoch_cost(task: TaskSpec, split: str, batch: int) -> tuple[int, float]:
+    """Runs an epoch: its examples, and the processor seconds they took."""
+    start = time.process_time()
+    examples = sum(len(next(iter(arrays.values()))) for arrays in TaskDataset(task, split, batch).epoch(0))
+    return examples, time.process_time() - start
+
+
+def peak_consumption(stage: stages.Stage) -> float:
+    """Tokens/s of the paper's model at the peak FLOP/s of the chips of a v4-8 host."""
+    learner = StageLearner(stage, TransformerConfig(), OptimizerConfig())
+    length = stage.condition_length() + stage.target_length()
+    return HOST_CHIPS * plan.CHIPS["v4"].flops / (plan.model_flops(learner, 1) / length)
+
+
+def produced(tokens: int, few: tuple[int, float], many: tuple[int, float]) -> float:
+    """Tokens/s from the (examples, seconds) of a short and a long epoch, without what both take to start.
+
+    Raises:
+      ValueError: if the long epoch did not take longer.
+    """
+    if many[1] <= few[1]:
+        raise ValueError(f"{many[0]} examples took {many[1]:.2f} s, {few[0]} took {few[1]:.2f} s: choose more --clips")
+    return tokens * (many[0] - few[0]) / (many[1] - few[1])
+
+
+def figures(rates: Sequence[Rate]) -> list[report.Figure]:
+    """Three lines a stage."""
+    lines = []
+    for rate in rates:
+        ratio = rate.produced / rate.consumed
+        lines.append(report.Figure(f"{rate.stage}: tokens/s of a core", rate.produced))
+        lines.append(report.Figure(f"{rate.stage}: tokens/s that a v4-8 host consumes", rate.consumed))
+        lines.append(report.Figure(f"{rate.stage}: one core over the host's need", ratio, ">= 3", ratio >= 3))
+    return lines
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=4096, help=f"a multiple of {SHARDS}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--consumed", type=float, help="tokens/s of a v4-8 host, of every stage")
+    parser.add_argument("--output", default="", help="JSON file for the figures")
+    args = parser.parse_args()
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_records(pathlib.Path(folder), args.batch, args.clips)
+        for name, (make_task, stage) in TASKS.items():
+            task, costs = make_task(folder), {}
+            for split in ("validation", "train"):
+                runs = [epoch_cost(task, split, args.batch) for _ in range(args.rounds + 1)][1:]
+                costs[split] = min(runs, key=lambda run: run[1])
+                print(f"{name}, {split}: {costs[split][0]} examples, {costs[split][1]:.2f} s", flush=True)
+            tokens = stage.condition_length() + stage.target_length()
+            made = produced(tokens, costs["validation"], costs["train"])
+            rates.append(Rate(name, made, args.consumed or peak_consumption(stage)))
+    report.publish("input_pipeline", figures(rates), args.output, {**vars(args), "chips": HOST_CHIPS})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Train step of the 430M coarse stage on this CPU: against the matmul peak, PyTorch and T5X, in one run.
+
+All take turns, so that other work on the machine hurts all alike, and have the same threads: those of the cores that
+the process may use (taskset). The step is a whole one, Adafactor included. Processor time stands beside wall time: on a
+shared machine only the former says what a step costs.
+
+  pip install '.[test]'; T5X as docs/t5x.md says (left out where it is missing)
+  python -m benchmarks.train_step [--seconds 1] [--batch 4] [--layers 24] [--rounds 3] [--clock processor]
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import report
+from benchmarks.stage_step import fake_batch
+from musiclm_jax import partitioning, plan, stages
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.transformer import TransformerConfig
+
+MATMUL_SIDE = 2048
+OURS, PYTORCH, T5X, MATMULS = "ours", "PyTorch", "T5X", ("matmul in JAX", "matmul in PyTorch")
+Z_LOSS = 1e-4
+Step = Callable[[], None]  # runs one whole step and waits for it
+
+
+class Seconds(NamedTuple):
+    """Least time of a step over all rounds."""
+
+    wall: float
+    processor: float
+
+
+def our_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
+    """Makes the step of `musiclm train`."""
+    key = jax.random.key(0)
+    state = jax.jit(lambda k: partitioning.unbox(learner.init(k)))(key)
+    step = jax.jit(learner.train_step, donate_argnums=0).lower(state, batch, key).compile()
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def t5_stack(learner: StageLearner) -> Any:
+    """Makes the same stack in PyTorch: T5's decoder without its cross-attention."""
+    from transformers import T5Config
+    from transformers.models.t5.modeling_t5 import T5Stack
+
+    config = learner.config
+    stack = T5Stack(
+        T5Config(
+            vocab_size=learner.stage.vocabulary.rows,
+            d_model=config.d_model,
+            d_kv=config.d_model // config.num_heads,
+            d_ff=config.d_ff,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            relative_attention_num_buckets=config.relative_buckets,
+            relative_attention_max_distance=config.relative_max_distance,
+            dropout_rate=config.dropout,
+            feed_forward_proj="gated-gelu",
+            is_decoder=True,
+            use_cache=False,
+        )
+    )
+    for block in stack.block:
+        del block.layer[1]
+    return stack
+
+
+def pytorch_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
+    """Makes the step of `t5_stack`, with our logits and loss."""
+    import torch
+
+    config, stage = learner.config, learner.stage
+    torch.manual_seed(0)
+    stack = t5_stack(learner)
+    optimizer = torch.optim.Adafactor(stack.parameters(), lr=0.01, weight_decay=0.0)
+    lm = stages.assemble(stage, batch)
+    ids = torch.from_numpy(np.array(lm.decoder_input_tokens, np.int64))
+    targets = torch.from_numpy(np.array(lm.target_codes, np.int64))
+    first = stage.vocabulary.offset(stage.target.stream, stage.target.first_level)
+    size = stage.stream(stage.target.stream).codebook_size
+    levels = stage.target.levels
+
+    def run() -> None:
+        hidden = stack(input_ids=ids).last_hidden_state[:, stage.condition_length() :]
+        hidden = hidden.reshape(*targets.shape, -1) * config.d_model**-0.5
+        table = stack.embed_tokens.weight[first : first + levels * size].view(levels, size, -1)
+        logits = torch.einsum("btqd,qkd->btqk", hidden, table)
+        normalizer = torch.logsumexp(logits, -1)
+        expected = torch.gather(logits, -1, targets[..., None])[..., 0]
+        loss = (normalizer - expected + Z_LOSS * normalizer.square()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(stack.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def t5x_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
+    """Makes T5X's own step of the same sequence: its decoder-only network, its loss over the whole vocabulary."""
+    import seqio
+    from absl import logging
+    from t5x import adafactor, decoding, models, train_state, trainer
+    from t5x.examples.decoder_only import network
+
+    logging.set_verbosity(logging.ERROR)  # Adafactor warns of every matrix that its rules agree with its heuristics
+    config, stage = learner.config, learner.stage
+    module = network.DecoderWrapper(
+        network.TransformerConfig(
+            vocab_size=stage.vocabulary.rows,
+            emb_dim=config.d_model,
+            num_heads=config.num_heads,
+            num_layers=config.num_layers,
+            head_dim=config.d_model // config.num_heads,
+            mlp_dim=config.d_ff,
+            mlp_activations=("gelu", "linear"),
+            dropout_rate=config.dropout,
+            logits_via_embedding=True,
+        )
+    )
+    optimizer = adafactor.Adafactor(decay_rate=0.8, logical_factor_rules=adafactor.standard_logical_factor_rules())
+    vocabulary = seqio.PassThroughVocabulary(stage.vocabulary.rows)
+    model = models.DecoderOnlyModel(module, vocabulary, optimizer, decoding.temperature_sample, z_loss=Z_LOSS)
+    lm = stages.assemble(stage, batch)
+    ids = stages.condition_ids(stage, batch)[0]
+    target = stages.flatten(stage, stage.target, stages.slice_codes(stage, stage.target, batch))
+    weights = np.ones(lm.decoder_input_tokens.shape, np.float32)
+    weights[:, : stage.condition_length()] = 0
+    fed = {
+        "decoder_input_tokens": lm.decoder_input_tokens,
+        "decoder_target_tokens": jnp.concatenate([ids, target], axis=1),
+        "decoder_loss_weights": jnp.asarray(weights),
+    }
+
+    def init(key: jax.Array) -> Any:
+        shapes = {name: values.shape for name, values in fed.items()}
+        return train_state.FlaxOptimTrainState.create(optimizer, model.get_initial_variables(key, shapes))
+
+    def train(state: Any, fed: Mapping[str, jax.Array], key: jax.Array) -> tuple[Any, Any]:
+        state, metrics = trainer.train_with_lr(state, fed, jnp.float32(0.01), key, model, None)
+        return state, metrics["loss"]
+
+    key = jax.random.PRNGKey(0)
+    state = jax.jit(init)(key)
+    step = jax.jit(train, donate_argnums=0).lower(state, fed, key).compile()
+
+    def run() -> None:
+        nonlocal state
+        state, loss = step(state, fed, key)
+        jax.block_until_ready((state, loss))
+
+    return run
+
+
+def matmul_steps() -> dict[str, Step]:
+    """Makes float32 products of two square matrices, which are the machine's peak."""
+    import torch
+
+    square = np.random.default_rng(0).normal(size=(MATMUL_SIDE, MATMUL_SIDE)).astype(np.float32)
+    in_jax, in_torch = jnp.asarray(square), torch.from_numpy(square)
+    product = jax.jit(jnp.matmul)
+    product(in_jax, in_jax).block_until_ready()
+    return dict(
+        zip(MATMULS, (lambda: product(in_jax, in_jax).block_until_ready(), lambda: in_torch @ in_torch), strict=True)
+    )
+
+
+def least_seconds(steps: Mapping[str, Step], rounds: int, repeats: Mapping[str, int]) -> dict[str, Seconds]:
+    """Runs all steps in turns, after one round that does not count.
+
+    Args:
+      steps: by name.
+      rounds: that count.
+      repeats: runs of a step in a round, 1 unless named.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            for _ in range(repeats.get(name, 1)):
+                wall, processor = time.perf_counter(), time.process_time()
+                step()
+                spent = time.perf_counter() - wall, time.process_time() - processor
+                if number:
+                    times[name].append(spent)
+            print(f"round {number}: {name} {spent[0]:.2f} s, processor {spent[1]:.2f} s", flush=True)
+    return {name: Seconds(*map(min, zip(*pairs, strict=True))) for name, pairs in times.items()}
+
+
+def figures(times: Mapping[str, Seconds], tokens: int, flops: float, clock: str, threads: int) -> list[report.Figure]:
+    """Tokens/s, MFU and ratios.
+
+    Args:
+      times: of a step of each, from `least_seconds`.
+      tokens: of a step.
+      flops: of our step, `plan.model_flops`: 6 N D and causal attention.
+      clock: "wall", or "processor": processor time of all threads over their number.
+      threads: that every step uses.
+    """
+    seconds = {n: t.wall if clock == "wall" else t.processor / threads for n, t in times.items()}
+    peak = max(2.0 * MATMUL_SIDE**3 / seconds[name] for name in MATMULS)
+    mfu = flops / seconds[OURS] / peak
+    lines = [
+        report.Figure("float32 matmul peak, GFLOP/s", peak / 1e9, note=f"{clock} clock"),
+        report.Figure("our tokens/s", tokens / seconds[OURS]),
+        report.Figure("our MFU", mfu, ">= 0.60", mfu >= 0.60),
+    ]
+    for name, least in ((PYTORCH, 1.3), (T5X, 1.0)):
+        if name in seconds:
+            ratio = seconds[name] / seconds[OURS]
+            lines.append(report.Figure(f"{name} tokens/s", tokens / seconds[name]))
+            lines.append(report.Figure(f"ours over {name}", ratio, f">= {least}", ratio >= least))
+    return lines
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a crop: 12 + 25 + 200 tokens each")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"))
+    parser.add_argument("--without", default="", help=f"leave out {PYTORCH} or {T5X}")
+    parser.add_argument("--output", default="", help="JSON file for the figures")
+    args = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    stage = stages.coarse_stage(seconds=args.seconds)
+    config = TransformerConfig(num_layers=args.layers, dropout=args.dropout, scan_layers=False)
+    learner = StageLearner(stage, config, OptimizerConfig(), z_loss=Z_LOSS)
+    batch = fake_batch(stage, args.batch)
+    length = stage.condition_length() + stage.target_length()
+    parameters = jax.eval_shape(lambda: learner.init(jax.random.key(0)).params)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+    print(f"{count / 1e6:.0f}M parameters, {args.batch} x {length} tokens, {threads} thread(s)", flush=True)
+    steps = {**matmul_steps(), OURS: our_step(learner, batch)}
+    if args.without != PYTORCH:
+        steps[PYTORCH] = pytorch_step(learner, batch)
+    if importlib.util.find_spec("t5x") and args.without != T5X:
+        steps[T5X] = t5x_step(learner, batch)
+    times = least_seconds(steps, args.rounds, dict.fromkeys(MATMULS, 5))
+    found = figures(times, args.batch * length, plan.model_flops(learner, args.batch), args.clock, threads)
+    details = {"parameters": count, "tokens": args.batch * length, "threads": threads, **vars(args)}
+    details["seconds"] = {name: value._asdict() for name, value in times.items()}
+    report.publish("train_step", found, args.output, details)
+
+
+if __name__ == "__main__":
+    main()
