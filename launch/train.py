@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import tokenize
@@ -15,8 +16,8 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import bundles, gin_configs, partitioning, trainer
-from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax import bundles, dry_run, gin_configs, partitioning, trainer
+from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.divergence import DivergedError
 from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
 from musiclm_jax.learner import Learner
@@ -26,7 +27,8 @@ USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.
 
 gin files are looked for as given, then among those that come with the package. Values are written as gin wants them,
 strings in quotes of their own: --gin.DATA_DIR="'corpus'" sets a macro, --gin.train.total_steps=10 a parameter.
-The same command goes on where an earlier one stopped."""
+The same command goes on where an earlier one stopped. With --dry_run it takes two steps on data that is made up, and
+says how long they take and what memory they need; it needs neither DATA_DIR nor --model_dir, and writes nothing."""
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
-    parser.add_argument("--model_dir", required=True, help="folder of the run: checkpoints, configuration, TensorBoard")
+    parser.add_argument("--model_dir", help="folder of the run: checkpoints, configuration, TensorBoard")
+    parser.add_argument("--dry_run", action="store_true", help="two steps on made-up data, without reading or writing")
     parser.add_argument("--start_from", help="bundle (a folder, or tiny) whose weights a new run begins with")
     parser.add_argument("--coordinator_address", help="host:port of process 0, for a run of several processes")
     parser.add_argument("--process_count", type=int, help="number of processes of the run")
@@ -54,11 +57,17 @@ def main(arguments: list[str]) -> int:
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    if args.model_dir is None and not args.dry_run:
+        parser.error("--model_dir is missing: give the folder of the run, or --dry_run to try it without one")
     join_processes(args.coordinator_address, args.process_count, args.process_index)
     command.enable_compilation_cache()
-    parse_gin(args.gin_file, args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest])
+    if os.environ.get("MUSICLM_TRACEBACK") != "1":
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs as an error it also raises
+    no_data = ["DATA_DIR = None"] if args.dry_run else []
+    bindings = [argument.removeprefix("--gin.") for argument in rest]
+    parse_gin(args.gin_file, args.gin_bindings + bindings + no_data)
     try:
-        train(model_dir=args.model_dir, start_from=args.start_from)
+        train(model_dir=args.model_dir, start_from=args.start_from, try_out=args.dry_run)
     except DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
@@ -129,16 +138,17 @@ def one_line_errors() -> Iterator[None]:
         raise ValueError(
             f"a gin value is incomplete ({error.args[0]}): strings need quotes, brackets a partner"
         ) from error
-    except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         place = next((line for line in lines[1:] if line.startswith("In ")), "")
         raise ValueError(f"{lines[0]} {place}".strip()) from error
 
 
-@gin.configurable(denylist=["model_dir", "start_from"])
+@gin.configurable(denylist=["model_dir", "start_from", "try_out"])
 def train(
-    model_dir: str | pathlib.Path,
+    model_dir: str | os.PathLike | None,
     start_from: str | None = None,
+    try_out: bool = False,
     learner: Learner = gin.REQUIRED,
     task: TaskSpec = gin.REQUIRED,
     batch_size: int = gin.REQUIRED,
@@ -153,17 +163,26 @@ def train(
     eval_period: int = 1_000,
     eval_steps: int = 8,
     log_period: int = 50,
+    profile_steps: tuple[int, int] | None = None,
     keep: int = 3,
 ) -> Any:
-    """Builds the data of a run and trains; every argument but the first two comes from gin. See `trainer.train`."""
+    """Builds the data of a run and trains; every argument but the first three comes from gin. See `trainer.train`.
+
+    With `try_out`, takes two steps on made-up data instead, see `dry_run.report`.
+    """
     if not isinstance(task, TaskSpec):
         raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
     mesh = mesh or partitioning.make_mesh()
     partitioning.check_batch_size(mesh, batch_size)
+    start_variables = bundles.load(start_from).part(part_name(learner)).variables if start_from else None
+    if try_out:
+        rows = batch_size // jax.process_count()
+        for line in dry_run.report(learner, fake_batch(task, rows), mesh, start_variables):
+            if jax.process_index() == 0:
+                print(line, flush=True)
+        return None
     train_dataset = TaskDataset(task, train_split, batch_size, seed=data_seed)
     eval_dataset = TaskDataset(task, eval_split, batch_size, seed=data_seed, shuffle=False) if eval_split else None
-    if jax.process_index() == 0:
-        write_config(pathlib.Path(model_dir).expanduser(), learner)
     return trainer.train(
         learner,
         train_dataset,
@@ -175,10 +194,12 @@ def train(
         eval_period=eval_period,
         eval_steps=eval_steps,
         log_period=log_period,
+        profile_steps=profile_steps,
         keep=keep,
         seed=seed,
         mesh=mesh,
-        start_variables=bundles.load(start_from).part(part_name(learner)).variables if start_from else None,
+        start_variables=start_variables,
+        config_files=config_files(learner),
     )
 
 
@@ -187,20 +208,11 @@ def part_name(learner: Learner) -> str:
     return learner.stage.name if isinstance(learner, StageLearner) else learner.family
 
 
-def write_config(model_dir: pathlib.Path, learner: Learner) -> None:
-    """Writes config.gin (what gin was told and used) and config.json (family, config and learner) into a run's folder.
-
-    Raises:
-      ValueError: if the folder cannot be written.
-    """
+def config_files(learner: Learner) -> dict[str, str]:
+    """What a run's folder tells: config.gin (what gin was told and used), config.json (family, config and learner)."""
     described = dataclasses.asdict(learner)
     content = {"family": learner.family, "config": described.pop("config"), "learner": described}
-    try:
-        model_dir.mkdir(parents=True, exist_ok=True)
-        (model_dir / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (model_dir / "config.gin").write_text(gin.config_str(), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write to {model_dir} ({error.strerror}): choose another --model_dir") from error
+    return {"config.json": json.dumps(content, indent=2) + "\n", "config.gin": gin.config_str()}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,8 @@ def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.Ch
         preservation_policy=policy,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
+        # A folder that can no longer be written shows at once; otherwise Orbax's threads wait minutes for each other.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     manager = _manager(folder, options)
     try:
@@ -135,22 +138,28 @@ def _clear_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        whole = manager.latest_step()
+        whole = latest_whole(manager)
         raise ValueError(
-            f"cannot write a checkpoint to {manager.directory} ({_reason(error)}): make room or mend it, then give the "
+            f"cannot write a checkpoint to {manager.directory} ({reason(error)}): make room or mend it, then give the "
             f"same command again, which goes on from {'the beginning' if whole is None else f'step {whole:,}'}"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """What lies at the root of an error, in a few words."""
+def latest_whole(manager: ocp.CheckpointManager) -> int | None:
+    """Step of the latest checkpoint that is whole on the disk; None if there is none."""
+    manager.reload()
+    return manager.latest_step()
+
+
+def reason(error: BaseException) -> str:
+    """What lies at the root of an error of Orbax, TensorStore or TensorFlow, in a few words."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # TensorStore names the files from the outermost to the one at fault, then itself in brackets.
-    return line.split(" [")[0].rsplit('": ', 1)[-1][:200]
+    # They name the files from the outermost to the one at fault, then the reason; TensorStore adds itself in brackets.
+    return re.split('": |; ', line.split(" [")[0])[-1][:200]
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple[int, Any, Position] | None:
@@ -240,7 +249,7 @@ def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.C
     try:
         return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
     except ValueError as error:  # it reads the held-out loss of each
-        raise ValueError(f"the metrics of a checkpoint in {folder} cannot be read ({_reason(error)})") from error
+        raise ValueError(f"the metrics of a checkpoint in {folder} cannot be read ({reason(error)})") from error
 
 
 @contextlib.contextmanager
@@ -253,7 +262,7 @@ def _clear_read_errors(manager: ocp.CheckpointManager, step: int) -> Iterator[No
     except Exception as error:
         before = max((other for other in manager.all_steps() if other < step), default=None)
         raise ValueError(
-            f"checkpoint {manager.directory}/{step} is damaged or cannot be read ({_reason(error)}): move that folder "
+            f"checkpoint {manager.directory}/{step} is damaged or cannot be read ({reason(error)}): move that folder "
             f"away, and the same command goes on from {'the beginning' if before is None else f'step {before:,}'}"
         ) from error
 

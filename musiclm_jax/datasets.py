@@ -13,8 +13,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from musiclm_jax import records
 from musiclm_jax.feature_converter import StreamFeatureConverter
 from musiclm_jax.mulan import text_tower
+from musiclm_jax.tokens import STREAMS
 
 # The same order whatever the threads do, and few threads: the cores belong to the model.
 _OPTIONS = tf.data.Options()
@@ -60,28 +62,39 @@ class TaskDataset:
     hosts: int | None = None  # number of parts; None: one for each process
 
     def __post_init__(self) -> None:
-        """Checks that hosts divide the batch and the shards.
+        """Checks that hosts divide the batch and the shards, and that this host's shards are whole.
 
         Raises:
-          ValueError: if they do not, or the task or the split does not exist.
+          ValueError: if they do not or are not, the task or the split does not exist, or there is no record.
         """
-        hosts = jax.process_count() if self.hosts is None else self.hosts
+        host, hosts = self._part()
         if self.batch_size < 1 or self.batch_size % hosts:
             raise ValueError(
                 f"batch size {self.batch_size} does not divide over {hosts} hosts: choose a multiple of {hosts}"
             )
         task = get_task(self.task.name)
+        if not task.source.splits:
+            raise ValueError(f"task {self.task.name!r} has no data: give its data_dir")
         if self.split not in task.splits:
             raise ValueError(
                 f"task {self.task.name!r} has no split {self.split!r}: choose one of {sorted(task.splits)}"
             )
-        shards = len(task.source.list_shards(self.split))
+        shards = task.source.list_shards(self.split)
         # With more hosts than shards seqio would let every host read everything, in silence.
-        if shards == 0 or shards % hosts:
+        if not shards or len(shards) % hosts:
             raise ValueError(
-                f"split {self.split!r} of task {self.task.name!r} has {shards} shards, which do not divide over "
+                f"split {self.split!r} of task {self.task.name!r} has {len(shards)} shards, which do not divide over "
                 f"{hosts} hosts: write the records with a multiple of {hosts} shards"
             )
+        own = shards[host::hosts]
+        # In a bucket a look at each record would cost a request; what is wrong there shows when it is read.
+        if not any("://" in file for file in own) and not sum(map(records.check_whole, own)):
+            raise ValueError(f"the shards of split {self.split!r} hold no record, such as {own[0]}: write them again")
+
+    def _part(self) -> tuple[int, int]:
+        """Which part of the data is this process's, and of how many."""
+        host = jax.process_index() if self.host is None else self.host
+        return host, jax.process_count() if self.hosts is None else self.hosts
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yields this host's batches of an epoch; examples left over at its end are dropped.
@@ -95,9 +108,9 @@ class TaskDataset:
           or {"audio": float32 `[b, samples]`}; MuLan's batches have "text_ids" and "text_mask" int32 `[b, l]` too.
 
         Raises:
-          ValueError: if a record file is damaged.
+          ValueError: if a record is damaged or of another kind.
         """
-        hosts = jax.process_count() if self.hosts is None else self.hosts
+        host, hosts = self._part()
         batches = (
             self.examples(epoch)
             .batch(self.batch_size // hosts, drop_remainder=True)
@@ -108,17 +121,20 @@ class TaskDataset:
         try:
             for batch in batches.as_numpy_iterator():
                 yield self.task.text(batch) if self.task.text else batch
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        except tf.errors.DataLossError as error:
+            own = get_task(self.task.name).source.list_shards(self.split)[host::hosts]
+            file = next(filter(_is_damaged, own), f"a shard of split {self.split!r} of task {self.task.name!r}")
+            raise ValueError(f"{file} has a damaged record ({_first_line(error)}): write it again") from error
+        except tf.errors.InvalidArgumentError as error:
             raise ValueError(
-                f"split {self.split!r} of task {self.task.name!r} has a damaged record ({_first_line(error)}): "
-                "write the records again"
+                f"split {self.split!r} of task {self.task.name!r} has a record of another kind ({_first_line(error)}): "
+                "tokenizers train on records of audio (musiclm corpus), stages on records of tokens (musiclm tokenize)"
             ) from error
 
     def examples(self, epoch: int) -> tf.data.Dataset:
         """The epoch's examples before batching, as a tf.data.Dataset."""
         task = get_task(self.task.name)
-        host = jax.process_index() if self.host is None else self.host
-        hosts = jax.process_count() if self.hosts is None else self.hosts
+        host, hosts = self._part()
         dataset = task.get_dataset(
             sequence_length=dict(self.task.lengths),
             split=self.split,
@@ -133,6 +149,21 @@ class TaskDataset:
         return StreamFeatureConverter(task.output_features)(dataset, dict(self.task.lengths))
 
 
+def fake_batch(task: TaskSpec, rows: int) -> dict[str, np.ndarray]:
+    """A batch of a task's shapes and types, made up: codes 0, noise, one caption; no data is read."""
+    batch: dict[str, np.ndarray] = {}
+    for name, length in task.lengths.items():
+        if name == "audio":
+            batch[name] = np.random.default_rng(0).uniform(-0.5, 0.5, (rows, length)).astype(np.float32)
+        elif name == "caption":
+            batch[name] = np.full(rows, b"a slow jig on the flute", object)
+        else:
+            stream = STREAMS[name]
+            in_time = stream.frame_rate > 0 and stream.quantizers > 1
+            batch[name] = np.zeros((rows, length, stream.quantizers) if in_time else (rows, length), np.int32)
+    return task.text(batch) if task.text else batch
+
+
 def get_task(name: str) -> seqio.Task:
     """Returns a registered task.
 
@@ -142,6 +173,16 @@ def get_task(name: str) -> seqio.Task:
     if name not in seqio.TaskRegistry.names():
         raise ValueError(f"there is no task {name!r}: registered are {sorted(seqio.TaskRegistry.names())}")
     return seqio.get_mixture_or_task(name)
+
+
+def _is_damaged(file: str) -> bool:
+    """Reads a file of records and its checksums."""
+    try:
+        for _ in tf.data.TFRecordDataset(file):
+            pass
+    except tf.errors.DataLossError:
+        return True
+    return False
 
 
 def _first_line(error: Any) -> str:

@@ -1,6 +1,7 @@
 """The stop of a run whose metrics are no longer finite, and what it leaves for a look."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     """Stops a run whose metrics are not finite.
 
     The state is saved aside, and so are this process's rows of the batch of the first step at fault and of the one
-    before it, whose update may have done the harm. Batches follow from their position, so they are read again.
+    before it in the epoch, whose update may have done the harm. Batches follow from their position, so they are read
+    again.
 
     Args:
       taken: the steps since the last look, their metrics on the host.
@@ -48,8 +50,7 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     finite = [all(np.isfinite(value) for value in step.metrics.values()) for step in taken]
     if all(finite):
         return
-    first = finite.index(False)
-    bad, last = taken[first], taken[-1]
+    bad, last = taken[finite.index(False)], taken[-1]
     names = [name for name, value in bad.metrics.items() if not np.isfinite(value)]
     folder = model_dir / FOLDER
     if jax.process_index() == 0:
@@ -57,9 +58,9 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     multihost_utils.sync_global_devices("diverged")
     with checkpoints.open_manager(folder, keep=1) as aside:
         checkpoints.save(aside, last.number, state, last.position)
-    files = [_save_batch(folder, step, dataset) for step in taken[max(first - 1, 0) : first + 1]]
+    files = _save_batches(folder, bad, dataset)
     checkpoints.wait(manager)
-    sound = manager.latest_step()
+    sound = checkpoints.latest_whole(manager)
     raise DivergedError(
         f"{', '.join(names)} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch "
         f"{bad.position.step_in_epoch - 1}). In {folder} are the state after step {last.number:,} and the batches "
@@ -68,10 +69,15 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     )
 
 
-def _save_batch(folder: epath.Path, step: TakenStep, dataset: Dataset) -> str:
-    """Writes this process's rows of a step's batch; returns the file's name."""
-    batch: Any = next(dataset.epoch(step.position.epoch, step.position.step_in_epoch - 1))
-    file = folder / f"batch_{step.number}-process_{jax.process_index()}.npz"
-    with file.open("wb") as out:
-        np.savez(out, **batch)
-    return file.name
+def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list[str]:
+    """Writes this process's rows of a step's batch and of the one before it; returns the names of the files."""
+    epoch, end = step.position.epoch, step.position.step_in_epoch
+    begin = max(end - 2, 0)
+    names = []
+    for index, batch in enumerate(itertools.islice(dataset.epoch(epoch, begin), end - begin), begin):
+        arrays: dict[str, Any] = dict(batch)
+        file = folder / f"batch_{step.number - (end - 1 - index)}-process_{jax.process_index()}.npz"
+        with file.open("wb") as out:
+            np.savez(out, **arrays)
+        names.append(file.name)
+    return names

@@ -17,8 +17,9 @@ class StepProfiler:
         Raises:
           ValueError: if `steps` is no such pair.
         """
-        if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-            raise ValueError(f"profile_steps is {tuple(steps)}, expected the first and the last step, such as (10, 15)")
+        pair = isinstance(steps, (tuple, list)) and len(steps) == 2  # it comes from gin, which checks no types
+        if steps is not None and not (pair and 1 <= steps[0] <= steps[1]):
+            raise ValueError(f"profile_steps is {steps}, expected the first and the last step, such as (10, 15)")
         self.folder, self.steps = folder, steps
         self.running = False
 

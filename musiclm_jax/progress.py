@@ -31,7 +31,7 @@ class Work:
         rows = len(next(iter(batch.values()))) * jax.process_count()
         if isinstance(learner, StageLearner):
             tokens = learner.stage.condition_length() + learner.stage.target_length()
-            return cls("tokens", rows * tokens, plan.formula_flops(learner, rows))
+            return cls("tokens", rows * tokens, plan.model_flops(learner, rows))
         if "audio" in batch:
             return cls("s of audio", rows * batch["audio"].shape[1] / SAMPLE_RATE)
         return cls("examples", rows)

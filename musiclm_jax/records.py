@@ -7,6 +7,7 @@ PCM at 24 kHz, mono; token records hold raw codes (no offsets: stages.py adds th
 import os
 import pathlib
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ SPLITS = ("train", "validation", "test")
 PITCH_CLASS_RATE = 25  # frames per second of `pitch_class`, the rate of semantic tokens
 MISSING_PITCH = -1  # in `pitch_class`: the lead voice rests
 _PCM_SCALE = 32767.0
+_HEADER, _FOOTER = 12, 4  # bytes before and after a record of a TFRecord file
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord$")
 
 _AUDIO_FEATURES = {
@@ -240,6 +242,33 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
     return paths
 
 
+def check_whole(path: str | os.PathLike) -> int:
+    """Checks that a file of records ends with a whole record, from the lengths alone: records are not read.
+
+    Returns:
+      Number of records.
+
+    Raises:
+      ValueError: if it does not, with its name.
+    """
+    size, position, count = os.path.getsize(path), 0, 0
+    file = os.open(path, os.O_RDONLY)
+    try:
+        while position + _HEADER <= size:
+            # A record is its length, a checksum of that, the content and a checksum of that.
+            (length,) = struct.unpack("<Q", os.pread(file, 8, position))
+            position += _HEADER + length + _FOOTER
+            count += 1
+    finally:
+        os.close(file)
+    if position != size:
+        raise ValueError(
+            f"{path} is cut off within record {max(count - (position > size), 0)} or is no file of records: write it "
+            "again"
+        )
+    return count
+
+
 def _plain(value: tf.Tensor) -> Any:
     value = value.numpy()
     if isinstance(value, bytes):
@@ -259,3 +288,19 @@ def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Reads token records one by one, in order: codes as int64 arrays, strings as str, captions as list of str."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         yield {name: _plain(value) for name, value in parse_token_example(serialized).items()}
+
+
+def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Draws clips of a split evenly (reservoir sampling: one pass, no more than `count` clips in memory).
+
+    Returns:
+      Records as `read_audio_records` gives them, in their order on disk; all of them if there are fewer.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, dict[str, Any]]] = []
+    for index, record in enumerate(read_audio_records(shard_paths(folder, split))):
+        if len(kept) < count:
+            kept.append((index, record))
+        elif (slot := int(rng.integers(0, index + 1))) < count:
+            kept[slot] = (index, record)
+    return [record for _, record in sorted(kept, key=lambda item: item[0])]

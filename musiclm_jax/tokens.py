@@ -49,3 +49,4 @@ SEMANTIC = TokenStream("semantic", frame_rate=25, quantizers=1, codebook_size=10
 ACOUSTIC = TokenStream("acoustic", frame_rate=50, quantizers=12, codebook_size=1024)
 MULAN = TokenStream("mulan", frame_rate=0, quantizers=12, codebook_size=1024)
 MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512)
+STREAMS = {stream.name: stream for stream in (SEMANTIC, ACOUSTIC, MULAN, MELODY)}

@@ -25,6 +25,7 @@ from musiclm_jax.learner import Dataset, Learner
 from musiclm_jax.preemption import StopRequest
 from musiclm_jax.profiling import StepProfiler
 from musiclm_jax.progress import Progress, Work, peak_flops, scalars
+from musiclm_jax.summaries import SummaryWriter
 
 
 def train(
@@ -93,25 +94,26 @@ def train(
 
     with checkpoints.open_manager(model_dir, keep) as manager:
         restored = checkpoints.restore_latest(manager, abstract)
+        step, state, position = restored or (0, None, Position())
+        batches = _batches(train_dataset, position)
+        if step < total_steps:  # data that cannot be read is told before anything is compiled
+            batches = itertools.chain([next(batches)], batches)
         if restored is None:
-            step, position = 0, Position()
             state = learners.init_state(learner, abstract, init_key)
             if start_variables is not None:
                 state = learners.started_from(learner, state, abstract, start_variables)
         else:
-            step, state, position = restored
             _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
         parameters = learners.parameter_count(abstract)
         _say(f"{learner.family}: {parameters:,} parameters, mesh {dict(mesh.shape)}, to {model_dir}")
         _write_files(model_dir, config_files or {})
 
-        writer = _summary_writer(model_dir)
+        writer = SummaryWriter(model_dir)
         progress = Progress(step, total_steps, peak_flops(mesh.devices.flat))
         taken: list[TakenStep] = []  # steps since the last look at the metrics, which are still on the device
         saved_at = time.monotonic()
         saved_step = step if restored else -1
         evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation
-        batches = _batches(train_dataset, position)
 
         with StopRequest() as stop, profiler, partitioning.activation_rules(mesh):
             while step < total_steps and not stop.requested_at(step):
@@ -135,12 +137,12 @@ def train(
                 if step % log_period == 0 or progress.is_first or save or evaluate:
                     means = _look(taken, state, train_dataset, model_dir, manager)
                     _say(progress.line(step, means))
-                    writer.write_scalars(step, {f"train/{name}": value for name, value in means.items()})
-                    writer.write_scalars(step, progress.rate().scalars())
+                    writer.write(step, means, "train/")
+                    writer.write(step, progress.rate().scalars())
                 if evaluate and eval_dataset is not None:
                     means = _evaluate(eval_step, state, eval_dataset, eval_steps, eval_key, mesh)
                     _say(f"  held out after {step:,} steps: {scalars(means)}")
-                    writer.write_scalars(step, {f"eval/{name}": value for name, value in means.items()})
+                    writer.write(step, means, "eval/")
                     evaluated = (step, means["loss"])
                 if save:
                     writer.flush()  # what comes before a checkpoint is not measured again after it
@@ -220,15 +222,6 @@ def _write_files(folder: epath.Path, files: Mapping[str, str]) -> None:
             (folder / name).write_text(content)
         except OSError as error:
             raise ValueError(f"cannot write {folder / name} ({error.strerror}): choose another model_dir") from error
-
-
-def _summary_writer(model_dir: epath.Path) -> Any:
-    """Returns clu's TensorBoard writer, in the background; only process 0 writes."""
-    from clu import metric_writers  # here, since it imports TensorFlow
-
-    if jax.process_index() > 0:
-        return metric_writers.MultiWriter([])
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(model_dir)))
 
 
 def _say(line: str) -> None:

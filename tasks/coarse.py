@@ -5,11 +5,13 @@ from musiclm_jax.tasks import streams
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 
-def coarse_task(data_dir: str, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "coarse") -> TaskSpec:
+def coarse_task(
+    data_dir: str | None, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "coarse"
+) -> TaskSpec:
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of token records, from `musiclm tokenize`.
+      data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
       name: in seqio's registry.

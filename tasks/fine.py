@@ -5,11 +5,11 @@ from musiclm_jax.tasks import streams
 from musiclm_jax.tokens import ACOUSTIC
 
 
-def fine_task(data_dir: str, crop_seconds: float = 3.0, crops_per_clip: int = 1, name: str = "fine") -> TaskSpec:
+def fine_task(data_dir: str | None, crop_seconds: float = 3.0, crops_per_clip: int = 1, name: str = "fine") -> TaskSpec:
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of token records, from `musiclm tokenize`.
+      data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
       name: in seqio's registry.

@@ -9,7 +9,7 @@ from musiclm_jax.tokens import SAMPLE_RATE
 
 
 def mulan_task(
-    data_dir: str,
+    data_dir: str | None,
     vocab: str,
     max_text_tokens: int = 128,
     crop_seconds: float = 10.0,
@@ -19,7 +19,7 @@ def mulan_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of audio records, from `musiclm corpus`.
+      data_dir: folder of audio records, from `musiclm corpus`; None for shapes alone.
       vocab: the text encoder's vocab.txt, a path or package:path.
       max_text_tokens: length of the rows of text; longer texts are cut.
       crop_seconds: length of a crop.

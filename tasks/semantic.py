@@ -6,12 +6,12 @@ from musiclm_jax.tokens import MULAN, SEMANTIC
 
 
 def semantic_task(
-    data_dir: str, crop_seconds: float = 30.0, crops_per_clip: int = 1, name: str = "semantic"
+    data_dir: str | None, crop_seconds: float = 30.0, crops_per_clip: int = 1, name: str = "semantic"
 ) -> TaskSpec:
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of token records, from `musiclm tokenize`.
+      data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
       name: in seqio's registry.

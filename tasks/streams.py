@@ -34,17 +34,17 @@ def caption_feature() -> seqio.Feature:
     return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
 
 
-def source(folder: str | os.PathLike, parse) -> seqio.DataSource:
+def source(folder: str | os.PathLike | None, parse) -> seqio.DataSource:
     """All splits of a folder of records.
 
     Args:
-      folder: of shards named as records.py says.
+      folder: of shards named as records.py says; None for a task without data, whose shapes alone are wanted.
       parse: serialized record -> dict of tensors.
 
     Raises:
       ValueError: if a split is missing or unfinished.
     """
-    paths = {split: records.shard_paths(folder, split) for split in records.SPLITS}
+    paths = {split: records.shard_paths(folder, split) for split in records.SPLITS if folder is not None}
     return seqio.FileDataSource(
         read_file_fn=lambda file: tf.data.TFRecordDataset(file).map(parse),
         split_to_filepattern=paths,
@@ -167,13 +167,13 @@ def choose_caption(example, seed, aspect_probability):
 
 
 def token_task(
-    name: str, data_dir: str, streams: tuple[TokenStream, ...], crop_seconds: float, crops_per_clip: int
+    name: str, data_dir: str | None, streams: tuple[TokenStream, ...], crop_seconds: float, crops_per_clip: int
 ) -> dict[str, int]:
     """Registers a task of token records.
 
     Args:
       name: in seqio's registry.
-      data_dir: folder of token records.
+      data_dir: folder of token records; None for no data.
       streams: the streams of the stage.
       crop_seconds: length of a crop; whole frames of all streams.
       crops_per_clip: random crops of each clip in an epoch.
@@ -200,7 +200,7 @@ def token_task(
     return lengths
 
 
-def audio_task(name: str, data_dir: str, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:
+def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:
     """Registers a task of the audio of audio records; returns the samples of a crop."""
     check_crops(crop_seconds, crops_per_clip)
     samples = round(crop_seconds * SAMPLE_RATE)

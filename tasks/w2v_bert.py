@@ -5,12 +5,12 @@ from musiclm_jax.tasks import streams
 
 
 def w2v_bert_task(
-    data_dir: str, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "w2v_bert"
+    data_dir: str | None, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "w2v_bert"
 ) -> TaskSpec:
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of audio records, from `musiclm corpus`.
+      data_dir: folder of audio records, from `musiclm corpus`; None for shapes alone.
       crop_seconds: length of a crop.
       crops_per_clip: random crops of each clip in an epoch.
       name: in seqio's registry.

@@ -1,5 +1,11 @@
 """Checkpoints: exact, tolerant of interrupted writes, with retention, and clear about what does not fit."""
 
+import os
+import re
+import resource
+import shutil
+import subprocess
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -99,3 +105,90 @@ def test_bad_requests_have_a_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write checkpoints to"), checkpoints.open_manager(tmp_path / "file"):
         pass
+
+
+def damage(file, how):
+    content = file.read_bytes()
+    if how == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2])
+
+
+PARTS = ["state/_METADATA", "position/metadata", "state/manifest.ocdbt", "state/ocdbt.process_0/d"]
+
+
+@pytest.mark.parametrize("item", PARTS)
+@pytest.mark.parametrize("how", ["removed", "truncated"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(saved_steps, tmp_path, item, how):
+    shutil.copytree(saved_steps, tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "checkpoints" / "2" / item
+    damage(max(place.iterdir(), key=lambda file: file.stat().st_size) if place.is_dir() else place, how)
+    message = (
+        r"checkpoint \S+/checkpoints/2 is damaged or cannot be read \(.+\): move that folder away, .* from step 1$"
+    )
+    with checkpoints.open_manager(tmp_path) as manager, pytest.raises(ValueError, match=message):
+        checkpoints.restore_latest(manager, abstract(make_state(width=3_000)))
+    if not item.startswith("position"):
+        with pytest.raises(ValueError, match=message):
+            checkpoints.load(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    assert checkpoints.load(tmp_path)[0] == 1
+
+
+@pytest.fixture(scope="module")
+def saved_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    with checkpoints.open_manager(folder) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, step, noise(step, 3_000), Position(1, step))
+    return folder
+
+
+def noise(step, width):
+    """A state that does not compress."""
+    values = jax.random.normal(jax.random.key(step), (width,))
+    return make_state(step, width).replace(params={"w": values, "nothing": {}})
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder whose disk is soon full: a file system in 3 MB of memory, or else a limit of the size of files."""
+    if (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True).returncode
+        == 0
+    ):
+        yield tmp_path
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    else:
+        yield tmp_path
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_told_and_loses_no_checkpoint(small_disk):
+    message = r"cannot write a checkpoint to \S+ \(.*(No space left on device|File too large)\): .* from step (\d+)$"
+    with pytest.raises(ValueError, match=message) as raised:
+        with checkpoints.open_manager(small_disk, keep=9) as manager:
+            for step in range(1, 9):  # each has 0.9 MB; the error comes later than the call that begins to write
+                checkpoints.save(manager, step, noise(step, 250_000), Position(0, step))
+                if step == 1 and not os.path.ismount(small_disk):
+                    checkpoints.wait(manager)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+            checkpoints.wait(manager)
+    last = int(re.search(message, str(raised.value)).group(2))
+    step, state = checkpoints.load(small_disk)
+    assert step == last >= 1
+    np.testing.assert_array_equal(state["params"]["w"], noise(step, 250_000).params["w"])
+
+
+def test_a_folder_that_can_no_longer_be_written_is_told_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot write a checkpoint to \S+ \(.*(exists|Not a dir).*\): "):
+        with checkpoints.open_manager(tmp_path) as manager:
+            checkpoints.save(manager, 1, make_state(1), Position())
+            checkpoints.wait(manager)
+            (tmp_path / "checkpoints").rename(tmp_path / "away")
+            (tmp_path / "checkpoints").touch()  # root may write into any folder, but not into a file
+            checkpoints.save(manager, 2, make_state(2), Position())
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "away").rename(tmp_path / "checkpoints")
+    assert checkpoints.load(tmp_path)[0] == 1

@@ -6,7 +6,7 @@ import record_folders
 
 from musiclm_jax import datasets, records
 from musiclm_jax.datasets import TaskDataset, TaskSpec
-from musiclm_jax.tasks import coarse
+from musiclm_jax.tasks import coarse, mulan, soundstream
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,53 @@ def test_bad_fields_have_a_clear_error(task, fields, message):
         TaskDataset(**{"task": task, "split": "train", "batch_size": 2, **fields})
 
 
-def test_a_truncated_file_has_a_clear_error(tmp_path):
+def test_a_truncated_file_is_named_before_training(tmp_path):
     folder = record_folders.token_folder(tmp_path / "tokens")
     file = records.shard_path(folder, "train", 1, record_folders.SHARDS)
-    file.write_bytes(file.read_bytes()[:-100])
+    assert records.check_whole(file) == 3
+    content = file.read_bytes()
+    task = coarse.coarse_task(str(folder), crop_seconds=0.4)
+    for kept, record in ((len(content) - 100, 2), (len(content) - 1, 2), (5, 0)):
+        file.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=rf"{file} is cut off within record {record} "):
+            TaskDataset(task, "train", batch_size=1)
+    assert TaskDataset(task, "train", batch_size=2, host=0, hosts=2), "another host's file"
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    folder = record_folders.token_folder(tmp_path / "tokens")
+    file = records.shard_path(folder, "train", 1, record_folders.SHARDS)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
     dataset = TaskDataset(coarse.coarse_task(str(folder), crop_seconds=0.4), "train", batch_size=1)
-    with pytest.raises(ValueError, match="split 'train' of task 'coarse' has a damaged record"):
+    with pytest.raises(ValueError, match=rf"{file} has a damaged record"):
         list(dataset.epoch(0))
+
+
+def test_empty_files_and_records_of_another_kind_have_a_clear_error(tmp_path):
+    audio = record_folders.audio_folder(tmp_path / "audio")
+    with pytest.raises(ValueError, match=r"has a record of another kind .*stages on records of tokens"):
+        list(TaskDataset(coarse.coarse_task(str(audio), crop_seconds=0.4), "train", batch_size=1).epoch(0))
+    for shard in range(record_folders.SHARDS):
+        records.shard_path(audio, "train", shard, record_folders.SHARDS).write_bytes(b"")
+    with pytest.raises(ValueError, match="the shards of split 'train' hold no record"):
+        TaskDataset(soundstream.soundstream_task(str(audio)), "train", batch_size=1)
+
+
+def test_made_up_batches_have_the_shapes_of_real_ones(tmp_path, folder):
+    audio = record_folders.audio_folder(tmp_path / "audio")
+    vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
+    tasks = [
+        lambda where: coarse.coarse_task(where and str(folder), crop_seconds=0.4),
+        lambda where: mulan.mulan_task(where and str(audio), vocab, 9, crop_seconds=0.4),
+    ]
+    for make in tasks:
+        (real, *_) = TaskDataset(make("data"), "train", batch_size=2).epoch(0)
+        made_up = datasets.fake_batch(make(None), 2)
+        assert {n: (x.shape, x.dtype) for n, x in made_up.items()} == {n: (x.shape, x.dtype) for n, x in real.items()}
+    with pytest.raises(ValueError, match="task 'mulan' has no data: give its data_dir"):
+        TaskDataset(make(None), "train", batch_size=2)
 
 
 def test_captions_become_text_tokens(tmp_path):

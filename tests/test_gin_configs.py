@@ -147,6 +147,16 @@ def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_pa
 
     assert main.main([*command, "--gin.TRAIN_STEPS=7", "--gin.TransformerConfig.d_model=16"]) == 2
     assert "does not fit this configuration" in capsys.readouterr().err
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert described["config"]["d_model"] == 8, "what the checkpoint is of"
+
+
+def test_a_dry_run_reads_and_writes_nothing(command, tmp_path, capsys):
+    nowhere = ["--gin.DATA_DIR='/nowhere'", f"--model_dir={tmp_path / 'run'}"]
+    assert main.main(["train", command[1], "--dry_run", *nowhere]) == 0
+    out = capsys.readouterr().out
+    assert "dry run of stage: " in out and "tokens/s" in out and "GiB" in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
@@ -177,7 +187,9 @@ def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
         ("--gin.make_mesh.data=3", "mesh 3 x 1 x 1"),
         ("--gin.DATA_DIR='/nowhere'", "/nowhere holds no shards of split 'train'"),
         ("--gin_file=nothing.gin", "there is no gin file 'nothing.gin'"),
-        ("--model_dir=/dev/null/run", "cannot write to /dev/null/run"),
+        ("--gin.DATA_DIR=None", "task 'fine' has no data: give its data_dir"),
+        ("--gin.train.profile_steps=3", "profile_steps is 3, expected the first and the last step"),
+        ("--model_dir=/dev/null/run", "cannot write checkpoints to /dev/null/run"),
     ],
 )
 def test_bad_input_is_one_clear_line(command, argument, message, capsys):

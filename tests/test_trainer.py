@@ -1,5 +1,7 @@
 """The training loop: interrupted == uninterrupted bit for bit, signals, divergence, progress."""
 
+import dataclasses
+import gzip
 import os
 import pathlib
 import re
@@ -10,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 from toy_run import ToyData, ToyLearner, WarmLearner, run
 
@@ -98,13 +101,37 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
     assert data.served[0] == (stopped // 7, stopped % 7)
 
 
-def test_divergence_stops_and_keeps_sound_checkpoints(tmp_path):
-    with pytest.raises(DivergedError, match=r"loss not finite at step 13 .*checkpoint is step 10"):
+def test_divergence_stops_keeps_sound_checkpoints_and_the_batch(tmp_path):
+    message = r"loss not finite at step 13 \(epoch 1, batch 5\).*after step 15 .*last sound checkpoint is step 10"
+    with pytest.raises(DivergedError, match=message):
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
     with pytest.raises(DivergedError, match="at step 13"):  # again, over what the first one left
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
     assert checkpoints.load(tmp_path)[0] == 10
     assert checkpoints.load(tmp_path / "diverged")[0] == 15
+    assert {path.name for path in (tmp_path / "diverged").glob("*.npz")} == {
+        "batch_12-process_0.npz",
+        "batch_13-process_0.npz",
+    }
+    for step in (12, 13):
+        expected = list(ToyData().epoch(1, 0))[step - 8]
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "diverged" / f"batch_{step}-process_0.npz")["x"], expected["x"]
+        )
+
+
+class Planted(ToyData):
+    """NaN in batch 2 of epoch 0."""
+
+    def epoch(self, epoch, skip):
+        for index, batch in enumerate(super().epoch(epoch, skip), skip):
+            yield {"x": np.full_like(batch["x"], np.nan)} if (epoch, index) == (0, 2) else batch
+
+
+def test_a_nan_in_the_data_is_found_there(tmp_path):
+    with pytest.raises(DivergedError, match=r"at step 3 \(epoch 0, batch 2\).*last sound checkpoint is none"):
+        run(tmp_path, 30, Planted(), log_period=4)
+    assert np.isnan(np.load(tmp_path / "diverged" / "batch_3-process_0.npz")["x"]).all()
 
 
 def test_divergence_just_before_a_checkpoint_is_not_saved(tmp_path):
@@ -120,6 +147,40 @@ def test_warm_start_sees_the_first_batch_once(tmp_path):
     np.testing.assert_allclose(state.params["w"], batch["x"].mean(0), rtol=1e-6)
     resumed = run(tmp_path, 9, learner=frozen)
     np.testing.assert_allclose(resumed.params["w"], batch["x"].mean(0), rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyLearner(ToyLearner):
+    """Its loss is a number drawn with the step's key, as dropout is."""
+
+    def train_step(self, state, batch, key):
+        state, _ = super().train_step(state, batch, key)
+        return state, {"loss": jax.random.uniform(key)}
+
+
+def losses(folder):
+    """The loss of each step, from all event files of a run; steps that were taken twice must agree."""
+    found = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        events = event_accumulator.EventAccumulator(str(file), size_guidance={event_accumulator.TENSORS: 0})
+        events.Reload()
+        for event in events.Tensors("train/loss") if "train/loss" in events.Tags()["tensors"] else ():
+            value = tf.make_ndarray(event.tensor_proto).item()
+            assert found.setdefault(event.step, value) == value
+    return found
+
+
+def test_every_step_has_a_key_of_its_own_and_can_be_traced(tmp_path):
+    run(tmp_path, 6, learner=KeyLearner(), log_period=1, seed=3, profile_steps=(2, 3))
+    base = jax.random.fold_in(jax.random.key(3), 1)
+    expected = {step + 1: float(jax.random.uniform(jax.random.fold_in(base, step))) for step in range(6)}
+    assert losses(tmp_path) == expected and len(set(expected.values())) == 6
+    (trace,) = (tmp_path / "plugins" / "profile").glob("*/perfetto_trace.json.gz")
+    text = gzip.decompress(trace.read_bytes()).decode()
+    assert set(re.findall(r'"step_num": ?"(\d+)"', text)) == {"2", "3"}
+    assert list(trace.parent.glob("*.xplane.pb")), "what TensorBoard reads"
+    with pytest.raises(ValueError, match=r"profile_steps is \(5, 2\), expected the first and the last step"):
+        run(tmp_path, 6, profile_steps=(5, 2))
 
 
 def test_seeds_decide_the_run(tmp_path):
