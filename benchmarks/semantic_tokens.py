@@ -8,37 +8,15 @@ the information of a sample, so intervals of single figures lie high; in the dif
 """
 
 import functools
-from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax import metrics, quantization, w2v_bert
-from musiclm_jax.spectrogram import LogMelConfig, log_mel
+from musiclm_jax import metrics, w2v_bert
+from musiclm_jax.diagnose.semantic import REST, in_batches, mel_clusters
 
-BATCH = 8
 DRAWS = 500  # of the bootstrap
-REST = -1  # in `pitch_class`
-
-
-def mel_features(audio: jax.Array) -> jax.Array:
-    """Raw log-mel features at 25 Hz: `[batch, samples]` to `[batch, samples // 960, 80]`."""
-    config = LogMelConfig()
-    mel = log_mel(audio, config)
-    return mel.reshape(len(mel), -1, w2v_bert.FRAME_SAMPLES // config.hop, config.num_mels).mean(axis=2)
-
-
-def in_batches(function: Callable[[jax.Array], jax.Array], clips: Sequence[dict]) -> np.ndarray:
-    """A jitted function of audio, applied to the clips in batches of one size."""
-    apply, outputs = jax.jit(function), []
-    for start in range(0, len(clips), BATCH):
-        batch = [clip["audio"] for clip in clips[start : start + BATCH]]
-        filled = np.stack(batch + batch[-1:] * (BATCH - len(batch)))
-        outputs.append(np.asarray(apply(filled))[: len(batch)])
-    return np.concatenate(outputs)
 
 
 def information(codes: np.ndarray, labels: np.ndarray) -> float:
@@ -81,11 +59,8 @@ def main() -> None:
     clips = sample_clips(args.corpus, "test", args.clips, args.seed)
     ours = in_batches(functools.partial(w2v_bert.semantic_tokens, config, variables), clips)
 
-    fitted = in_batches(mel_features, sample_clips(args.corpus, "train", args.fit_clips, args.seed))
-    mean, std = fitted.mean(axis=(0, 1)), fitted.std(axis=(0, 1))
-    normal = jnp.asarray(((fitted - mean) / std).reshape(-1, fitted.shape[-1]))
-    centroids = quantization.kmeans(jax.random.key(args.seed), normal, config.num_clusters, config.kmeans_iterations)
-    raw = in_batches(lambda x: quantization.kmeans_assign(centroids, (mel_features(x) - mean) / std), clips)
+    fit_clips = sample_clips(args.corpus, "train", args.fit_clips, args.seed)
+    raw = mel_clusters(clips, fit_clips, config.num_clusters, config.kmeans_iterations, args.seed)
 
     frames = ours.shape[1]
     names = sorted({clip["instrument"] for clip in clips})

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import codec, generation, mulan_retrieval, paraphrases, report, stage_bits
+from benchmarks import codec, generation, mulan_retrieval, paraphrases, report
 from musiclm_jax import metrics, stages
+from musiclm_jax.diagnose import instruments, stage_bits
 from musiclm_jax.metrics import Estimate
 
 RATE = 24_000
@@ -142,7 +143,7 @@ def test_clips_are_sampled_evenly_and_repeatably(tmp_path):
 
 
 def test_instrument_auc_with_hearings(monkeypatch):
-    monkeypatch.setattr(generation.judges, "TAG_GROUPS", {"piano": ("piano",), "flute": ("flute",)})
+    monkeypatch.setattr(instruments, "TAG_GROUPS", {"piano": ("piano",), "flute": ("flute",)})
     heard, asked = [], []
     for index in range(20):
         name = ("piano", "flute")[index % 2]

@@ -1,0 +1,496 @@
+"""Planted faults are found and named, and sound parts are left alone."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import miniature
+import numpy as np
+import pytest
+import record_folders
+
+from musiclm_jax import bundles, diagnose, metrics, quantization, stages, transformer
+from musiclm_jax.bundles import Part
+from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.diagnose import agreement, codec, instruments, resynthesis, retrieval, semantic, stage_bits
+from musiclm_jax.diagnose.finding import Finding, first_fault
+from musiclm_jax.launch import diagnose as launch
+from musiclm_jax.soundstream import model as soundstream_model
+from musiclm_jax.tokenizers import Tokenizers
+
+RATE = 24_000
+CODES = miniature.CODES
+
+
+def noisy_clip(number: int) -> dict:
+    """An audio record of 2 s: tones that change, in noise."""
+    rng = np.random.default_rng(number)
+    time = np.arange(RATE // 4) / RATE
+    tones = [
+        np.sin(2 * np.pi * hz * time) * level
+        for hz, level in zip(rng.uniform(100, 4000, 8), rng.uniform(0, 0.5, 8), strict=True)
+    ]
+    audio = np.concatenate(tones) + 0.05 * rng.standard_normal(2 * RATE)
+    return {
+        "id": f"clip{number}",
+        "audio": audio.astype(np.float32) / np.abs(audio).max(),
+        "caption": [f"a {('slow', 'jig on the')[number % 2]} {('piano', 'fiddle', 'organ')[number % 3]}"],
+        "instrument": ("piano", "fiddle")[number % 2],
+        "composition": f"piece{number}",
+        "pitch_class": np.repeat(rng.integers(0, 12, 10), 5),
+    }
+
+
+CLIPS = [noisy_clip(number) for number in range(6)]
+TRAIN = [noisy_clip(number) for number in range(10, 14)]
+
+
+def spread_codebooks(residual: np.ndarray, levels: int) -> np.ndarray:
+    """Codebooks `[levels, CODES, dim]` of vectors `[n, dim]`, one step of residual k-means: all codes occur."""
+    rng, codebooks = np.random.default_rng(0), []
+
+    def nearest(codebook: np.ndarray) -> np.ndarray:
+        return np.argmin(((residual[:, None] - codebook) ** 2).sum(axis=-1), axis=1)
+
+    for _ in range(levels):
+        codebook = residual[rng.choice(len(residual), CODES, replace=False)]
+        assigned = nearest(codebook)
+        codebook = np.stack([residual[assigned == k].mean(axis=0) for k in range(CODES)])
+        residual = residual - codebook[nearest(codebook)]
+        codebooks.append(codebook)
+    return np.stack(codebooks)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> diagnose.Diagnosis:
+    """A diagnosis of a bundle of random weights whose third codebook collapsed, on records with shuffled tokens."""
+    folder = miniature.copy(tmp_path_factory.mktemp("diagnose") / "mini")
+    config, variables = bundles.load(folder).part("soundstream")
+    audio = np.stack([clip["audio"] for clip in CLIPS])
+    embedded = np.asarray(soundstream_model.embed(config, variables["params"], audio))
+    codebooks = spread_codebooks(embedded.reshape(-1, config.embedding_dim), config.num_quantizers)
+    codebooks[2] = codebooks[2, :1]
+    bundles.save_part(folder, "soundstream", config, variables | {"codebooks": codebooks})
+    bundle = bundles.load(folder)
+    streams = Tokenizers.from_bundle(bundle).tokenize(np.concatenate([audio, audio[:2]]))
+    rng = np.random.default_rng(0)
+    recorded = {
+        clip["id"]: {name: codes[i] for name, codes in streams.items()}
+        | {"semantic": rng.permutation(streams["semantic"][i])}
+        for i, clip in enumerate(CLIPS)
+    }
+    return diagnose.diagnose(bundle, diagnose.Clips(CLIPS, TRAIN, recorded), resynthesized=2)
+
+
+def named(findings, name: str) -> Finding:
+    """The finding whose name holds `name`."""
+    found = [finding for finding in findings if name in finding.name]
+    assert len(found) == 1, [finding.name for finding in findings]
+    return found[0]
+
+
+def test_a_collapsed_codebook_is_named_and_the_others_are_not(whole):
+    levels = {f.name: f for f in whole.findings if f.name.startswith("perplexity of level")}
+    broken = [name for name, finding in levels.items() if finding.verdict == "broken"]
+    assert len(levels) == 12 and broken == ["perplexity of level 3"]
+    assert levels["perplexity of level 3"].value == 1 and "15 dead" in levels["perplexity of level 3"].note
+
+
+def test_random_weights_are_broken_along_the_chain(whole):
+    for name in (
+        "log-mel distance of the round trip",
+        "from text to audio",
+        "log-mel distance of music from true semantic",
+    ):
+        assert named(whole.findings, name).verdict == "broken", name
+    assert all(f.verdict == "broken" for f in whole.findings if f.name.startswith("bits per token"))
+    assert sum(f.name.startswith("bits per token") for f in whole.findings) == 13
+    assert whole.fault.part == "soundstream"
+
+
+def test_shuffled_semantic_tokens_of_the_records_are_named(whole):
+    finding = named(whole.findings, "semantic tokens that the tokenizers make again")
+    assert finding.verdict == "broken" and "frames were shuffled" in finding.advice
+    assert named(whole.findings, "acoustic tokens that").verdict == "ok"
+    assert named(whole.findings, "MuLan tokens that").verdict == "ok"
+
+
+def test_the_parts_of_the_resynthesis_are_heard(whole):
+    heard = [f.name.split(", ")[1] for f in whole.findings if f.name.startswith("AUC of its own caption")]
+    assert heard == ["real renders", "coarse alone", "codec", "true coarse", "true semantic", "all generated"]
+    assert any("musicnn" in reason for reason in whole.left_out)  # two seconds are too short for it
+
+
+def records(count: int = 4, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "semantic": np.repeat(rng.integers(0, 512, 25), 2),
+            "acoustic": rng.integers(0, 1024, (100, 12)),
+            "mulan": rng.integers(0, 16, 12),
+        }
+        for _ in range(count)
+    ]
+
+
+def test_records_that_agree_are_sound_but_for_a_few_codes():
+    made = records()
+    noisy = [record | {"semantic": np.where(np.arange(50) == 7, 3, record["semantic"])} for record in made]
+    assert [f.verdict for f in agreement.judge_records(noisy, made, 0)] == ["ok", "ok", "ok"]
+    half = [record | {"semantic": np.where(np.arange(50) % 8 == 7, 3, record["semantic"])} for record in made]
+    assert agreement.judge_records(half, made, 0)[0].verdict == "weak"
+
+
+def test_records_with_acoustic_levels_out_of_order_are_named():
+    made = records()
+    swapped = [record | {"acoustic": record["acoustic"][:, [0, 2, 1, *range(3, 12)]]} for record in made]
+    verdicts = {f.name: f for f in agreement.judge_records(swapped, made, 0)}
+    finding = named(verdicts.values(), "acoustic")
+    assert "level 2 holds the codes of level 3, level 3 holds the codes of level 2" in finding.advice
+    # Two of twelve levels leave 83 % of the codes in place: it is broken all the same.
+    assert finding.verdict == "broken"
+
+
+def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
+    made = records()
+    moved = made[1:] + made[:1]
+    assert "clips were shuffled" in agreement.judge_records(moved, made, 0)[0].advice
+    foreign = agreement.judge_records(records(seed=1), made, 0)
+    assert [f.verdict for f in foreign] == ["broken"] * 3 and "another w2v-BERT" in foreign[0].advice
+    with pytest.raises(ValueError, match="of another tokenizer; tokenize the corpus again"):
+        agreement.judge_records([r | {"semantic": r["semantic"][:25]} for r in made], made, 0)
+
+
+def test_purity_is_the_share_of_frames_that_other_clips_name():
+    codes = np.array([[0, 0, 1, 1], [0, 0, 1, 2], [0, 1, 1, 1]])
+    labels = np.array([[5, 5, 6, 6], [5, 5, 6, 5], [5, 6, 6, semantic.REST]])
+    # Cluster 2 is in the second clip alone: it gets the label that is commonest in the others, 6 to 5 (4 to 3).
+    np.testing.assert_allclose(semantic.purity(codes, labels), [1, 3 / 4, 1])
+
+
+def test_shuffled_semantic_tokens_have_no_purity():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.integers(0, 12, (24, 25)), 4, axis=1)
+    tokens = 5 * labels + rng.integers(0, 5, labels.shape)
+    other = np.roll(np.arange(24), 1)
+
+    def verdict(codes, raw=None):
+        return semantic.judge_purity("pitch class", codes, labels, other, raw, 0).verdict
+
+    assert verdict(tokens) == "ok"
+    assert verdict(rng.permutation(tokens.reshape(-1)).reshape(tokens.shape)) == "broken"
+    assert verdict(tokens[rng.permutation(24)]) == "broken"  # runs and clips as they were
+    assert verdict(np.zeros_like(tokens)) == "broken"
+    blurred = np.where(rng.random(labels.shape) < 0.5, tokens, rng.integers(0, 60, labels.shape))
+    assert verdict(blurred) == "ok" and verdict(blurred, raw=tokens) == "weak" and verdict(tokens, raw=blurred) == "ok"
+
+
+def test_a_mulan_at_chance_is_broken_and_one_that_hears_is_not():
+    rng = np.random.default_rng(0)
+    text, noise = rng.normal(size=(64, 16)), rng.normal(size=(64, 16))
+
+    def verdicts(audio):
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, audio)]
+        return [f.verdict for f in retrieval.judge_retrieval(unit[0] @ unit[1].T, 0)]
+
+    assert verdicts(noise) == ["broken", "broken"]
+    assert verdicts(text + 0.7 * noise) == ["ok", "ok"]
+    assert verdicts(text[rng.permutation(64)]) == ["broken", "broken"]  # captions of other clips
+    assert verdicts(np.ones((64, 16))) == ["broken", "broken"]  # one embedding for all
+
+
+def test_the_best_loss_is_ln_of_the_batch_at_chance_and_zero_for_a_perfect_match():
+    assert retrieval.best_loss(np.zeros((32, 32))) == pytest.approx(np.log(32))
+    assert retrieval.best_loss(np.eye(32)) == pytest.approx(0, abs=1e-3)
+    assert retrieval.best_loss(-np.eye(32)) <= np.log(32)
+    # Two texts for each clip: no temperature can tell them.
+    assert retrieval.best_loss(np.kron(np.eye(16), np.ones((2, 2)))) == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_text_tokens_are_judged_beside_those_of_another_clip():
+    rng = np.random.default_rng(0)
+    audio = rng.integers(0, 16, (64, 12))
+    other = np.roll(np.arange(64), 1)
+
+    def verdict(share):
+        text = np.where(rng.random((64, 1)) < share, audio, rng.integers(0, 16, (64, 12)))
+        return retrieval.judge_tokens(text, audio, other, 2, 0).verdict
+
+    assert (verdict(0.9), verdict(0.35), verdict(0)) == ("ok", "weak", "broken")
+    constant = np.full((64, 12), 3)
+    assert retrieval.judge_tokens(constant, constant, other, 2, 0).verdict == "broken"  # all alike tells nothing
+
+
+def codec_verdicts(noise: float, opus: dict | None = None) -> list[str]:
+    """Verdicts on a codec that adds noise of a size relative to the clips'."""
+    rng = np.random.default_rng(0)
+    audio = [clip["audio"] for clip in CLIPS[:4]]
+    decoded = [(1 - min(noise, 1)) * a + noise * rng.normal(0, a.std(), len(a)).astype(np.float32) for a in audio]
+    own = np.array([codec.distances(a, d) for a, d in zip(audio, decoded, strict=True)])
+    strange = np.array([codec.distances(a, d) for a, d in zip(audio, decoded[1:] + decoded[:1], strict=True)])
+    return [f.verdict for f in codec.round_trip(own, strange, opus or {}, 6.0, 0)]
+
+
+def test_the_round_trip_is_judged_beside_another_clip_and_opus():
+    assert codec_verdicts(0.02) == ["ok", "ok"]
+    assert codec_verdicts(1.0) == ["broken", "weak"]  # noise alone
+    better, worse = ({6: np.full((4, 2), x), 12: np.full((4, 2), x)} for x in (0.1, 20.0))
+    assert codec_verdicts(0.02, better)[0] == "weak" and codec_verdicts(0.02, worse)[0] == "ok"
+    assert codec.not_finite(0.5).verdict == "broken"
+
+
+def test_codebook_use_knows_how_many_codes_the_clips_can_meet():
+    rng = np.random.default_rng(0)
+
+    def verdict(codes, size=1024):
+        return codec.codebook_use(codes, size, "soundstream", "level 1").verdict
+
+    assert verdict(rng.integers(0, 1024, 20_000)) == "ok"
+    assert verdict(rng.integers(0, 1024, 500)) == "ok"  # 500 draws cannot meet 512 codes
+    assert verdict(rng.integers(0, 300, 20_000)) == "weak"
+    assert verdict(rng.integers(0, 20, 20_000)) == "broken"
+    assert verdict(np.zeros(100, int)) == "broken"
+
+
+def test_codebooks_out_of_order_are_named():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 8)).astype(np.float32)
+    codebooks = spread_codebooks(x, 4)
+
+    def judged(books):
+        return codec.level_energy(books, np.asarray(quantization.encode(books, x)))
+
+    assert judged(codebooks).verdict == "ok"
+    turned = judged(codebooks[::-1].copy())
+    assert turned.verdict == "broken" and "level 4 is louder than level 1" in turned.advice
+
+
+# A coarse stage that is right by construction: without layers, its input is the semantic token that holds, and code
+# (s + level) % 16 of a level lies in the direction of semantic code s.
+STAGE = miniature.STAGES["coarse"]
+CONFIG = dataclasses.replace(miniature.TRANSFORMER, aligned_condition=True)
+
+
+def perfect_coarse_stage() -> Part:
+    vocabulary = STAGE.vocabulary
+    shapes = miniature.random_like(transformer.init_params, CONFIG, vocabulary.rows, jax.random.key(0))
+    params = jax.tree.map(np.zeros_like, shapes)
+    table = np.zeros((vocabulary.rows, CONFIG.d_model), np.float32)
+    for code in range(CODES):
+        table[vocabulary.offset("semantic") + code, code] = 8
+        for level in range(4):
+            table[vocabulary.offset("acoustic", level) + code, (code - level) % CODES] = 8
+    params |= {"embedding": table, "condition_gain": np.full(1, 10.0, np.float32)}
+    params["final_norm"] = jax.tree.map(np.ones_like, params["final_norm"])
+    return Part(StageModelConfig(STAGE, CONFIG), {"params": params})
+
+
+def coarse_clips(count: int = 8, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    frequencies = 0.7 ** np.arange(CODES)
+    clips = []
+    for number in range(count):
+        semantic_codes = rng.choice(CODES, 50, p=frequencies / frequencies.sum())
+        acoustic = (np.repeat(semantic_codes, 2)[:, None] + np.arange(12)) % CODES
+        clips.append(
+            {
+                "semantic": semantic_codes,
+                "acoustic": acoustic,
+                "mulan": rng.integers(0, CODES, 12),
+                "composition": str(number),
+            }
+        )
+    return clips
+
+
+def stage_findings(clips: list[dict]) -> dict[str, Finding]:
+    train = [{name: clip[name] for name in ("semantic", "acoustic", "mulan")} for clip in clips]
+    findings = stage_bits.diagnose_stage(perfect_coarse_stage(), clips, train, 0)
+    return {f.name: f for f in findings}
+
+
+def test_a_sound_stage_is_not_called_broken():
+    found = stage_findings(coarse_clips())
+    assert named(found.values(), "order of the levels").verdict == "ok"
+    for level in range(1, 5):
+        finding = found[f"bits per token, level {level}"]
+        assert finding.verdict == "ok" and finding.value.value < 0.1
+    assert found["condition_bits, semantic tokens"].verdict == "ok"
+    assert found["condition_bits, semantic tokens"].value.value > 5
+    assert found["condition_bits, mulan tokens"].verdict == "weak"  # this stage has no use for them
+
+
+def test_a_stage_on_shuffled_semantic_tokens_is_named():
+    rng = np.random.default_rng(0)
+    clips = [clip | {"semantic": rng.permutation(clip["semantic"])} for clip in coarse_clips(16)]
+    found = stage_findings(clips)
+    finding = found["condition_bits, semantic tokens"]
+    assert finding.verdict == "broken" and "does not read its semantic tokens" in finding.advice
+    assert found["bits per token, level 1"].verdict == "broken"
+    assert named(found.values(), "order of the levels").verdict == "ok"
+
+
+def test_coarse_levels_out_of_order_are_named():
+    clips = [clip | {"acoustic": clip["acoustic"][:, [1, 0, 2, 3, *range(4, 12)]]} for clip in coarse_clips()]
+    found = stage_findings(clips)
+    finding = named(found.values(), "order of the levels")
+    assert finding.verdict == "broken" and finding.value == 2
+    assert "level 1 predicts the codes of level 2, level 2 predicts the codes of level 1" in finding.advice
+    assert [found[f"bits per token, level {level}"].verdict for level in (1, 2, 3, 4)] == [
+        "broken",
+        "broken",
+        "ok",
+        "ok",
+    ]
+
+
+def test_untrained_levels_are_not_called_out_of_order():
+    rng = np.random.default_rng(0)
+    train = rng.choice(CODES, (500, 12), p=np.arange(1, 17) / 136)
+    even = np.full((4, CODES), 1 / CODES)
+    assert stage_bits.level_order(STAGE, even, train).verdict == "ok"
+
+
+def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
+    rng = np.random.default_rng(0)
+
+    def verdict(stage, stream, cost, saving=3.0, entropy=8.0):
+        return stage_bits.condition_bits(stage, stream, cost + rng.normal(0, 0.01, 64), saving, entropy, 0).verdict
+
+    coarse, semantic_stage = stages.coarse_stage(seconds=4.0), stages.semantic_stage(seconds=10.0)
+    assert [verdict(coarse, "semantic", cost) for cost in (0, 0.158, 1.1)] == ["broken", "weak", "ok"]
+    assert [verdict(coarse, "mulan", cost) for cost in (-0.1, 0.02)] == ["weak", "ok"]
+    # 8 bits over 250 tokens are 0.032 a token.
+    assert [verdict(semantic_stage, "mulan", cost) for cost in (-0.01, 0.01, 0.1)] == ["broken", "weak", "ok"]
+
+
+def test_swapping_one_stream_leaves_the_others():
+    own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
+    other = {name: codes + 1 for name, codes in own.items()}
+    mixed = stage_bits.with_condition(stages.coarse_stage(), own, other, ["mulan"])
+    assert mixed["mulan"].all() and not mixed["semantic"].any() and not mixed["acoustic"].any()
+
+
+def test_links_are_judged_by_what_they_keep():
+    rng = np.random.default_rng(0)
+
+    def wins(auc):
+        return np.clip(auc + rng.normal(0, 0.02, 40), 0, 1)
+
+    def verdicts(*aucs):
+        names = (resynthesis.REAL, resynthesis.CODEC, resynthesis.COARSE_ALONE, resynthesis.TRUE_COARSE)
+        names += (resynthesis.TRUE_SEMANTIC, resynthesis.GENERATED)
+        found = resynthesis.judge_links("AUC", {n: wins(a) for n, a in zip(names, aucs, strict=True)}, 0)
+        return {f.part: f.verdict for f in found[2:]}
+
+    good = verdicts(0.94, 0.92, 0.85, 0.91, 0.9, 0.88)
+    assert good == dict.fromkeys(("soundstream", "fine", "coarse", "semantic"), "ok")
+    assert verdicts(0.94, 0.92, 0.85, 0.91, 0.55, 0.54)["coarse"] == "broken"
+    assert verdicts(0.94, 0.92, 0.85, 0.91, 0.75, 0.74) == good | {"coarse": "weak"}
+    deaf = verdicts(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+    assert set(deaf.values()) == {""}  # a judge that hears nothing calls nobody broken
+
+
+def test_sounds_are_judged_by_their_distance():
+    rng = np.random.default_rng(0)
+
+    def verdicts(true_coarse, true_semantic):
+        means = {"codec": 4, "coarse alone": 6, "true coarse": true_coarse, "true semantic": true_semantic}
+        distances = {name: mean + rng.normal(0, 0.1, 16) for name, mean in means.items()}
+        return [f.verdict for f in resynthesis.judge_sounds(distances, np.full(16, 11.0), 0)]
+
+    assert verdicts(5.0, 6.5) == ["ok", "ok"]
+    assert verdicts(6.0, 9.5) == ["weak", "weak"]
+    assert verdicts(7.0, 11.5) == ["broken", "broken"]
+
+
+def test_the_first_fault_is_along_the_chain_and_broken_before_weak():
+    weak, broken, late = (
+        Finding("mulan", "a", 0.0, "weak"),
+        Finding("coarse", "b", 0.0, "broken"),
+        Finding("fine", "c", 0.0, "broken"),
+    )
+    assert first_fault([late, weak, broken]) is broken
+    assert first_fault([Finding("fine", "d", 0.0, "weak"), weak]) is weak
+    assert first_fault([Finding("fine", "e", 0.0, "ok"), Finding("judges", "f", 0.5)]) is None
+    with pytest.raises(ValueError, match="verdict is 'bad'"):
+        Finding("fine", "g", 0.0, "bad")
+
+
+def test_musicnn_says_why_it_cannot_hear(monkeypatch):
+    monkeypatch.setattr(instruments.importlib.util, "find_spec", lambda name: object())
+    assert instruments.cannot_hear(["flute", "piano"], 5 * RATE) == ""
+    assert "no tags for 'kazoo'" in instruments.cannot_hear(["flute", "kazoo"], 5 * RATE)
+    assert "one instrument" in instruments.cannot_hear(["flute"], 5 * RATE)
+    assert "3 s" in instruments.cannot_hear(["flute", "piano"], 2 * RATE)
+    monkeypatch.setattr(instruments.importlib.util, "find_spec", lambda name: None)
+    assert "pip install" in instruments.cannot_hear(["flute", "piano"], 5 * RATE)
+
+
+def test_what_cannot_be_measured_is_said(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    bundles.save_generation(folder, bundles.GenerationConfig())
+    silence = CLIPS[0] | {"audio": np.zeros_like(CLIPS[0]["audio"])}
+    found = diagnose.diagnose(bundles.load(folder), diagnose.Clips([silence, *CLIPS[:2]], TRAIN))
+    assert found.findings == [] and found.fault is None
+    assert found.left_out[0].startswith("1 silent clips") and "soundstream: not in the bundle" in found.left_out
+    with pytest.raises(ValueError, match="1 held-out clips that are not silent"):
+        diagnose.diagnose(bundles.load(folder), diagnose.Clips([silence, CLIPS[0]], TRAIN))
+    short = CLIPS[0] | {"audio": CLIPS[0]["audio"][:RATE]}
+    with pytest.raises(ValueError, match="24000 to 48000 samples"):
+        diagnose.diagnose(bundles.load(folder), diagnose.Clips([short, CLIPS[1]], TRAIN))
+
+
+def test_the_command_prints_the_fault_last_and_writes_json(tmp_path, monkeypatch, capsys):
+    corpus = record_folders.audio_folder(tmp_path / "corpus")
+    tokens = record_folders.token_folder(tmp_path / "tokens")
+    findings = [
+        Finding("soundstream", "perplexity of level 1", 500.0, "ok", "broken under 32"),
+        Finding(
+            "coarse",
+            "bits per token, level 1",
+            metrics.Estimate(9.0, 8.9, 9.1),
+            "broken",
+            "broken from 9",
+            "x",
+            "train it",
+        ),
+    ]
+    asked = []
+
+    def fake(bundle, clips, resynthesized, seed, progress):
+        asked.append((clips, resynthesized, seed))
+        return diagnose.Diagnosis(findings, ["Opus: ffmpeg is not installed"])
+
+    monkeypatch.setattr(diagnose, "diagnose", fake)
+    monkeypatch.setenv("MUSICLM_CACHE", str(tmp_path / "cache"))
+    folders = ["--bundle", str(miniature.path()), "--corpus", str(corpus), "--tokens", str(tokens)]
+    launch.main([*folders, "--clips", "4", "--resynthesis", "3", "--output", str(tmp_path / "found.json")])
+    clips, resynthesized, seed = asked[0]
+    assert (len(clips.held_out), resynthesized, seed) == (4, 3, 0)
+    assert set(clips.token_records) == {f"test{i}" for i in range(6)} and len(clips.train_tokens) == 6
+    lines = capsys.readouterr().out.splitlines()
+    assert "  ok      perplexity of level 1: 500.000" in lines
+    assert "  broken  bits per token, level 1: 9.000 [8.900, 9.100]" in lines
+    assert lines[-1].startswith("The first part at fault: coarse (bits per token, level 1: 9.000 [8.900, 9.100]).")
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["fault"]["part"] == "coarse" and content["findings"][1]["value"] == [9.0, 8.9, 9.1]
+    for wrong, message in (
+        (["--clips", "1"], "give 2 or more"),
+        (["--output", "/nowhere/x.json"], "no folder /nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            launch.main([*folders, *wrong])
+
+
+def test_no_fault_and_weak_parts_are_told_apart():
+    assert launch.report(diagnose.Diagnosis([Finding("fine", "a", 1.0, "ok", "b")])).endswith("No part is at fault.")
+    weak = launch.report(diagnose.Diagnosis([Finding("fine", "a", 1.0, "weak", "b", "", "train it")]))
+    assert "No part is broken; the first weak one: fine (a: 1.000)." in weak
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_opus_is_there_with_ffmpeg():
+    assert codec.opus_is_there()
