@@ -1,14 +1,16 @@
 """Train step of the 430M coarse stage on this CPU: against the matmul peak, PyTorch and T5X, in one run.
 
-All take turns, so that other work on the machine hurts all alike, and have the same threads: those of the cores that
-the process may use (taskset). The step is a whole one, Adafactor included. Processor time stands beside wall time: on a
-shared machine only the former says what a step costs.
+One after the other, since each takes gigabytes, with matmuls between their steps. All have the same threads: those of
+the cores that the process may use (taskset). The step is a whole one, Adafactor included. Processor time stands beside
+wall time: on a shared machine only the former says what a step costs.
 
   pip install '.[test]'; T5X as docs/t5x.md says (left out where it is missing)
   python -m benchmarks.train_step [--seconds 1] [--batch 4] [--layers 24] [--rounds 3] [--clock processor]
 """
 
 import argparse
+import functools
+import gc
 import importlib.util
 import math
 import os
@@ -181,24 +183,26 @@ def matmul_steps() -> dict[str, Step]:
     )
 
 
-def least_seconds(steps: Mapping[str, Step], rounds: int, repeats: Mapping[str, int]) -> dict[str, Seconds]:
-    """Runs all steps in turns, after one round that does not count.
+def least_seconds(makers: Mapping[str, Callable[[], Step]], rounds: int) -> dict[str, Seconds]:
+    """Times every step, matmuls between all runs; a first round does not count.
 
     Args:
-      steps: by name.
+      makers: of steps by name; a step is dropped before the next is made, since each takes gigabytes.
       rounds: that count.
-      repeats: runs of a step in a round, 1 unless named.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            for _ in range(repeats.get(name, 1)):
+    times: dict[str, list[tuple[float, float]]] = {}
+    for name, make in makers.items():
+        steps = {**matmul_steps(), name: make()}
+        for number in range(rounds + 1):
+            for own, step in steps.items():
                 wall, processor = time.perf_counter(), time.process_time()
                 step()
                 spent = time.perf_counter() - wall, time.process_time() - processor
+                print(f"round {number}: {own} {spent[0]:.2f} s, processor {spent[1]:.2f} s", flush=True)
                 if number:
-                    times[name].append(spent)
-            print(f"round {number}: {name} {spent[0]:.2f} s, processor {spent[1]:.2f} s", flush=True)
+                    times.setdefault(own, []).append(spent)
+        del steps, step
+        gc.collect()
     return {name: Seconds(*map(min, zip(*pairs, strict=True))) for name, pairs in times.items()}
 
 
@@ -249,12 +253,11 @@ def main() -> None:
     parameters = jax.eval_shape(lambda: learner.init(jax.random.key(0)).params)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
     print(f"{count / 1e6:.0f}M parameters, {args.batch} x {length} tokens, {threads} thread(s)", flush=True)
-    steps = {**matmul_steps(), OURS: our_step(learner, batch)}
-    if args.without != PYTORCH:
-        steps[PYTORCH] = pytorch_step(learner, batch)
-    if importlib.util.find_spec("t5x") and args.without != T5X:
-        steps[T5X] = t5x_step(learner, batch)
-    times = least_seconds(steps, args.rounds, dict.fromkeys(MATMULS, 5))
+    makers = {OURS: our_step, PYTORCH: pytorch_step, T5X: t5x_step}
+    if not importlib.util.find_spec("t5x"):
+        del makers[T5X]
+    makers = {n: functools.partial(make, learner, batch) for n, make in makers.items() if n != args.without}
+    times = least_seconds(makers, args.rounds)
     found = figures(times, args.batch * length, plan.model_flops(learner, args.batch), args.clock, threads)
     details = {"parameters": count, "tokens": args.batch * length, "threads": threads, **vars(args)}
     details["seconds"] = {name: value._asdict() for name, value in times.items()}

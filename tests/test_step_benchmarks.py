@@ -31,11 +31,19 @@ def test_ratios_follow_the_clock():
     assert "ours over PyTorch" not in by_name
 
 
-def test_steps_take_turns_and_the_first_round_does_not_count():
-    order = []
-    times = train_step.least_seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, {"a": 2})
-    assert order == list("aabaabaab")
-    assert set(times) == {"a", "b"} and 0 <= times["a"].wall < 1
+def test_one_step_after_the_other_and_the_first_round_does_not_count(monkeypatch):
+    order, clock = [], iter(range(1000))
+    monkeypatch.setattr(train_step, "matmul_steps", lambda: {"matmul": lambda: order.append("m")})
+    monkeypatch.setattr(train_step.time, "process_time", lambda: float(next(clock)) ** 2)
+
+    def make(name):
+        order.append(name.upper())
+        return lambda: order.append(name)
+
+    times = train_step.least_seconds({"a": lambda: make("a"), "b": lambda: make("b")}, 1)
+    assert order == list("AmamaBmbmb")
+    # A run takes from n^2 to (n + 1)^2, n = 0, 2, 4, ...: a's second begins at 6, b's at 14, the matmuls' at 4 and 12.
+    assert [times[name].processor for name in ("a", "b", "matmul")] == [13, 29, 9]
 
 
 def test_pytorchs_stack_has_our_parameters():
