@@ -184,15 +184,24 @@ def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: b
     """
     check_writable(path, force, stream=True)
     clipped = 0
-    with _sink(path) as write:
+    with contextlib.ExitStack() as stack:
+        with _one_line(path):
+            write = stack.enter_context(_sink(path))
         for block in blocks:
             clipped += int((np.abs(block) > 1).sum())
-            try:
+            with _one_line(path):
                 write(np.clip(block, -1, 1))
-            except (OSError, soundfile.LibsndfileError) as error:
-                name = "standard output" if str(path) == STANDARD_OUTPUT else path
-                raise AudioError(f"{name}: could not be written to the end ({error})") from error
     return clipped
+
+
+@contextlib.contextmanager
+def _one_line(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of writing into one line."""
+    try:
+        yield
+    except (OSError, soundfile.LibsndfileError) as error:
+        name = "standard output" if str(path) == STANDARD_OUTPUT else path
+        raise AudioError(f"{name}: could not be written to the end ({error})") from error
 
 
 @contextlib.contextmanager

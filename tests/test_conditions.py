@@ -53,7 +53,10 @@ def test_codes_are_those_of_the_sections(part):
 
 
 def test_a_recordings_codes_are_those_of_audio(part):
-    condition = conditions.of_recording(part, miniature.tone())
-    embedding = mulan.embed_audio(*part, miniature.tone()[None])
-    np.testing.assert_array_equal(condition.codes, mulan.tokens(*part, embedding, "audio"))
-    assert conditions.similarities(part, [condition], miniature.tone()[None]) == pytest.approx(1, abs=1e-5)
+    # The two modalities are centred apart, as in a real MuLan.
+    apart = part._replace(variables=part.variables | {"text_mean": part.variables["audio_mean"] + 0.3})
+    condition = conditions.of_recording(apart, miniature.tone())
+    embedding = mulan.embed_audio(*apart, miniature.tone()[None])
+    np.testing.assert_array_equal(condition.codes, mulan.tokens(*apart, embedding, "audio"))
+    assert (condition.codes != mulan.tokens(*apart, embedding, "text")).any()
+    assert conditions.similarities(apart, [condition], miniature.tone()[None]) == pytest.approx(1, abs=1e-5)

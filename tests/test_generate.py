@@ -218,6 +218,20 @@ def test_a_recording_is_continued(bundle):
     )
 
 
+def test_times_of_a_story_count_from_the_end_of_the_recording(bundle, monkeypatch):
+    given = []
+
+    def semantic_codes(part, conditions, known, frames, *_):
+        given.append((conditions.starts, known.shape, frames))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(windows, "semantic_codes", semantic_codes)
+    story = prompts.timed_story([("0:00", "a slow piano"), ("0:01", "jig on the fiddle")])
+    with pytest.raises(KeyboardInterrupt):
+        bundle.generate([story], seconds=2.0, continue_from=miniature.tone(1.205))
+    assert given == [((0, 30 + 25), (1, 30, 1), 30 + 50)]
+
+
 def test_acoustics_alone_vary(bundle, music):
     varied = bundle.generate(["a slow piano"], seconds=SECONDS, seed=3, num_samples=2, vary="acoustics")
     for name in ("semantic", "acoustic"):  # the first is the piece that it would be anyway
