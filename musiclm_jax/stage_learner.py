@@ -40,6 +40,9 @@ class StageLearner:
     z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
     label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
     microbatches: int = 1  # parts of a batch whose gradients are averaged: less memory for activations
+    hidden_context: float = (
+        0.0  # share of the rows that are trained with target frames hidden, see `hide_frames` (open)
+    )
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -49,6 +52,8 @@ class StageLearner:
         """
         if self.microbatches < 1:
             raise ValueError(f"StageLearner.microbatches is {self.microbatches}, expected 1 or more")
+        if not 0 <= self.hidden_context <= 1:
+            raise ValueError(f"StageLearner.hidden_context is {self.hidden_context}, expected 0 to 1")
 
     def init(self, key: jax.Array) -> StageState:
         """Makes the state at step 0; parameters (and their moments) carry the boxes of their logical axes."""
@@ -123,9 +128,10 @@ class StageLearner:
           key: not used; all learners take one.
 
         Returns:
-          float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", "loss/level_NN" for each level of the
-          target (counted from 0 within the acoustic stream: the fine stage begins at level_04), and "condition_bits":
-          what the conditioning of the next row of the batch costs per token. Near 0, the model does not read it.
+          float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", "first_frame_bits" (per token of the
+          first frame, of which nothing but the conditioning tells), "loss/level_NN" for each level of the target
+          (counted from 0 within the acoustic stream: the fine stage begins at level_04), and "condition_bits": what the
+          conditioning of the next row of the batch costs per token. Near 0, the model does not read it.
         """
         del key
         lm = assemble(self.stage, batch)
@@ -145,7 +151,10 @@ class StageLearner:
           The loss with its z-loss, and the metrics of `train_step` or `eval_step` but "grad_norm" and "condition_bits".
         """
         drop_key, dropout_key = (None, None) if key is None else jax.random.split(key)
-        return self._loss(params, assemble(self.stage, batch, drop_key), dropout_key)
+        lm = assemble(self.stage, batch, drop_key)
+        if key is not None and self.hidden_context:
+            lm = hide_frames(self.stage, lm, jax.random.fold_in(key, 2), self.hidden_context)
+        return self._loss(params, lm, dropout_key)
 
     def token_losses(self, params: Params, lm: LMBatch, key: jax.Array | None) -> TokenLosses:
         """Losses of each target position, float32 [b, t, q]; with a key as in training."""
@@ -169,6 +178,7 @@ class StageLearner:
             "loss": loss,
             "bits": loss / math.log(2),
             "accuracy": weighted_mean(losses.correct, lm.loss_weights),
+            "first_frame_bits": weighted_mean(losses.cross_entropy[:, :1], lm.loss_weights[:, :1]) / math.log(2),
         }
         by_level = weighted_mean(losses.cross_entropy, lm.loss_weights, axis=(0, 1))
         for i, level_loss in enumerate(by_level):
@@ -176,6 +186,38 @@ class StageLearner:
         if key is not None:
             metrics["z_loss"] = z_loss
         return loss + z_loss, metrics
+
+
+def hide_frames(stage: Stage, lm: LMBatch, key: jax.Array, share: float) -> LMBatch:
+    """Hides target frames from those after them, so that there the conditioning is what tells.
+
+    With all of the past in view a model need not know what the conditioning says of the sound: the past says it
+    already, and only the first frame of a piece, one of hundreds in training, has no past. But a generated piece goes
+    on as that frame began it.
+
+    Args:
+      stage: the stage.
+      lm: a batch.
+      key: PRNG key.
+      share: of the rows in which frames are hidden, each row at a rate of its own, drawn evenly from 0 to 1.
+
+    Returns:
+      The batch with bos in the place of hidden frames' input tokens. In a hidden frame the levels after the first,
+      which no longer see the first, do not count in the loss.
+    """
+    rows, frames, levels = lm.target_codes.shape
+    row_key, rate_key, frame_key = jax.random.split(key, 3)
+    rates = jax.random.bernoulli(row_key, share, (rows, 1)) * jax.random.uniform(rate_key, (rows, 1))
+    hidden = jax.random.uniform(frame_key, (rows, frames)) < rates
+    known = 1 + stage.condition_length()
+    inputs = lm.decoder_input_tokens
+    targets = jnp.where(jnp.repeat(hidden, levels, axis=1)[:, :-1], stage.vocabulary.bos, inputs[:, known:])
+    counts = jnp.concatenate([jnp.ones((rows, frames, 1), bool), jnp.repeat(~hidden[..., None], levels - 1, 2)], axis=2)
+    return dataclasses.replace(
+        lm,
+        decoder_input_tokens=jnp.concatenate([inputs[:, :known], targets], axis=1),
+        loss_weights=lm.loss_weights * counts,
+    )
 
 
 def with_next_condition(stage: Stage, lm: LMBatch) -> LMBatch:

@@ -8,8 +8,8 @@ import pytest
 
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.partitioning import make_mesh, state_sharding, unbox
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import coarse_stage, fine_stage
+from musiclm_jax.stage_learner import StageLearner, hide_frames
+from musiclm_jax.stages import assemble, coarse_stage, fine_stage
 from musiclm_jax.transformer import TransformerConfig
 
 SIZES = {"mulan_codebook_size": 8, "semantic_codebook_size": 8, "acoustic_codebook_size": 16, "full_vocabulary": False}
@@ -53,12 +53,49 @@ def test_starts_near_chance_and_overfits_a_batch(state, batch, evaluate):
 def test_metrics(state, batch, evaluate):
     metrics = evaluate(state, batch, jax.random.key(0))
     levels = [f"loss/level_{i:02d}" for i in range(4)]
-    assert set(metrics) == {"loss", "bits", "accuracy", "condition_bits", *levels}
+    assert set(metrics) == {"loss", "bits", "accuracy", "first_frame_bits", "condition_bits", *levels}
     assert metrics["bits"] == pytest.approx(metrics["loss"] / math.log(2))
     assert metrics["loss"] == pytest.approx(np.mean([metrics[level] for level in levels]), rel=1e-5)
     fine = dataclasses.replace(LEARNER, stage=fine_stage(seconds=0.08, **SIZES))
     names = set(jax.eval_shape(lambda key: fine.eval_step(unbox(fine.init(key)), batch, key), jax.random.key(0)))
     assert {"loss/level_04", "loss/level_11"} <= names and "loss/level_03" not in names
+
+
+def test_first_frame_bits_see_the_conditioning_alone(state, batch, evaluate):
+    first = batch["acoustic"][:, :1]
+    later_changed = batch | {"acoustic": np.concatenate([first, 15 - batch["acoustic"][:, 1:]], axis=1)}
+    one, other = evaluate(state, batch, jax.random.key(0)), evaluate(state, later_changed, jax.random.key(0))
+    assert one["bits"] != other["bits"]
+    assert one["first_frame_bits"] == pytest.approx(float(other["first_frame_bits"]), rel=1e-6)
+
+
+def test_hidden_frames_are_hidden_from_those_after_them():
+    stage = coarse_stage(seconds=0.8, **SIZES)
+    rng = np.random.default_rng(0)
+    codes = {"mulan": (64, 12), "semantic": (64, 20), "acoustic": (64, 40, 12)}
+    lm = assemble(stage, {name: rng.integers(0, 8, shape) for name, shape in codes.items()})
+    hidden = hide_frames(stage, lm, jax.random.key(0), 0.5)
+    known, bos = 1 + stage.condition_length(), stage.vocabulary.bos
+    inputs = np.asarray(hidden.decoder_input_tokens)
+    np.testing.assert_array_equal(inputs[:, :known], lm.decoder_input_tokens[:, :known])
+    # Whole frames are hidden, and their later levels do not count (the last token of all is no input).
+    gone = np.append(inputs[:, known:] == bos, inputs[:, -1:] == bos, axis=1).reshape(64, 40, 4)
+    assert (gone == gone[:, :, :1]).all()
+    np.testing.assert_array_equal(hidden.loss_weights == 0, gone & (np.arange(4) > 0))
+    kept = np.asarray(lm.decoder_input_tokens)[:, known:][~gone.reshape(64, -1)[:, :-1]]
+    np.testing.assert_array_equal(inputs[:, known:][~gone.reshape(64, -1)[:, :-1]], kept)
+    np.testing.assert_array_equal(hidden.target_codes, lm.target_codes)
+    # Half of the rows are left as they are, the others lose shares that go from few to nearly all.
+    shares = gone[:, :, 0].mean(axis=1)
+    assert 20 <= (shares == 0).sum() <= 44 and shares.max() > 0.85 and np.median(shares[shares > 0]) < 0.75
+
+
+def test_hidden_context_is_for_training_alone(state, batch):
+    hiding = dataclasses.replace(LEARNER, hidden_context=1.0, config=dataclasses.replace(LEARNER.config, dropout=0.0))
+    plain = dataclasses.replace(hiding, hidden_context=0.0)
+    loss_of = lambda learner, key: float(jax.jit(learner.loss)(state.params, batch, key)[0])  # noqa: E731
+    assert loss_of(hiding, None) == loss_of(plain, None)
+    assert loss_of(hiding, jax.random.key(0)) != loss_of(plain, jax.random.key(0))
 
 
 def test_condition_bits_are_those_of_the_next_rows_condition(state, batch, evaluate):
