@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clips", type=int, default=64, help="clips of it (default: 64)")
     p.add_argument("--train_clips", type=int, default=128, help="training clips to compare with (default: 128)")
     p.add_argument(
-        "--resynthesis", type=int, default=16, help="clips made again from true tokens; 0 for none (default: 16)"
+        "--resynthesis", type=int, default=32, help="clips made again from true tokens; 0 for none (default: 32)"
     )
     p.add_argument("--seed", type=int, default=0, help="of the choice of clips, the music and the intervals")
     p.add_argument("--output", default="", help="JSON file for the findings")
@@ -75,18 +75,20 @@ def main(arguments: list[str]) -> int:
 
 def report(found) -> str:
     """A `diagnose.Diagnosis` for people."""
-    lines, part, shown = [], "", set()
-    for finding in found.findings:
-        if finding.part != part:
-            part, shown = finding.part, set()
-            lines.append(part)
-        lines.append(f"  {finding.verdict:<7} {finding.name}: {_value(finding.value)}")
-        lines += _indented(finding.note)
-        said = [f"bounds: {finding.bounds}"] if finding.verdict else []
-        said += [f"what to do: {finding.advice}"] if finding.verdict in ("weak", "broken") else []
-        for text in said:  # once a part: levels share bounds and advice
-            lines += [] if text in shown else _indented(text)
-            shown.add(text)
+    from musiclm_jax.diagnose import CHAIN, JUDGES
+
+    lines = []
+    for part in (*CHAIN, JUDGES):
+        of_part = [finding for finding in found.findings if finding.part == part]
+        lines += [part] if of_part else []
+        shown: set[str] = set()  # levels share bounds and advice: each is said once
+        for finding in of_part:
+            lines.append(f"  {finding.verdict:<7} {finding.name}: {_value(finding.value)}")
+            lines += _indented(finding.note)
+            said = [f"bounds: {finding.bounds}"] if finding.verdict else []
+            said += [f"what to do: {finding.advice}"] if finding.verdict in ("weak", "broken") else []
+            lines += [line for text in said if text not in shown for line in _indented(text)]
+            shown.update(said)
     lines += [line for reason in found.left_out for line in _indented(f"left out: {reason}", 0)]
     fault = found.fault
     if fault is None:

@@ -1,6 +1,7 @@
 """Planted faults are found and named, and sound parts are left alone."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -42,7 +43,7 @@ def noisy_clip(number: int) -> dict:
     }
 
 
-CLIPS = [noisy_clip(number) for number in range(6)]
+CLIPS = [noisy_clip(number) for number in range(8)]
 TRAIN = [noisy_clip(number) for number in range(10, 14)]
 
 
@@ -68,19 +69,20 @@ def whole(tmp_path_factory) -> diagnose.Diagnosis:
     folder = miniature.copy(tmp_path_factory.mktemp("diagnose") / "mini")
     config, variables = bundles.load(folder).part("soundstream")
     audio = np.stack([clip["audio"] for clip in CLIPS])
-    embedded = np.asarray(soundstream_model.embed(config, variables["params"], audio))
+    embed = jax.jit(functools.partial(soundstream_model.embed, config))
+    embedded = np.asarray(embed(variables["params"], audio))
     codebooks = spread_codebooks(embedded.reshape(-1, config.embedding_dim), config.num_quantizers)
     codebooks[2] = codebooks[2, :1]
     bundles.save_part(folder, "soundstream", config, variables | {"codebooks": codebooks})
     bundle = bundles.load(folder)
-    streams = Tokenizers.from_bundle(bundle).tokenize(np.concatenate([audio, audio[:2]]))
+    streams = Tokenizers.from_bundle(bundle).tokenize(audio)
     rng = np.random.default_rng(0)
     recorded = {
         clip["id"]: {name: codes[i] for name, codes in streams.items()}
         | {"semantic": rng.permutation(streams["semantic"][i])}
         for i, clip in enumerate(CLIPS)
     }
-    return diagnose.diagnose(bundle, diagnose.Clips(CLIPS, TRAIN, recorded), resynthesized=2)
+    return diagnose.diagnose(bundle, diagnose.Clips(CLIPS, TRAIN, recorded), resynthesized=8)
 
 
 def named(findings, name: str) -> Finding:
@@ -150,6 +152,8 @@ def test_records_with_acoustic_levels_out_of_order_are_named():
     assert "level 2 holds the codes of level 3, level 3 holds the codes of level 2" in finding.advice
     # Two of twelve levels leave 83 % of the codes in place: it is broken all the same.
     assert finding.verdict == "broken"
+    collapsed = [record | {"acoustic": 0 * record["acoustic"]} for record in made]
+    assert agreement.judge_records(collapsed, collapsed, 0)[1].verdict == "ok"  # all levels alike are in order
 
 
 def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
@@ -248,6 +252,7 @@ def test_codebook_use_knows_how_many_codes_the_clips_can_meet():
 
     assert verdict(rng.integers(0, 1024, 20_000)) == "ok"
     assert verdict(rng.integers(0, 1024, 500)) == "ok"  # 500 draws cannot meet 512 codes
+    assert verdict(np.repeat(rng.integers(0, 1024, 300), 60)) == "ok"  # long notes
     assert verdict(rng.integers(0, 300, 20_000)) == "weak"
     assert verdict(rng.integers(0, 20, 20_000)) == "broken"
     assert verdict(np.zeros(100, int)) == "broken"
@@ -350,6 +355,8 @@ def test_untrained_levels_are_not_called_out_of_order():
     train = rng.choice(CODES, (500, 12), p=np.arange(1, 17) / 136)
     even = np.full((4, CODES), 1 / CODES)
     assert stage_bits.level_order(STAGE, even, train).verdict == "ok"
+    alike = rng.integers(0, CODES, (500, 12))  # levels of the same frequencies have no order to be told by
+    assert stage_bits.level_order(STAGE, even, alike).verdict == "ok"
 
 
 def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
@@ -390,6 +397,13 @@ def test_links_are_judged_by_what_they_keep():
     assert verdicts(0.94, 0.92, 0.85, 0.91, 0.75, 0.74) == good | {"coarse": "weak"}
     deaf = verdicts(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
     assert set(deaf.values()) == {""}  # a judge that hears nothing calls nobody broken
+
+
+def test_a_link_of_too_few_clips_has_no_verdict():
+    names = ("real renders", "codec", "coarse alone", "true coarse", "true semantic", "all generated")
+    wins = {name: np.array([1.0, 0.9, 0.8, 0.9]) for name in names} | {"all generated": np.array([1.0, 1.0, 0.1, 0.9])}
+    finding = resynthesis.judge_links("AUC", wins, 0)[-1]
+    assert finding.part == "semantic" and finding.verdict == "" and "too few clips" in finding.note
 
 
 def test_sounds_are_judged_by_their_distance():

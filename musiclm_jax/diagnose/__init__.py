@@ -13,12 +13,12 @@ import numpy as np
 from musiclm_jax import metrics, mulan, pipeline
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.diagnose import agreement, codec, instruments, resynthesis, retrieval, semantic, stage_bits
-from musiclm_jax.diagnose.finding import CHAIN, VERDICTS, Finding, first_fault
+from musiclm_jax.diagnose.finding import CHAIN, JUDGES, VERDICTS, Finding, first_fault
 from musiclm_jax.tokenizers import Tokenizers, acoustic_codes, semantic_codes
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC, STAGES
 from musiclm_jax.windows import Progress, silent
 
-__all__ = ["CHAIN", "VERDICTS", "Clips", "Diagnosis", "Finding", "diagnose", "first_fault"]
+__all__ = ["CHAIN", "JUDGES", "VERDICTS", "Clips", "Diagnosis", "Finding", "diagnose", "first_fault"]
 
 BATCH = 8
 SILENT_PEAK = 1e-4  # of full scale
@@ -61,7 +61,7 @@ class Diagnosis:
 
 
 def diagnose(
-    bundle: Bundle, clips: Clips, resynthesized: int = 16, seed: int = 0, progress: Progress = silent
+    bundle: Bundle, clips: Clips, resynthesized: int = 32, seed: int = 0, progress: Progress = silent
 ) -> Diagnosis:
     """Measures every part of a bundle that is there.
 
@@ -258,7 +258,7 @@ def _resynthesis(
 ) -> None:
     """Music from true tokens up to each link, heard by MuLan and musicnn."""
     if len(clips) < 2:
-        found.left_out.append("resynthesis: fewer than two clips asked")
+        found.left_out.append("resynthesis: not asked for, or of fewer than two clips")
         return
     texts = texts[: len(clips)]
     sounds = resynthesis.resynthesize(bundle, clips, texts, seed, progress)

@@ -82,7 +82,7 @@ def _acoustic(recorded: Sequence[Mapping], made: Sequence[Mapping], seed: int) -
     levels = old.shape[2]
     agreement = np.array([[np.mean(old[..., i] == new[..., j]) for j in range(levels)] for i in range(levels)])
     best = np.argmax(agreement, axis=1)
-    moved = [i for i in range(levels) if best[i] != i and agreement[i, best[i]] >= SAME_LEVEL]
+    moved = [i for i in range(levels) if agreement[i, i] < SAME_LEVEL <= agreement[i, best[i]]]
     wrong = ", ".join(f"level {i + 1} holds the codes of level {best[i] + 1}" for i in moved)
     # A few levels in each other's places leave most codes where they were.
     what = f"the levels are out of order ({wrong})" if moved else "they are of another codec"

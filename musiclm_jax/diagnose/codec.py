@@ -119,7 +119,8 @@ def codebook_use(codes: np.ndarray, codebook_size: int, part: str, name: str) ->
     """Judges how a codebook is used.
 
     Broken under a perplexity of the square root of the codebook's size: the level then tells less than half of the
-    bits that it takes. Weak where more than half of the codes are dead that as many even draws would have met.
+    bits that it takes. Weak where more than half of the codes are dead that as many even draws would have met; a code
+    that is held for several frames counts as one draw.
 
     Args:
       codes: int `[frames]` of many clips.
@@ -128,7 +129,8 @@ def codebook_use(codes: np.ndarray, codebook_size: int, part: str, name: str) ->
       name: of the level.
     """
     perplexity, used = metrics.perplexity(codes), len(np.unique(codes))
-    met = codebook_size * (1 - (1 - 1 / codebook_size) ** codes.size)  # by even draws
+    draws = 1 + np.sum(codes[1:] != codes[:-1])
+    met = codebook_size * (1 - (1 - 1 / codebook_size) ** draws)
     least = codebook_size**0.5
     return Finding(
         part,

@@ -7,6 +7,7 @@ from musiclm_jax.metrics import Estimate
 
 # From the sound to the music: what comes later cannot be better than what it is made of.
 CHAIN = ("soundstream", "w2v_bert", "mulan", "token records", "semantic", "coarse", "fine")
+JUDGES = "judges"  # what they hear in clips that no part made
 VERDICTS = ("ok", "weak", "broken")
 
 
@@ -15,7 +16,7 @@ class Finding:
     """One measurement of one part.
 
     Attributes:
-      part: one of `CHAIN`, or a judge's name.
+      part: one of `CHAIN`, or `JUDGES`.
       name: what was measured, with its unit.
       value: the figure, with its 95 % interval where it has one.
       verdict: one of `VERDICTS`, or "" for a figure that stands there to compare others with.

@@ -19,7 +19,7 @@ import numpy as np
 from musiclm_jax import decoding, metrics, mulan, pipeline, windows
 from musiclm_jax.bundles import Bundle, Part
 from musiclm_jax.diagnose.codec import MAX_LAG
-from musiclm_jax.diagnose.finding import Finding, grade
+from musiclm_jax.diagnose.finding import JUDGES, Finding, grade
 from musiclm_jax.generate import piece_key
 from musiclm_jax.request import Request
 from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC, STAGES
@@ -208,16 +208,18 @@ def judge_links(judge: str, wins: Mapping[str, np.ndarray], seed: int) -> list[F
     """
     aucs = {name: metrics.bootstrap(values, seed=seed) for name, values in wins.items()}
     deaf = "" if aucs[REAL].low > 0.5 else "at chance: it hears nothing in these clips"
-    findings = [Finding("judges", f"{judge}, {REAL}", aucs[REAL], note=deaf)]
-    findings.append(Finding("judges", f"{judge}, {COARSE_ALONE}", aucs[COARSE_ALONE]))
+    findings = [Finding(JUDGES, f"{judge}, {REAL}", aucs[REAL], note=deaf)]
+    findings.append(Finding(JUDGES, f"{judge}, {COARSE_ALONE}", aucs[COARSE_ALONE]))
     for part, before, after in LINKS:
         drop = metrics.bootstrap(wins[before] - wins[after], seed=seed)
-        if aucs[before].low > 0.5:
-            kept = (aucs[after].value - 0.5) / (aucs[before].value - 0.5)
-            verdict = grade(drop.low > 0 and kept < BROKEN_SHARE, drop.low > 0 and kept < ASKED_SHARE)
-            note = f"keeps {kept:.2f} of what {before} have above chance, loses {drop}"
-        else:
+        if aucs[before].low <= 0.5:
             verdict, note = "", f"{before} are at chance already: there is nothing to lose"
-        bounds = f"weak if it loses and keeps less than {ASKED_SHARE}, broken under {BROKEN_SHARE}"
+        else:
+            kept = (aucs[after].value - 0.5) / (aucs[before].value - 0.5)
+            note = f"keeps {kept:.2f} of what {before} have above chance, loses {drop}"
+            verdict = grade(kept < BROKEN_SHARE, kept < ASKED_SHARE)
+            if verdict != "ok" and drop.low <= 0:
+                verdict, note = "", f"{note}: too few clips to tell, ask for more"
+        bounds = f"weak if it keeps less than {ASKED_SHARE}, broken under {BROKEN_SHARE}"
         findings.append(Finding(part, f"{judge}, {after}", aucs[after], verdict, bounds, note, _LINK_ADVICE[part]))
     return findings

@@ -71,8 +71,8 @@ def judge_retrieval(similarity: np.ndarray, seed: int) -> list[Finding]:
     top = max(1, round(pool * TOP / POOL))
     chance = top / pool
     found = metrics.bootstrap(hits(similarity, DRAWS if pool < len(similarity) else 1, pool, seed, top), seed=seed)
-    # In a small pool ten times chance may be more than there is.
-    asked = min(ASKED * chance, 0.5)
+    # In a small pool ten times chance, and twice, may be more than there is.
+    asked, broken = min(ASKED * chance, 0.5), min(BROKEN * chance, (1 + chance) / 2)
     advice = (
         "text and audio do not meet: look at the training's contrastive loss (ln(batch) is chance), at the captions of "
         "its records, and whether text_encoder and mulan in the bundle are of one run"
@@ -81,9 +81,9 @@ def judge_retrieval(similarity: np.ndarray, seed: int) -> list[Finding]:
         "mulan",
         f"recall at {top} of {pool} from text to audio",
         found,
-        grade(found.value < BROKEN * chance or found.low <= chance, found.value < asked),
-        f"broken under {BROKEN * chance:.3f} ({BROKEN} x chance) or if its interval holds chance, ok from {asked:.3f}",
-        f"chance {chance:.3f}",
+        grade(found.value < broken or found.low <= chance, found.value < asked),
+        f"broken under {broken:.3f} (chance is {chance:.3f}) or if its interval holds chance, ok from {asked:.3f}",
+        "",
         advice,
     )
     loss, ceiling = best_loss(similarity), float(np.log(len(similarity)))
