@@ -252,11 +252,14 @@ def write_stream(
     from musiclm_jax import audio, generate
 
     heard: list[np.ndarray] = []
+    known = 0 if request.continue_from is None else len(request.continue_from)
 
     def blocks() -> Iterator[np.ndarray]:
+        done = 0
         for block in generate.stream(bundle, stories, request, command.Progress(sys.stderr)):
-            if not heard:
+            if done <= known < done + len(block):  # what is continued is there at once
                 print(f"first sound after {time.monotonic() - began:.1f} s", file=sys.stderr)
+            done += len(block)
             heard.append(block)
             yield block
 
