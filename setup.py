@@ -50,6 +50,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.9,<1",
             "mypy>=1.14,<3",
             "transformers>=4.50,<6",
