@@ -13,7 +13,7 @@ from musiclm_jax.quantization import RVQConfig
 from musiclm_jax.soundstream import learner as soundstream_learner
 from musiclm_jax.soundstream import model as soundstream_model
 from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream
+from musiclm_jax.tasks import coarse, corpus, fine, mulan, musiccaps, semantic, soundstream
 from musiclm_jax.tasks import w2v_bert as w2v_bert_task
 
 CONFIGURABLES = (
@@ -39,6 +39,8 @@ CONFIGURABLES = (
     semantic.semantic_task,
     coarse.coarse_task,
     fine.fine_task,
+    corpus.corpus_task,
+    musiccaps.musiccaps_task,
     # where they run
     partitioning.make_mesh,
 )

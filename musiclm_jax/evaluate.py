@@ -5,28 +5,35 @@ generates or knows where clips come from, so the clips of any system are scored 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
-from musiclm_jax import frechet, metrics, mulan
+from musiclm_jax import embedders as listeners
+from musiclm_jax import frechet, metrics, mulan, soundstream
 from musiclm_jax.audio import resample
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.clips import segments
 from musiclm_jax.embedders import EMBEDDINGS, PROBABILITIES, Embedder, embed
+from musiclm_jax.embedders.weights import WeightsError
 from musiclm_jax.metrics import Estimate
+from musiclm_jax.tokenizers import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes
 from musiclm_jax.tokens import SAMPLE_RATE
 
 # Vectors `[windows, dim]` of each segment of each clip, by the clip's id.
 Heard = dict[str, list[np.ndarray]]
+# The same for each embedder, by its name.
+Hearing = dict[str, Heard]
 # (id, float32 `[samples]` at 24 kHz), made anew at every call.
 ClipSource = Callable[[], Iterable[tuple[str, np.ndarray]]]
 
+MCC_NOTE = "cosine of caption and clip; music of this bundle is conditioned with the same MuLan"
 MIN_TAG_CLIPS = 5  # of a tag, for a mean of its own
 
 
@@ -148,6 +155,30 @@ def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: path
     return heard
 
 
+def load_embedders(names: Sequence[str], bundle: Bundle) -> tuple[list[Embedder], list[str]]:
+    """Loads embedders and classifiers, leaving out those whose weights are not there.
+
+    Args:
+      names: that `embedders.load` knows.
+      bundle: where "mulan" comes from.
+
+    Returns:
+      What could be loaded, and for each of the others a line that says what it needs.
+
+    Raises:
+      ValueError: if a name is unknown or none can be loaded.
+    """
+    loaded, absent = [], []
+    for name in names:
+        try:
+            loaded.append(listeners.load(name, bundle))
+        except WeightsError as error:
+            absent.append(f"no figures of {name}: {error}")
+    if not loaded:
+        raise ValueError(f"none of the embedders {', '.join(names)} can be used: {absent[0] if absent else 'name one'}")
+    return loaded, absent
+
+
 class Judges:
     """The embedders of an evaluation with what they heard in the references, which is the same for all systems.
 
@@ -179,13 +210,14 @@ class Judges:
             items = evaluation_set.items
             vectors = np.asarray(mulan.embed_text(config, variables, [item.caption for item in items]))
             self._captions = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
-        self._references: dict[str, Heard] = {}
+        self._cache = cache
         self._background: dict[str, frechet.Gaussian | None] = {}
+        self._references: dict[str, Heard] = {}
         for embedder in embedders:
             if embedder.kind == PROBABILITIES or evaluation_set.background is None:
-                heard = hear_cached(embedder, evaluation_set.references, evaluation_set.version, cache)
-                self._references[embedder.name] = heard
+                self._references[embedder.name] = self._hear_references(embedder)
             if embedder.kind == EMBEDDINGS:
+                heard = self._references.get(embedder.name, {})
                 if evaluation_set.background is not None:
                     version = evaluation_set.version and f"{evaluation_set.version} background"
                     heard = hear_cached(embedder, evaluation_set.background, version, cache)
@@ -193,13 +225,25 @@ class Judges:
                 enough = sum(len(vectors) for vectors in rows) >= 2
                 self._background[embedder.name] = frechet.fit(rows) if enough else None
 
-    def score(self, system: str, clips: ClipSource) -> Scores:
-        """Figures of a system's clips, whose ids are those of the items; others are left out."""
+    def _hear_references(self, embedder: Embedder) -> Heard:
+        return hear_cached(embedder, self.evaluation_set.references, self.evaluation_set.version, self._cache)
+
+    def hear(self, clips: ClipSource) -> Hearing:
+        """What every embedder hears in clips whose ids are those of the items; others are left out."""
+        ids = {item.id for item in self.evaluation_set.items}
+        return {e.name: hear(e, ((name, audio) for name, audio in clips() if name in ids)) for e in self.embedders}
+
+    def references(self) -> Hearing:
+        """What every embedder hears in the reference clips: as a system, these are real clips against real clips."""
+        return {e.name: self._references.get(e.name) or self._hear_references(e) for e in self.embedders}
+
+    def score(self, system: str, hearing: Hearing) -> Scores:
+        """Figures of a system, from what was heard in its clips."""
         items = {item.id: item for item in self.evaluation_set.items}
         figures: list[Figure] = []
         by_clip: dict[str, dict[str, float]] = {}
         for embedder in self.embedders:
-            heard = hear(embedder, ((name, audio) for name, audio in clips() if name in items))
+            heard = hearing[embedder.name]
             if embedder.kind == EMBEDDINGS:
                 figures.append(self._fad(embedder, heard))
             else:
@@ -211,7 +255,14 @@ class Judges:
                     name: float(np.mean(metrics.cosine(self._captions[name], np.stack([unit_mean(p) for p in parts]))))
                     for name, parts in heard.items()
                 }
-                figures.append(self._mean("MCC", embedder, values, "cosine of caption and clip"))
+                figures.append(
+                    self._mean(
+                        "MCC",
+                        embedder,
+                        values,
+                        "cosine of caption and clip; the bundle's music is conditioned with this MuLan",
+                    )
+                )
                 by_clip[f"MCC {embedder.name}"] = values
         by_tag = {name: tag_means(values, items) for name, values in by_clip.items()}
         order = ("FAD", "KLD", "MCC")
@@ -270,12 +321,18 @@ def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[st
     return {tag: (float(np.mean(kept[tag])), len(kept[tag])) for tag in ordered}
 
 
-def shuffled(source: ClipSource, ids: Sequence[str], seed: int) -> ClipSource:
-    """The same clips under the ids of other items: what the figures are when the music does not follow the text."""
+def shuffled(hearing: Hearing, ids: Sequence[str], seed: int) -> Hearing:
+    """What was heard, under the ids of other items: the figures of music that does not follow its text.
+
+    FAD stays as it is, since it does not see which clip answers which caption.
+    """
     order = np.random.default_rng(seed).permutation(len(ids))
     # A cycle through all, so that no clip keeps its id.
     renamed = {ids[order[i]]: ids[order[(i + 1) % len(ids)]] for i in range(len(ids))}
-    return lambda: ((renamed[name], audio) for name, audio in source() if name in renamed)
+    return {
+        embedder: {renamed[name]: parts for name, parts in heard.items() if name in renamed}
+        for embedder, heard in hearing.items()
+    }
 
 
 def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
@@ -289,6 +346,15 @@ def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
     return clips
 
 
-def as_json(scores: Scores) -> dict[str, Any]:
-    """What JSON can hold of the scores."""
-    return dataclasses.asdict(scores)
+def codec_round_trip(bundle: Bundle, source: ClipSource) -> ClipSource:
+    """Clips through SoundStream's codes and back: what the stages could reach at best."""
+    part = bundle.part("soundstream")
+    decode = jax.jit(functools.partial(soundstream.decode, part.config))
+
+    def clips() -> Iterator[tuple[str, np.ndarray]]:
+        for name, audio in source():
+            whole = np.pad(audio, (0, -len(audio) % SAMPLES_PER_SEMANTIC_FRAME))
+            decoded = decode(part.variables, acoustic_codes(part, whole[None]))
+            yield name, np.asarray(decoded)[0, : len(audio)]
+
+    return clips

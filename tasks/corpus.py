@@ -1,6 +1,7 @@
 """The corpus of rendered scores as an evaluation: held-out captions, with their renders as references."""
 
 import functools
+import itertools
 import os
 import pathlib
 
@@ -23,7 +24,8 @@ def as_example(example):
 def corpus_task(
     data_dir: str,
     split: str = "test",
-    background_split: str = "validation",
+    background_split: str = "train",
+    background_clips: int = 1000,
     limit: int = 0,
     embedder_names: tuple[str, ...] = ("mulan", "musicnn", "musicnn_tags"),
     bundle: str = "tiny",
@@ -36,6 +38,7 @@ def corpus_task(
       split: whose captions are asked for and whose renders KLD compares with, by id.
       background_split: whose renders FAD compares with; another split than `split`, so that real renders against it are
         the floor.
+      background_clips: the first so many of these; 0 takes all. The corpus goes through its instruments in turn.
       limit: the first so many clips; 0 takes all.
       embedder_names: for the task's metrics, see `embedders.load`.
       bundle: whose MuLan gives MCC.
@@ -45,8 +48,10 @@ def corpus_task(
       What `evaluate.Judges` takes.
 
     Raises:
-      ValueError: if the records are missing.
+      ValueError: if the records are missing or there is no such split.
     """
+    if unknown := [given for given in (split, background_split) if given not in records.SPLITS]:
+        raise ValueError(f"split is {unknown[0]!r}: expected {', '.join(records.SPLITS)}")
     source = streams.source(data_dir, records.parse_audio_example)
 
     @functools.cache
@@ -59,9 +64,11 @@ def corpus_task(
             references=lambda: (
                 (clip, audio) for clip, audio in evaluation.reference_clips(source, split, "id") if clip in ids
             ),
-            background=lambda: evaluation.reference_clips(source, background_split, "id"),
-            version=f"{state(data_dir)} {split} {background_split} {limit}",
-            remarks=(f"FAD compares with the renders of the {background_split} split",),
+            background=lambda: itertools.islice(
+                evaluation.reference_clips(source, background_split, "id"), background_clips or None
+            ),
+            version=f"{state(data_dir)} {split} {limit} {background_split} {background_clips}",
+            remarks=(f"FAD compares with renders of the {background_split} split",),
         )
 
     evaluation.register(name, source, [as_example], evaluation_set, embedder_names, bundle)

@@ -92,7 +92,8 @@ def metric_fn(evaluation_set: Callable[[], EvaluationSet], embedder_names: Seque
     def figures(targets, predictions):
         paths = {name: pathlib.Path(path) for name, path in zip(targets, predictions, strict=True) if path != NO_CLIP}
         found: dict[str, float] = {}
-        for figure in judges().score("predictions", clips.Clips(paths).read).figures:
+        heard = judges().hear(clips.Clips(paths).read)
+        for figure in judges().score("predictions", heard).figures:
             key = f"{figure.metric.lower()}_{figure.embedder}"
             found[f"{key}_clips"] = figure.clips
             if figure.estimate is not None:

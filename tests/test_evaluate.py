@@ -50,6 +50,10 @@ def judges():
     return evaluate.Judges(evaluation_set(), listeners)
 
 
+def scored(judges, clips):
+    return judges.score("model", judges.hear(clips))
+
+
 def figures(scores):
     return {figure.metric: figure for figure in scores.figures}
 
@@ -59,10 +63,12 @@ def test_a_perfect_system_and_its_controls_come_in_order(judges):
     rows = {
         "real": source(),
         "model": source(wobble=0.1),
-        "shuffled": evaluate.shuffled(source(wobble=0.1), ids, seed=0),
         "noise": evaluate.noise(ids, 1.0, seed=0),
     }
-    found = {name: figures(judges.score(name, clips)) for name, clips in rows.items()}
+    hearing = {name: judges.hear(clips) for name, clips in rows.items()}
+    hearing["shuffled"] = evaluate.shuffled(hearing["model"], ids, seed=0)
+    found = {name: figures(judges.score(name, heard)) for name, heard in hearing.items()}
+    assert figures(judges.score("real", judges.references())) == found["real"]
     fad = {name: row["FAD"].estimate.value for name, row in found.items()}
     kld = {name: row["KLD"].estimate.value for name, row in found.items()}
     assert fad["real"] == pytest.approx(0, abs=1e-9) and kld["real"] == pytest.approx(0, abs=1e-9)
@@ -74,7 +80,7 @@ def test_a_perfect_system_and_its_controls_come_in_order(judges):
 
 
 def test_figures_are_those_of_the_metrics(judges):
-    scores = judges.score("model", source(wobble=0.1))
+    scores = scored(judges, source(wobble=0.1))
     heard = evaluate.hear(listener(embedders.EMBEDDINGS), source(wobble=0.1)())
     reference = evaluate.hear(listener(embedders.EMBEDDINGS), source()())
     rows = {name: [np.concatenate(parts) for parts in side.values()] for name, side in (("a", heard), ("b", reference))}
@@ -94,22 +100,22 @@ def test_missing_and_short_clips_are_counted_and_order_does_not_matter(judges):
         yield IDS[10], tone(10, seconds=0.2)  # shorter than the window
         yield "stranger", tone(0)
 
-    found = figures(judges.score("some", some))
+    found = figures(scored(judges, some))
     assert (found["FAD"].clips, found["FAD"].asked) == (10, 24) and (found["KLD"].clips, found["KLD"].asked) == (10, 24)
     assert found["KLD"].estimate.value == pytest.approx(0, abs=1e-9)
-    backwards = figures(judges.score("some", source(wobble=0.1, ids=IDS)))
-    again = figures(judges.score("some", lambda: reversed(list(source(wobble=0.1)()))))
+    backwards = figures(scored(judges, source(wobble=0.1, ids=IDS)))
+    again = figures(scored(judges, lambda: reversed(list(source(wobble=0.1)()))))
     assert again["KLD"].estimate.value == pytest.approx(backwards["KLD"].estimate.value)
     assert again["FAD"].estimate.value == pytest.approx(backwards["FAD"].estimate.value)
 
 
 def test_too_few_clips_and_no_references_give_no_figure(judges):
-    found = figures(judges.score("one", source(ids=IDS[:1])))
+    found = figures(scored(judges, source(ids=IDS[:1])))
     assert found["FAD"].estimate is None and "fewer than two clips" in found["FAD"].note
     assert found["KLD"].estimate is None and (found["KLD"].clips, found["KLD"].asked) == (1, 24)
     alone = EvaluationSet("no clips", ITEMS, lambda: [])
     listeners = [listener(embedders.EMBEDDINGS), listener(embedders.PROBABILITIES, "band_classes")]
-    found = figures(evaluate.Judges(alone, listeners).score("model", source()))
+    found = figures(scored(evaluate.Judges(alone, listeners), source()))
     assert found["FAD"].estimate is None and found["FAD"].note == "no reference clips"
     assert found["KLD"].estimate is None and "have a reference" in found["KLD"].note and found["KLD"].clips == 0
 
@@ -126,12 +132,12 @@ def test_long_clips_are_judged_in_segments_of_ten_seconds():
 
     right, wrong = (np.asarray(band_levels(None, tone(k)[None]))[0] for k in (0, 1))
     expected = metrics.kl_divergence(right, wrong) * 2 / 3
-    assert judge.score("long", long).by_clip["KLD band_classes"][IDS[0]] == pytest.approx(expected, rel=1e-3)
+    assert scored(judge, long).by_clip["KLD band_classes"][IDS[0]] == pytest.approx(expected, rel=1e-3)
 
 
 def test_fad_is_against_the_background_where_there_is_one():
     judge = evaluate.Judges(evaluation_set(background=source(wobble=0.2)), [listener(embedders.EMBEDDINGS)])
-    assert figures(judge.score("real", source()))["FAD"].estimate.value > 1e-3
+    assert figures(scored(judge, source()))["FAD"].estimate.value > 1e-3
 
 
 def test_references_are_heard_once(tmp_path):
@@ -145,8 +151,8 @@ def test_references_are_heard_once(tmp_path):
         listeners = [listener(embedders.EMBEDDINGS, version=embedder_version)]
         return evaluate.Judges(EvaluationSet("p", ITEMS, counted, version=version), listeners, cache=tmp_path)
 
-    first = judge("a").score("model", source(wobble=0.1))
-    second = judge("a").score("model", source(wobble=0.1))
+    first = scored(judge("a"), source(wobble=0.1))
+    second = scored(judge("a"), source(wobble=0.1))
     assert len(calls) == 1 and first == second
     judge("b")
     judge("a", "2")
@@ -159,7 +165,7 @@ def test_mcc_is_the_cosine_of_caption_and_clip():
     bundle = bundles.load(miniature.path())
     items = tuple(Item(name, "a fast piano" if i % 2 else "a slow jig on the fiddle") for i, name in enumerate(IDS[:6]))
     judge = evaluate.Judges(EvaluationSet("p", items, lambda: []), [embedders.load("mulan", bundle)], bundle)
-    scores = judge.score("model", source(ids=IDS[:6]))
+    scores = scored(judge, source(ids=IDS[:6]))
     values = scores.by_clip["MCC mulan"]
     config, variables = bundle.mulan()
     for name, item in zip(IDS[:6], items, strict=True):
@@ -171,5 +177,21 @@ def test_mcc_is_the_cosine_of_caption_and_clip():
 
 
 def test_shuffling_gives_every_item_another_clip():
-    renamed = dict(evaluate.shuffled(lambda: ((name, name) for name in IDS), IDS, seed=1)())
-    assert sorted(renamed) == sorted(IDS) and all(name != clip for name, clip in renamed.items())
+    renamed = evaluate.shuffled({"bands": {name: [name] for name in IDS}}, IDS, seed=1)["bands"]
+    assert sorted(renamed) == sorted(IDS) and all(name != parts[0] for name, parts in renamed.items())
+
+
+def test_the_codec_gives_the_clips_back_at_their_lengths():
+    bundle = bundles.load(miniature.path())
+    found = dict(evaluate.codec_round_trip(bundle, lambda: [("a", tone(0)[:10_000]), ("b", tone(1)[:10_000])])())
+    assert all(len(audio) == 10_000 and np.ptp(audio) > 0 for audio in found.values()) and list(found) == ["a", "b"]
+
+
+def test_embedders_without_weights_are_named(monkeypatch):
+    monkeypatch.delenv("MUSICLM_VGGISH", raising=False)
+    bundle = bundles.load(miniature.path())
+    loaded, absent = evaluate.load_embedders(("vggish", "mulan"), bundle)
+    assert [embedder.name for embedder in loaded] == ["mulan"]
+    assert absent[0].startswith("no figures of vggish: $MUSICLM_VGGISH is not set")
+    with pytest.raises(ValueError, match="none of the embedders vggish can be used"):
+        evaluate.load_embedders(("vggish",), bundle)

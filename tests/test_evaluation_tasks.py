@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_refused(folder, tmp_path):
 def test_the_evaluator_gives_fad_and_mcc_of_predicted_clips(folder, tmp_path):
     found = musiccaps.musiccaps_task(str(folder), **MULAN_ALONE)
     judge = evaluate.Judges(found, [evaluate_mulan()], bundles.load(miniature.path()))
-    expected = {f.metric: f for f in judge.score("real", found.references).figures}
+    expected = {f.metric: f for f in judge.score("real", judge.references()).figures}
 
     def predict(dataset):  # the user's own clips as predictions, out of order, one of them missing
         paths = musiccaps.clip_files(folder)
@@ -119,5 +119,8 @@ def test_the_corpus_compares_with_its_own_splits(tmp_path):
     assert {item.caption.split()[0] for item in found.items} == {"first", "second"}
     references, background = dict(found.references()), dict(found.background())
     assert set(references) == {item.id for item in found.items}
-    assert set(background) == {f"validation{i}" for i in range(6)}
+    assert set(background) == {f"train{i}" for i in range(6)}
+    some = corpus.corpus_task(str(tmp_path / "records"), background_clips=4, limit=2, **MULAN_ALONE)
+    assert len(some.items) == len(dict(some.references())) == 2 and len(dict(some.background())) == 4
+    assert some.version != found.version
     np.testing.assert_allclose(references["test3"], record_folders.clip_audio(3), atol=1e-4)

@@ -16,8 +16,8 @@ from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tokens import MULAN, STAGES
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])
-# T5X's own programs read t5x_*.gin: test_t5x_adapter.py.
-FILES = sorted(path.name for path in FOLDER.glob("*.gin") if not path.name.startswith("t5x_"))
+# T5X's own programs read t5x_*.gin (test_t5x_adapter.py), `musiclm evaluate` evaluate*.gin (test_evaluate_command.py).
+FILES = sorted(path.name for path in FOLDER.glob("*.gin") if not path.name.startswith(("t5x_", "evaluate")))
 SIZES = {"size_small.gin": 63.5e6, "size_large.gin": 1.474e9}
 RUNS = [name for name in FILES if name != "train.gin" and name not in SIZES]
 # What only a user can say.
@@ -187,6 +187,14 @@ def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
         ("--gin.make_mesh.data=3", "mesh 3 x 1 x 1"),
         ("--gin.DATA_DIR='/nowhere'", "/nowhere holds no shards of split 'train'"),
         ("--gin_file=nothing.gin", "there is no gin file 'nothing.gin'"),
+        ("--gin.TRAIN_STEP=10", "there is no macro 'TRAIN_STEP' in these gin files, which read BATCH_SIZE, "),
+        ("--gin.train.learner='fine'", "train.learner is 'fine', expected a learner"),
+        ("--gin.train.mesh=(1, 2)", "train.mesh is (1, 2), expected a mesh"),
+        ("--gin.BATCH_SIZE=2.5", "train.batch_size is 2.5, expected a whole number"),
+        ("--gin.train.keep=0", "keep is 0, expected 1 or more"),
+        ("--gin.train.log_period='all'", "log_period is 'all', expected a whole number, 1 or more"),
+        ("--gin.OptimizerConfig.learning_rate='high'", "In call to configurable 'OptimizerConfig'"),
+        ("--gin.DATA_DIR=3", "In call to configurable 'fine_task'"),
         ("--gin.DATA_DIR=None", "task 'fine' has no data: give its data_dir"),
         ("--gin.train.profile_steps=3", "profile_steps is 3, expected the first and the last step"),
         ("--model_dir=/dev/null/run", "cannot write checkpoints to /dev/null/run"),

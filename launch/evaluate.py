@@ -1,0 +1,230 @@
+"""`musiclm evaluate`: FAD, KLD and MCC of our models or of any system's clips, as a table, JSON and one page."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
+
+# isort: split
+import gin
+
+from musiclm_jax import bundles, clips, evaluate, generate, metrics
+from musiclm_jax.evaluate import ClipSource, EvaluationSet, Scores
+from musiclm_jax.launch import command, evaluation_page, gin_bindings  # noqa: F401  registers what gin files can name
+from musiclm_jax.launch.train import parse_gin
+
+USAGE = """musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'"
+       musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'" --generated=CLIPS --system=NAME
+       musiclm evaluate --output=DIR --gin_file=evaluate_musiccaps.gin --gin.DATA_DIR="'MUSICCAPS'" ...
+
+Generates a clip for each caption of a task and scores them; with --generated, scores the clips of another system, named
+by the task's ids (ID.wav). The same command goes on where an earlier one stopped. DIR gets report.json, report.html and
+the clips."""
+CONTROLS = ("real", "codec", "shuffled", "noise")
+SAMPLES = 12  # clips that the page plays
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: for input that cannot be used, in one line.
+    """
+    parser = command.Parser("evaluate", "FAD, KLD and MCC of generated clips", usage=USAGE)
+    parser.add_argument(
+        "--gin_file", action="append", help="gin file; may be repeated, later ones override (default: evaluate.gin)"
+    )
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
+    )
+    parser.add_argument("--output", required=True, help="folder of the report and the clips; made if it is missing")
+    parser.add_argument(
+        "--generated", help="folder of clips of another system, named by ids; ours are generated without"
+    )
+    parser.add_argument("--system", help="name of the system in the report (default: the bundle or the folder)")
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    command.enable_compilation_cache()
+    bindings = args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest]
+    parse_gin(args.gin_file or ["evaluate.gin"], bindings)
+    evaluate_system(output=args.output, generated=args.generated, system=args.system)
+    return 0
+
+
+@gin.configurable("evaluate", denylist=["output", "generated", "system"])
+def evaluate_system(
+    output: str | pathlib.Path,
+    generated: str | None = None,
+    system: str | None = None,
+    task: EvaluationSet = gin.REQUIRED,
+    bundle: str = gin.REQUIRED,
+    embedder_names: Sequence[str] = gin.REQUIRED,
+    seconds: float = 10.0,
+    best_of: int = 1,
+    batch_size: int = 8,
+    seed: int = 0,
+    controls: Sequence[str] = CONTROLS,
+    kld_direction: str = metrics.KLD_DIRECTIONS[0],
+    cache_dir: str | None = None,
+) -> list[Scores]:
+    """Generates or finds the clips, scores them and writes the report; every argument but the first three is gin's.
+
+    Args:
+      output: folder of the report.
+      generated: folder of clips to score; None generates them into output/clips.
+      system: its name in the report.
+      task: what is asked, from `corpus_task` or `musiccaps_task`.
+      bundle: generates, and its MuLan gives MCC.
+      embedder_names: what listens; those without weights are named in the report.
+      seconds: length of generated clips.
+      best_of: candidates for each clip, the nearest to the text by MuLan is kept. MCC by the same MuLan flatters it.
+      batch_size: clips generated at once.
+      seed: of the music, the intervals and the shuffling.
+      controls: rows beside the system's: "real" clips, the "codec" round trip of them, the system's clips under
+        "shuffled" captions, "noise".
+      kld_direction: one of `metrics.KLD_DIRECTIONS`.
+      cache_dir: keeps what the embedders heard in the references; output/cache if None.
+
+    Returns:
+      The scores of the system and of the controls.
+
+    Raises:
+      ValueError: if an argument cannot be used.
+    """
+    if not isinstance(task, EvaluationSet):
+        raise ValueError(f"evaluate.task is {task!r}, expected a task: bind it as evaluate.task = @corpus_task()")
+    if strange := sorted(set(controls) - set(CONTROLS)):
+        raise ValueError(f"evaluate.controls has {', '.join(strange)}: use {', '.join(CONTROLS)}")
+    folder = pathlib.Path(output).expanduser()
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.gin").write_text(gin.config_str(), encoding="utf-8")
+    models = bundles.load(bundle)
+    listeners, remarks = evaluate.load_embedders(embedder_names, models)
+    captions = {item.id: item.caption for item in task.items}
+    progress = command.Progress(sys.stderr)
+    if generated is None:
+        request = generate.request_for(models, seconds=seconds, best_of=best_of, batch_size=batch_size, seed=seed)
+        paths = clips.generate_clips(models, captions, folder / "clips", request, progress)
+        found = clips.Clips(paths)
+    else:
+        found = clips.folder_clips(generated, list(captions))
+    name = system or (pathlib.Path(generated).name if generated else f"bundle {models.path.name}")
+
+    progress("references", 0, 1)
+    cache = pathlib.Path(cache_dir).expanduser() if cache_dir else folder / "cache"
+    judges = evaluate.Judges(task, listeners, models, cache, kld_direction, seed)
+    progress("references", 1, 1)
+    sources: dict[str, ClipSource] = {"codec": evaluate.codec_round_trip(models, task.references)}
+    sources["noise"] = evaluate.noise(list(captions), seconds, seed)
+    rows = {"real": "real clips", "codec": "codec round trip", "shuffled": "shuffled captions", "noise": "noise"}
+    if next(iter(task.references()), None) is None:
+        rows = {control: rows[control] for control in ("shuffled", "noise")}
+    rows = {control: row for control, row in rows.items() if control in controls}
+    progress("scoring", 0, 1 + len(rows))
+    hearing = judges.hear(found.read)
+    scores = [judges.score(name, hearing)]
+    for control, row in rows.items():
+        progress("scoring", len(scores), 1 + len(rows))
+        if control == "real":
+            heard = judges.references()
+        elif control == "shuffled":
+            heard = evaluate.shuffled(hearing, list(captions), seed)
+        else:
+            heard = judges.hear(sources[control])
+        scores.append(judges.score(row, heard))
+    progress("scoring", 1 + len(rows), 1 + len(rows))
+
+    remarks = [*task.remarks, *found.problems(), *remarks, *warnings_of(scores[0])]
+    settings = {
+        "bundle": str(models.path),
+        "seconds": seconds,
+        "best_of": best_of,
+        "seed": seed,
+        "generated": generated,
+    }
+    write_report(folder, task, scores, remarks, settings)
+    print(table(scores))
+    for remark in remarks:
+        print(f"* {remark}")
+    sheet = evaluation_page.page(task, scores, remarks, samples_of(task, found))
+    (folder / "report.html").write_text(sheet, encoding="utf-8")
+    print(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+    return scores
+
+
+@contextlib.contextmanager
+def writable(folder: pathlib.Path) -> Iterator[None]:
+    """Turns a folder that cannot be written to into an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): choose another --output") from error
+
+
+def warnings_of(scores: Scores) -> list[str]:
+    """Remarks on the figures themselves: those that are not given, and those of few clips."""
+    return [
+        f"{figure.metric} by {figure.embedder}: {figure.note}"
+        for figure in scores.figures
+        if figure.estimate is None or "biased" in figure.note
+    ]
+
+
+def table(scores: Sequence[Scores]) -> str:
+    """The figures as a markdown table: systems below each other for each metric and embedder."""
+    lines = ["| metric | by | system | value [95 % interval] | at infinite N | clips |", "|---|---|---|---|---|---|"]
+    for index, figure in enumerate(scores[0].figures):
+        for row in scores:
+            shown = evaluation_page.cells(row.figures[index])[:-1]
+            lines.append("| " + " | ".join((figure.metric, figure.embedder, row.system, *shown)) + " |")
+    return "\n".join(lines)
+
+
+def write_report(
+    folder: pathlib.Path,
+    task: EvaluationSet,
+    scores: Sequence[Scores],
+    remarks: Sequence[str],
+    settings: dict[str, Any],
+) -> None:
+    """Writes report.json: figures, remarks, and the values of every clip and tag."""
+    content: dict[str, Any] = {
+        "task": task.name,
+        "captions": len(task.items),
+        "settings": settings,
+        "remarks": list(remarks),
+        "systems": [dataclasses.asdict(row) for row in scores],
+    }
+    for system in content["systems"]:
+        for figure in system["figures"]:
+            figure["estimate"] = figure["estimate"] and figure["estimate"]._asdict()
+    (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def samples_of(task: EvaluationSet, found: clips.Clips) -> list[evaluation_page.Sample]:
+    """Clips spread over the task that can be heard, each with its reference if there is one."""
+    readable = [item for item in task.items if item.id in found.seconds]
+    step = max(1, len(readable) // SAMPLES)
+    chosen = {item.id: item for item in readable[::step][:SAMPLES]}
+    audio = {}
+    for name in chosen:  # one by one: the other clips are not read again
+        audio |= dict(dataclasses.replace(found, paths={name: found.paths[name]}).read())
+    references: dict[str, Any] = {}
+    for name, clip in task.references():
+        if name in chosen:
+            references[name] = clip
+        if len(references) == len(chosen):
+            break
+    return [
+        evaluation_page.Sample(item.id, item.caption, audio[name], references.get(name))
+        for name, item in chosen.items()
+        if name in audio
+    ]
