@@ -1,6 +1,9 @@
 """`musiclm plan`: what a stage's train step costs on a TPU topology, compiled on this machine without a TPU."""
 
+import dataclasses
+import json
 import os
+import pathlib
 import sys
 
 from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
@@ -16,7 +19,8 @@ from musiclm_jax.stage_learner import StageLearner
 
 USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
 
-The gin files and values are those of `musiclm train`; no data is read. Needs libtpu: pip install 'musiclm_jax[tpu]'."""
+The gin files and values are those of `musiclm train`; no data is read. The topology is that of one slice; there are
+make_mesh.dcn_data of them. Needs libtpu: pip install 'musiclm_jax[tpu]'."""
 GIB = 2**30
 
 
@@ -36,6 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--gin_file", action="append", required=True, help="as for `musiclm train`")
     parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to as well")
     args, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
@@ -44,7 +49,6 @@ def main(arguments: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    command.enable_compilation_cache()
     no_data = ["DATA_DIR = 'not read'"]
     train.parse_gin(args.gin_file, no_data + [argument.removeprefix("--gin.") for argument in rest])
     with train.one_line_errors():
@@ -52,8 +56,8 @@ def main(arguments: list[str]) -> int:
         batch_size = gin.query_parameter("%BATCH_SIZE")
     if not isinstance(learner, StageLearner):
         raise ValueError(f"musiclm plan knows the three stages, not {type(learner).__name__}: give a stage's gin file")
-    devices, chip = planning.topology_devices(args.topology)
     bound = gin.get_bindings("make_mesh") if "make_mesh" in gin.config_str() else {}
+    devices, chip = planning.topology_devices(args.topology, bound.get("dcn_data", 1))
     mesh = partitioning.make_mesh(**bound, devices=devices)
     print(
         f"{args.topology}: {learner.stage.name} stage, batch {batch_size}, mesh {dict(mesh.shape)}; compiling",
@@ -63,8 +67,12 @@ def main(arguments: list[str]) -> int:
         found = planning.plan(learner, batch_size, mesh, chip)
     except planning.DoesNotFitError as error:
         print(error)
+        if args.json:
+            args.json.write_text(json.dumps({"does_not_fit": str(error)}) + "\n", encoding="utf-8")
         return 1
     print("\n".join(report(found, args.tokens)))
+    if args.json:
+        args.json.write_text(json.dumps(dataclasses.asdict(found)) + "\n", encoding="utf-8")
     return 0 if found.hbm_bytes <= chip.hbm_bytes else 1
 
 
@@ -79,6 +87,7 @@ def report(found: planning.Plan, tokens: float) -> list[str]:
     memory = ", ".join(f"{name} {value / GIB:.2f}" for name, value in kinds.items())
     share = found.hbm_bytes / found.chip.hbm_bytes
     sent = ", ".join(f"{kind} {value / 1e9:.2f}" for kind, value in sorted(found.traffic.collectives.items())) or "none"
+    slices = f"; {found.traffic.slices / 1e9:.2f} to other slices" if found.slices > 1 else ""
     seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in found.seconds.items())
     days = tokens / found.tokens_per_second / 86_400
     return [
@@ -87,7 +96,7 @@ def report(found: planning.Plan, tokens: float) -> list[str]:
         f"FLOPs a step        {found.flops * found.chips:.3e} executed; 6 N D and causal attention: "
         f"{found.model_flops * found.chips:.3e}",
         f"HBM traffic (GB)    {found.traffic.hbm / 1e9:.1f} a chip",
-        f"collectives (GB)    {sent} sent by a chip",
+        f"collectives (GB)    {sent} sent by a chip" + slices,
         f"roofline (ms)       {1e3 * found.step_seconds:.1f}: {seconds}",
         f"MFU at most         {found.mfu:.1%}",
         f"tokens/s at most    {found.tokens_per_second:,.0f}; {tokens:.3g} tokens take {days:.2f} days or more",

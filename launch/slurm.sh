@@ -3,7 +3,8 @@
 # checkpoint, and the job queues again and goes on from there.
 #
 #   launch/slurm.sh --nodes=NODES --gpus_per_node=GPUS --cpus_per_task=CPUS --time=TIME \
-#     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'"
+#     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'" \
+#     --gin.TransformerConfig.attention="'blocks'"
 #
 # The job sees the environment that this is called from: activate the one that has `musiclm` and jax[cuda12] before.
 #

@@ -49,6 +49,7 @@ class Traffic:
     hbm: float  # read and written
     collectives: dict[str, float]  # sent over the interconnect, by kind (a ring's share of each)
     collective_counts: dict[str, int]  # executions
+    slices: float = 0.0  # handed to the network between slices
 
 
 def traffic(text: str) -> Traffic:
@@ -61,7 +62,7 @@ def traffic(text: str) -> Traffic:
       ValueError: if the text holds no program, or a loop's number of rounds cannot be told.
     """
     computations, entry = parse(text)
-    hbm, sent, counts = 0.0, defaultdict[str, float](float), Counter[str]()
+    hbm, slices, sent, counts = 0.0, 0.0, defaultdict[str, float](float), Counter[str]()
     for name, times, fused in executions(computations, entry):
         computation = computations[name]
         for instruction in computation.values():
@@ -69,9 +70,11 @@ def traffic(text: str) -> Traffic:
             if kind in COLLECTIVES:
                 sent[kind] += times * wire_bytes(instruction)
                 counts[kind] += times
+            if instruction.opcode == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
+                slices += times * array_bytes(instruction.shape, in_hbm_only=False)[0]
             if not fused:
                 hbm += times * moved_bytes(instruction, computation, computations)
-    return Traffic(hbm, dict(sent), dict(counts))
+    return Traffic(hbm, dict(sent), dict(counts), slices)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -178,6 +181,8 @@ def moved_bytes(instruction: Instruction, computation: Computation, computations
         return _of_fusion(called[0], computations, read, written)
     if opcode in _SLICES:
         return 2 * sum(written)
+    if opcode == "send":
+        return sum(read)
     if opcode == "dynamic-update-slice":
         return 2 * read[1]
     return sum(written) + sum(read)

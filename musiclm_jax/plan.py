@@ -8,7 +8,9 @@ no step can be faster, a real one is slower.
 
 import dataclasses
 import math
+import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +31,14 @@ class Chip:
     hbm_bytes: float
     hbm_rate: float  # bytes/s
     wire_rate: float  # bytes/s sent over all links of the interconnect (half of the bidirectional figure)
+    network_rate: float = 0.0  # bytes/s between slices, a chip's share of its host's; 0 where none is published
 
 
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 12.5e9),
 }
 TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 KNOBS = (
@@ -63,6 +66,12 @@ class Plan:
     model_flops: float  # 6 N D and causal attention
     traffic: hlo.Traffic
     tokens: int  # of a step, over all chips
+    slices: int = 1  # that only the data center's network joins
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Plan":
+        """A plan from what `dataclasses.asdict` made of it."""
+        return cls(**values | {"chip": Chip(**values["chip"]), "traffic": hlo.Traffic(**values["traffic"])})
 
     @property
     def hbm_bytes(self) -> float:
@@ -72,11 +81,15 @@ class Plan:
     @property
     def seconds(self) -> dict[str, float]:
         """Least seconds of a step by what bounds it."""
-        return {
+        found = {
             "compute": self.flops / self.chip.flops,
             "HBM": self.traffic.hbm / self.chip.hbm_rate,
             "interconnect": sum(self.traffic.collectives.values()) / self.chip.wire_rate,
         }
+        if self.slices > 1:  # a ring sends each sum's bytes on, and then the sum
+            sent = 2 * (self.slices - 1) / self.slices * self.traffic.slices
+            found["network between slices"] = sent / self.chip.network_rate
+        return found
 
     @property
     def step_seconds(self) -> float:
@@ -94,19 +107,30 @@ class Plan:
         return self.tokens / self.step_seconds
 
 
-def topology_devices(name: str) -> tuple[list[Any], Chip]:
+def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
     """Devices of a TPU topology such as "v4:4x4x4", and their chip.
 
+    Args:
+      name: of a slice's topology.
+      slices: how many of them the data center's network joins.
+
     Raises:
-      ValueError: if libtpu is missing, or the topology is unknown.
+      ValueError: if libtpu is missing, the topology is unknown, or its network between slices is.
     """
     from jax.experimental import topologies
 
     family = name.split(":")[0]
     if family not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)*", name):
         raise ValueError(f"topology {name!r}: expected one like v4:4x4x4, of {', '.join(CHIPS)}")
+    if slices > 1 and not CHIPS[family].network_rate:
+        known = ", ".join(name for name, chip in CHIPS.items() if chip.network_rate)
+        raise ValueError(
+            f"make_mesh.dcn_data is {slices}, but Google publishes no rate of the network between slices of {family}: "
+            f"plan one slice, or slices of {known}"
+        )
+    options = {"num_slices": slices} if slices > 1 else {}
     try:
-        devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:  # libtpu's errors have many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -141,7 +165,7 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
     with partitioning.activation_rules(mesh):
         step = jax.jit(learner.train_step, donate_argnums=0, out_shardings=(sharding, everywhere))
         traced = step.trace(state, batch, _placed(key, everywhere))
-        compiled = _compile(traced.lower())
+        compiled, text = _compile(traced.lower())
     memory = compiled.memory_analysis()
     parameters = sum(map(_bytes_of_a_device, jax.tree.leaves(state.params)))
     whole_state = sum(map(_bytes_of_a_device, jax.tree.leaves(state)))
@@ -154,7 +178,7 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
     )
     data_parts = mesh.shape["data"] * mesh.shape["fsdp"]
     kept = min(kept_bytes(traced.jaxpr.jaxpr, learner.config.num_layers) / data_parts, memory.temp_size_in_bytes)
-    one = hlo.traffic(compiled.as_text())
+    one = hlo.traffic(text)
     chips = len(devices) // per_chip
     return Plan(
         chips=chips,
@@ -167,15 +191,23 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
         flops=matmul_flops(traced.jaxpr.jaxpr) / chips,
         model_flops=model_flops(learner, batch_size) / chips,
         traffic=dataclasses.replace(
-            one, hbm=per_chip * one.hbm, collectives={k: per_chip * v for k, v in one.collectives.items()}
+            one,
+            hbm=per_chip * one.hbm,
+            collectives={kind: per_chip * sent for kind, sent in one.collectives.items()},
+            slices=per_chip * one.slices,
         ),
         tokens=batch_size * (learner.stage.condition_length() + learner.stage.target_length()),
+        slices=len({getattr(device, "slice_index", 0) for device in devices}),
     )
 
 
-def _compile(lowered: Any) -> Any:
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The program, and its text as libtpu itself dumps it: jaxlib cannot read every instruction that libtpu makes."""
     try:
-        return lowered.compile()
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            (path,) = pathlib.Path(folder).glob("*.after_codegen.txt")
+            return compiled, path.read_text(encoding="utf-8")
     except jax.errors.JaxRuntimeError as error:
         found = re.search(
             r"\(?(?:required|Used)[^()]*\(?([\d.]+[KMGT])\)?[^()]*?(?:exceeds|of)[^()]*\(?([\d.]+[KMGT])", str(error)
@@ -191,7 +223,7 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _devices_of_a_chip(devices: list[jax.Device]) -> int:
-    chips = {tuple(getattr(device, "coords", (device.id,))) for device in devices}
+    chips = {(getattr(device, "slice_index", 0), *getattr(device, "coords", (device.id,))) for device in devices}
     return len(devices) // len(chips)
 
 
@@ -203,14 +235,18 @@ def _bytes_of_a_device(leaf: jax.ShapeDtypeStruct) -> float:
 def matmul_flops(jaxpr: Jaxpr) -> float:
     """FLOPs of the matrix products of a jaxpr, over all devices; a scan's body counts as often as it runs."""
     total = 0.0
+    read = {id(value) for equation in jaxpr.eqns for value in equation.invars} | set(map(id, jaxpr.outvars))
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             ((left, _), _) = equation.params["dimension_numbers"]
             operand: Any = equation.invars[0].aval
             result: Any = equation.outvars[0].aval
             total += 2.0 * math.prod(operand.shape[axis] for axis in left) * math.prod(result.shape)
-        if equation.primitive.name == "pallas_call":  # loops of unknown length: a kernel says what it does
-            total += equation.params["cost_estimate"].flops
+        if equation.primitive.name == "pallas_call":
+            # Its loops have unknown lengths: a kernel says itself what it does. jax.checkpoint leaves kernels behind
+            # whose results were saved and which nothing reads; XLA takes them out.
+            if any(id(result) in read for result in equation.outvars):
+                total += equation.params["cost_estimate"].flops
             continue
         inner = [matmul_flops(own) for own in _jaxprs(equation.params)]
         if equation.primitive.name == "cond":

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from musiclm_jax import flash_attention, layers
+from musiclm_jax import flash_attention, layers, plan
+from musiclm_jax.partitioning import AXES, unbox
+from musiclm_jax.transformer import TransformerConfig, hidden_states, init_params
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
@@ -70,6 +73,23 @@ def test_the_layer_gives_the_kernel_what_it_gives_the_blocks(monkeypatch):
     ours = jax.jit(lambda *args: kernel.apply(params, *args))(x, by_distance(TABLE), VALID)
     for own, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):  # output, keys, values
         np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+
+
+def test_policies_that_save_products_save_the_kernels():
+    """Traced for a TPU: only 'full' runs the products and the kernel again."""
+    device = AbstractDevice(device_kind="TPU v4", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    tokens, valid = jnp.zeros((2, 21), int), jnp.ones((2, 21), bool)
+    flops = {}
+    for remat in ("none", "dots_with_no_batch_dims_saveable", "full"):
+        config = TransformerConfig(2, 2, 16, 24, 0.0, attention="flash", attention_block_size=128, remat=remat)
+        params = unbox(jax.eval_shape(lambda key, config=config: init_params(config, 32, key), jax.random.key(0)))
+        objective = lambda p, config=config: jnp.sum(hidden_states(config, p, tokens, np.arange(21), (), valid))  # noqa: E731
+        with jax.sharding.use_abstract_mesh(mesh):
+            flops[remat] = plan.matmul_flops(jax.make_jaxpr(jax.grad(objective))(params).jaxpr)
+    assert flops["dots_with_no_batch_dims_saveable"] == flops["none"]
+    forward_kernels = 2 * 2 * 2 * (2 * 2 * 128**2) * 8  # layers, products, two flops; rows, heads, scores; channels
+    assert flops["full"] > flops["none"] + forward_kernels
 
 
 @pytest.mark.slow

@@ -103,6 +103,23 @@ ENTRY %main (w: f32[6,100], p: f32[1,100], i: s32[]) -> f32[6,100] {
     assert hlo.traffic(fused).hbm == 400 + 400
 
 
+def test_a_kernel_moves_its_operands_and_results_and_a_send_goes_between_slices():
+    text = """ENTRY %main (q: bf16[2,64,256], b: f32[1,384]) -> bf16[2,64,256] {
+  %q = bf16[2,64,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = f32[1,384]{1,0:T(1,128)} parameter(1)
+  %kernel = (bf16[2,64,256]{2,1,0:T(8,128)(2,1)}, f32[2,256]{1,0:T(2,128)S(1)}) custom-call(%q, %b), custom_call_target="tpu_custom_call"
+  %o = bf16[2,64,256]{2,1,0:T(8,128)(2,1)} get-tuple-element(%kernel), index=0
+  %token = token[] after-all()
+  %send = (f32[1,384]{1,0}, u32[]{:S(2)}, token[]) send(%b, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %to_host = (f32[1,384]{1,0}, u32[]{:S(2)}, token[]) send(%b, %token), channel_id=3, is_host_transfer=true
+  ROOT %out = bf16[2,64,256]{2,1,0:T(8,128)(2,1)} copy(%o)
+}
+"""  # noqa: E501
+    found, array = hlo.traffic(text), 2 * 64 * 256 * 2
+    kernel = array + 4 * 384 + array  # what it writes on the chip is no traffic
+    assert found.hbm == kernel + 2 * 4 * 384 + 2 * array and found.slices == 4 * 384
+
+
 def test_what_cannot_be_counted_is_named():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.traffic("nothing")

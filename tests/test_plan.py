@@ -1,15 +1,21 @@
 """Plans: FLOPs against closed forms here, the compiled step where libtpu is installed."""
 
+import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from musiclm_jax import plan
+from benchmarks import plan_table
+from musiclm_jax import partitioning, plan
+from musiclm_jax.flash_attention import flash_attention
 from musiclm_jax.launch import main
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.stage_learner import StageLearner
@@ -34,7 +40,7 @@ def test_products_in_loops_and_branches_count_as_often_as_they_run():
 def test_flops_of_the_papers_step_are_6nd_and_attention(make):
     learner = StageLearner(make(), TransformerConfig(), OptimizerConfig())
     state = jax.eval_shape(learner.init, jax.random.key(0))
-    state = plan.partitioning.unbox(state)
+    state = partitioning.unbox(state)
     jaxpr = jax.make_jaxpr(learner.train_step)(state, learner.batch_shapes(2), jax.random.key(0))
     counted, formula = plan.matmul_flops(jaxpr.jaxpr), plan.model_flops(learner, 2)
     assert counted == pytest.approx(formula, rel=0.03)  # blocks of queries see some keys in vain
@@ -43,10 +49,21 @@ def test_flops_of_the_papers_step_are_6nd_and_attention(make):
     assert formula > 6 * parameters * tokens
 
 
+def test_a_kernel_counts_what_it_says_on_each_device_of_a_mesh():
+    """Traced for TPUs that are not here: the flash attention of half of a batch of 4 on each of 2 devices."""
+    device = AbstractDevice(device_kind="TPU v4", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((2, 1, 1), partitioning.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((4, 2, 3, 8, 300), "f4"), ((2, 5), "f4"), ((4, 300), "?"))]
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(partitioning.RULES):
+        jaxpr = jax.make_jaxpr(lambda *arrays: flash_attention(*arrays, 128))(*shapes)
+    scores = 4 * 2 * (3 * 4 // 2) * 128**2  # rows, heads, pairs of blocks up to the diagonal
+    assert plan.matmul_flops(jaxpr.jaxpr) == 2 * 2 * scores * 8
+
+
 def test_activations_kept_are_what_the_scan_stacks():
     small = {"num_layers": 3, "d_model": 32, "num_heads": 2, "d_ff": 64}
     learner = StageLearner(semantic_stage(seconds=1.0), TransformerConfig(**small), OptimizerConfig())
-    state = plan.partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+    state = partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
 
     def kept(remat):
         changed = StageLearner(learner.stage, TransformerConfig(**small, remat=remat), learner.optimizer)
@@ -75,14 +92,43 @@ def test_bad_input_has_a_clear_error(arguments, message, capsys):
     assert code == 2 and message in error and "Traceback" not in error
 
 
+def test_a_plan_of_slices_adds_their_network():
+    traffic = plan.hlo.Traffic(hbm=1e9, collectives={"all-reduce": 1e9}, collective_counts={}, slices=1e9)
+    chip = plan.Chip(flops=1e12, hbm_bytes=1e9, hbm_rate=1e12, wire_rate=1e11, network_rate=1e10)
+    made = plan.Plan(2, chip, 1, 1.0, 1.0, 1.0, 1.0, 1e12, 1e12, traffic, 1, slices=4)
+    assert made.seconds["network between slices"] == 2 * 3 / 4 * 1e9 / 1e10
+    assert plan.Plan.from_json(json.loads(json.dumps(dataclasses.asdict(made)))) == made
+    with pytest.raises(ValueError, match="publishes no rate of the network between slices of v4"):
+        plan.topology_devices("v4:2x2x1", slices=2)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("change, code, message", [([], 0, "fits: "), (["--gin.BATCH_SIZE=65536"], 1, "does not fit")])
 def test_a_plan_of_the_tiny_stage(change, code, message):
+    """On v5p, whose programs jaxlib cannot print, with the attention's kernel."""
     command = [sys.executable, "-P", "-m", "musiclm_jax.launch.main", "plan", "--gin_file=semantic_tiny.gin"]
-    command += ["--topology=v5e:2x2", "--gin.TransformerConfig.scan_layers=True", *change]
+    command += ["--topology=v5p:2x2x1", "--gin.TransformerConfig.scan_layers=True", *change]
+    command += ["--gin.TransformerConfig.attention='flash'", "--gin.TransformerConfig.attention_block_size=128"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=dict(os.environ, JAX_PLATFORMS="cpu")
     )
     assert done.returncode == code and message in done.stdout, done.stderr
     if code == 0:
         assert "6.5M on 4 chips" in done.stdout and "all-reduce" in done.stdout
+
+
+def test_the_table_shows_plans_and_names_those_that_are_missing(tmp_path):
+    traffic = plan.hlo.Traffic(hbm=1e9, collectives={}, collective_counts={})
+    chip = plan.Chip(flops=1e12, hbm_bytes=2**32, hbm_rate=1e12, wire_rate=1e11)
+    made = plan.Plan(2, chip, 1, 2**30, 0.0, 2**29, 2**29, 2e9, 1e9, traffic, 2000)
+    (tmp_path / "made.json").write_text(json.dumps(dataclasses.asdict(made)))
+    (tmp_path / "large.json").write_text(json.dumps({"does_not_fit": "does not fit: 3G of 2G. Knobs"}))
+    rows = [plan_table.Row(name, name, "coarse", "v4:4x4x4") for name in ("made", "large", "missing")]
+    lines = plan_table.table(rows, tmp_path).splitlines()[2:]
+    assert lines[0] == (
+        "| made | 2.0 of 4, 50% | 1.0, 0.0, 0.5, 0.5 | 4.00e+09 / 2.00e+09 | 2, 1, 0 | 2 | 50% | 1.00M | 1.16 |"
+    )
+    assert lines[1].startswith("| large | does not fit: 3G of 2G |") and lines[2].startswith("| missing | not made |")
+    assert {line.count("|") for line in lines} == {10}
+    page = plan_table.put("a\n<!-- table: t -->\nold\n<!-- end of table: t -->\nb", "t", "new")
+    assert page == "a\n<!-- table: t -->\nnew\n<!-- end of table: t -->\nb"
