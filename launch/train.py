@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import tokenize
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +68,9 @@ def main(arguments: list[str]) -> int:
     bindings = [argument.removeprefix("--gin.") for argument in rest]
     parse_gin(args.gin_file, args.gin_bindings + bindings + no_data)
     try:
-        train(model_dir=args.model_dir, start_from=args.start_from, try_out=args.dry_run)
+        with one_line_errors():
+            built = gin.get_bindings("train")  # the learner, the task and the mesh are made here
+        train(model_dir=args.model_dir, start_from=args.start_from, try_out=args.dry_run, **built)
     except DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
@@ -127,6 +130,11 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
     gin.clear_config()
     with one_line_errors():
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
+    # gin takes macros that nothing reads in silence: a misspelt --gin.TRAIN_STEP would change nothing.
+    read = set(re.findall(r"%(\w+)", gin.config_str()))
+    for name in (binding.split("=")[0].strip() for binding in bindings):
+        if name.isidentifier() and name not in read | {"DATA_DIR"}:
+            raise ValueError(f"there is no macro {name!r} in these gin files, which read {', '.join(sorted(read))}")
 
 
 @contextlib.contextmanager
@@ -172,6 +180,14 @@ def train(
     """
     if not isinstance(task, TaskSpec):
         raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
+    if not hasattr(learner, "train_step") or isinstance(learner, type):
+        raise ValueError(
+            f"train.learner is {learner!r}, expected a learner: bind it as train.learner = @StageLearner()"
+        )
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise ValueError(f"train.mesh is {mesh!r}, expected a mesh: bind it as train.mesh = @make_mesh()")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"train.batch_size is {batch_size!r}, expected a whole number, 1 or more")
     mesh = mesh or partitioning.make_mesh()
     partitioning.check_batch_size(mesh, batch_size)
     start_variables = bundles.load(start_from).part(part_name(learner)).variables if start_from else None

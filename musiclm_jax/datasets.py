@@ -5,6 +5,7 @@ epoch, so batch i of epoch e is the same whenever it is asked for.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -186,4 +187,6 @@ def _is_damaged(file: str) -> bool:
 
 
 def _first_line(error: Any) -> str:
-    return str(error.message if hasattr(error, "message") else error).splitlines()[0]
+    """TensorFlow's reason, without the names of the pipeline's parts before it and of its operation after it."""
+    line = str(error.message if hasattr(error, "message") else error).splitlines()[0]
+    return re.split(r"}} |::\w+: ", line)[-1].split(" [")[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from etils import epath
 
 from musiclm_jax import tokens
 
@@ -228,7 +229,7 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
     Raises:
       ValueError: if the split has no shards or some of them are missing (an unfinished build).
     """
-    root = pathlib.Path(folder).expanduser()
+    root = epath.Path(folder).expanduser()  # a bucket's gs:// too
     paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
     if not paths:
         raise ValueError(

@@ -80,8 +80,8 @@ def train(
     """
     periods = {"checkpoint_period": checkpoint_period, "eval_period": eval_period, "log_period": log_period}
     for name, value in {"total_steps": total_steps, "eval_steps": eval_steps, **periods}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected 1 or more")
+        if not isinstance(value, int) or value < 1:  # it comes from gin, which checks no types
+            raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
     model_dir = checkpoints.run_folder(model_dir)
     mesh = mesh or partitioning.make_mesh()
     key = jax.random.key(seed)
@@ -98,6 +98,8 @@ def train(
         batches = _batches(train_dataset, position)
         if step < total_steps:  # data that cannot be read is told before anything is compiled
             batches = itertools.chain([next(batches)], batches)
+            if eval_dataset is not None:
+                _eval_batches(eval_dataset, 1)
         if restored is None:
             state = learners.init_state(learner, abstract, init_key)
             if start_variables is not None:
@@ -193,18 +195,26 @@ def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, n
 
 def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax.Array, mesh: Mesh) -> dict[str, float]:
     """Returns the means of the metrics over the first batches; the same batches and keys each time."""
-    batches = list(itertools.islice(dataset.epoch(0, 0), steps))
-    # A process with fewer batches than the others would leave them waiting.
-    counts = multihost_utils.process_allgather(np.int32(len(batches)))
     collected = []
-    for index, batch in enumerate(batches[: int(np.min(counts))]):
+    for index, batch in enumerate(_eval_batches(dataset, steps)):
         collected.append(eval_step(state, partitioning.shard_batch(mesh, batch), jax.random.fold_in(key, index)))
-    if not collected:
-        raise ValueError("the evaluation data holds no batch: give more held-out records or a smaller batch size")
     means = _means(jax.device_get(collected))
     if "loss" not in means:
         raise ValueError(f"eval_step returned {sorted(means)}, expected a metric called 'loss' among them")
     return means
+
+
+def _eval_batches(dataset: Dataset, steps: int) -> list[dict[str, np.ndarray]]:
+    """The first batches of the evaluation data, as many as every process has: others would wait for one with fewer.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    batches = list(itertools.islice(dataset.epoch(0, 0), steps))
+    count = int(np.min(multihost_utils.process_allgather(np.int32(len(batches)))))
+    if count == 0:
+        raise ValueError("the evaluation data holds no batch: give more held-out records or a smaller batch size")
+    return batches[:count]
 
 
 def _means(collected: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -192,3 +192,10 @@ def test_a_folder_that_can_no_longer_be_written_is_told_at_once(tmp_path):
     (tmp_path / "checkpoints").unlink()
     (tmp_path / "away").rename(tmp_path / "checkpoints")
     assert checkpoints.load(tmp_path)[0] == 1
+
+
+def test_a_bucket_stays_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoints.run_folder("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
+    assert str(checkpoints.run_folder("run")) == str(tmp_path / "run")
+    assert str(checkpoints.run_folder("~/run")) == os.path.expanduser("~/run")

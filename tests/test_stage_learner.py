@@ -98,6 +98,14 @@ def test_hidden_context_is_for_training_alone(state, batch):
     assert loss_of(hiding, jax.random.key(0)) != loss_of(plain, jax.random.key(0))
 
 
+def test_z_loss_is_the_weighted_square_of_the_log_normalizer(state, batch):
+    nothing = jax.tree.map(jnp.zeros_like, state.params)  # all logits are 0, their log normalizer is log 16
+    for weight in (0.0, 0.5):
+        objective, metrics = dataclasses.replace(LEARNER, z_loss=weight).loss(nothing, batch, jax.random.key(0))
+        assert metrics["z_loss"] == pytest.approx(weight * math.log(16) ** 2, rel=1e-5)
+        assert objective == pytest.approx(math.log(16) + weight * math.log(16) ** 2, rel=1e-5)
+
+
 def test_condition_bits_are_those_of_the_next_rows_condition(state, batch, evaluate):
     key = jax.random.key(0)
     measured = evaluate(state, batch, key)

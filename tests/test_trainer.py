@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -60,10 +61,10 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert data.served == []
 
 
-def start(tmp_path, seconds):
+def start(tmp_path, seconds, total_steps=30):
     script = pathlib.Path(__file__).parent / "toy_run.py"
     return subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "run"), "30", str(seconds)],
+        [sys.executable, str(script), str(tmp_path / "run"), str(total_steps), str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,8 +79,20 @@ def read_until(process, text):
     raise AssertionError(f"the run ended without {text!r}")
 
 
+def losses(folder):
+    """The loss of each step, from all event files of a run; steps that were taken twice must agree."""
+    found = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        events = event_accumulator.EventAccumulator(str(file), size_guidance={event_accumulator.TENSORS: 0})
+        events.Reload()
+        for event in events.Tensors("train/loss") if "train/loss" in events.Tags()["tensors"] else ():
+            value = tf.make_ndarray(event.tensor_proto).item()
+            assert found.setdefault(event.step, value) == value
+    return found
+
+
 def test_killed_and_terminated_equals_uninterrupted(tmp_path):
-    expected = run(tmp_path / "whole", 30)
+    expected = run(tmp_path / "whole", 30, log_period=1)
 
     process = start(tmp_path, seconds=0.2)  # slow enough to be hit in mid-epoch
     read_until(process, "step 13/30")
@@ -97,8 +110,31 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
     assert 16 <= stopped < 30
 
     data = ToyData()
-    assert_equal_states(run(tmp_path / "run", 30, data), expected)
+    assert_equal_states(run(tmp_path / "run", 30, data, log_period=1), expected)
     assert data.served[0] == (stopped // 7, stopped % 7)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole") and len(losses(tmp_path / "run")) == 30
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_equals_uninterrupted(tmp_path):
+    """Three while the run begins, the others some steps later: in steps, evaluations and checkpoints."""
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        process = start(tmp_path, seconds=0.05, total_steps=150)
+        if number % 3 == 1:
+            time.sleep(rng.uniform(2, 5))
+        else:
+            for _ in range(rng.integers(1, 13)):
+                read_until(process, "| loss")
+            time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 20 < max(losses(tmp_path / "run")) < 150, "the step of the last kill"
+
+    expected = run(tmp_path / "whole", 150, log_period=1)
+    assert_equal_states(run(tmp_path / "run", 150, log_period=1), expected)
+    found = losses(tmp_path / "run")
+    assert found == losses(tmp_path / "whole") and len(found) == 150
 
 
 def test_divergence_stops_keeps_sound_checkpoints_and_the_batch(tmp_path):
@@ -158,18 +194,6 @@ class KeyLearner(ToyLearner):
         return state, {"loss": jax.random.uniform(key)}
 
 
-def losses(folder):
-    """The loss of each step, from all event files of a run; steps that were taken twice must agree."""
-    found = {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        events = event_accumulator.EventAccumulator(str(file), size_guidance={event_accumulator.TENSORS: 0})
-        events.Reload()
-        for event in events.Tensors("train/loss") if "train/loss" in events.Tags()["tensors"] else ():
-            value = tf.make_ndarray(event.tensor_proto).item()
-            assert found.setdefault(event.step, value) == value
-    return found
-
-
 def test_every_step_has_a_key_of_its_own_and_can_be_traced(tmp_path):
     run(tmp_path, 6, learner=KeyLearner(), log_period=1, seed=3, profile_steps=(2, 3))
     base = jax.random.fold_in(jax.random.key(3), 1)
@@ -203,9 +227,9 @@ class Empty(ToyData):
 
 
 def test_bad_input_has_a_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="total_steps is 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="total_steps is 0, expected a whole number, 1 or more"):
         run(tmp_path, 0)
     with pytest.raises(ValueError, match="training data holds no batch"):
         run(tmp_path, 3, Empty())
-    with pytest.raises(ValueError, match="evaluation data holds no batch"):
-        trainer.train(ToyLearner(), ToyData(), Empty(), tmp_path, total_steps=3)
+    with pytest.raises(ValueError, match="evaluation data holds no batch"):  # before the first step
+        trainer.train(ToyLearner(nan_at=0), ToyData(), Empty(), tmp_path, total_steps=3)
