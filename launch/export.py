@@ -124,7 +124,8 @@ def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
 
     if learner.stage.name != name:
         raise ValueError(f"the run trained the {learner.stage.name} stage, not the {name} one")
-    return StageModelConfig(learner.stage, learner.config), {"params": state.params}
+    config = dataclasses.replace(learner.config, attention="blocks")  # a bundle is for any machine
+    return StageModelConfig(learner.stage, config), {"params": state.params}
 
 
 def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -> tuple[Any, dict]:
