@@ -52,6 +52,7 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
         return
     bad, last = taken[finite.index(False)], taken[-1]
     names = [name for name, value in bad.metrics.items() if not np.isfinite(value)]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     folder = model_dir / FOLDER
     if jax.process_index() == 0:
         folder.rmtree(missing_ok=True)  # of an earlier run
@@ -62,7 +63,7 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     checkpoints.wait(manager)
     sound = checkpoints.latest_whole(manager)
     raise DivergedError(
-        f"{', '.join(names)} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch "
+        f"{shown} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch "
         f"{bad.position.step_in_epoch - 1}). In {folder} are the state after step {last.number:,} and the batches "
         f"{' and '.join(files)}; the last sound checkpoint is {'none' if sound is None else f'step {sound:,}'}. Lower "
         "the learning rate, warm up longer or clip more, then run again."
