@@ -143,9 +143,9 @@ def test_gin_files_build_the_papers_stages(name, folder):
 def run(program, run_file, folder, tmp_path, *bindings):
     command = [sys.executable, "-m", f"t5x.{program}", f"--gin_file=t5x/configs/runs/{run_file}.gin"]
     command += ["--gin_file=musiclm_jax/gin_configs/t5x_coarse.gin", f"--gin.DATA_DIR='{folder}'", "--gin.SECONDS=0.4"]
-    sizes = {"num_layers": 1, "num_heads": 2, "d_model": 16, "d_ff": 16, "dtype": "'float32'"}
+    sizes = {"num_layers": 1, "num_heads": 4, "d_model": 16, "d_ff": 16, "dtype": "'float32'"}
     command += [f"--gin.TransformerConfig.{name}={value}" for name, value in sizes.items()]
-    command += ["--gin.BATCH_SIZE=4", "--gin.PjitPartitioner.num_partitions=2", *bindings]
+    command += ["--gin.BATCH_SIZE=4", "--gin.PjitPartitioner.num_partitions=4", *bindings]
     devices = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=devices)
     assert done.returncode == 0, done.stderr[-3000:]
