@@ -1,0 +1,233 @@
+"""What the tokens carry: python -m benchmarks.token_roles --corpus DIR --work DIR
+
+The paper's study of the conditioning (section "Generation", arXiv 2301.11325): of each held-out caption several pieces
+are made, once with MuLan and semantic tokens fixed (only the acoustics are drawn anew), once with MuLan tokens alone
+fixed. How alike the pieces are is measured between all pairs of a caption:
+
+* MuLan distance: 1 less the cosine of the embeddings of their audio;
+* chroma similarity: correlation of their pitch classes at the same time (melody and harmony);
+* rhythm similarity: correlation of their onset strength at the same time.
+
+Pieces of different captions are beside them. Pieces are kept in --work: an interrupted run goes on where it was. A
+caption, not a pair, is what the intervals draw: pairs of a caption are not independent.
+"""
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.ndimage
+import scipy.signal
+
+import musiclm_jax
+from benchmarks.report import Figure, arguments, publish, sample_clips
+from musiclm_jax import audio as sound
+from musiclm_jax import metrics, mulan
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.spectrogram import mel_filterbank
+from musiclm_jax.tokens import SAMPLE_RATE
+
+# Arms of the study and the `vary` of their requests.
+ARMS = {"MuLan and semantic fixed": "acoustics", "MuLan fixed": "all"}
+DIFFERENT = "different captions"
+FRAME_RATE = 50  # Hz, of chroma and onset strength
+CHROMA_WINDOW = 4096  # samples: 5.9 Hz, to tell semitones apart from 110 Hz on
+LOWEST_HZ, HIGHEST_HZ = 110.0, 2000.0
+ONSET_WINDOW = 1024  # samples
+ONSET_BLUR = 1.0  # frames: onsets up to about 40 ms apart count as simultaneous
+FLOOR = 1e-3  # of full scale (-60 dB), under which nothing counts as sound
+
+
+def _magnitudes(audio: np.ndarray, window: int) -> np.ndarray:
+    """Magnitudes of a Fourier transform 50 times a second, of a full-scale sine 0.5: `[frames, bins]`."""
+    hop = SAMPLE_RATE // FRAME_RATE
+    _, _, spectrum = scipy.signal.stft(np.asarray(audio, np.float64), nperseg=window, noverlap=window - hop)
+    return np.abs(spectrum).T
+
+
+@functools.cache
+def _pitch_class_filters() -> np.ndarray:
+    """Which bins count for which pitch class, `[bins, 12]`, C first: a bin counts for the nearest semitone."""
+    hz = np.arange(CHROMA_WINDOW // 2 + 1) * SAMPLE_RATE / CHROMA_WINDOW
+    heard = (hz >= LOWEST_HZ) & (hz <= HIGHEST_HZ)
+    midi = np.round(69 + 12 * np.log2(np.maximum(hz, 1.0) / 440)).astype(int)
+    return (midi[:, None] % 12 == np.arange(12)) & heard[:, None]
+
+
+def chroma(audio: np.ndarray) -> np.ndarray:
+    """Amplitude of each pitch class at 50 Hz, `[frames, 12]`, C first, of `[samples]` at 24 kHz."""
+    return np.sqrt(_magnitudes(audio, CHROMA_WINDOW) ** 2 @ _pitch_class_filters())
+
+
+def onset_strength(audio: np.ndarray) -> np.ndarray:
+    """How much gets louder, in dB summed over mel bands, at 50 Hz: `[frames]` of `[samples]` at 24 kHz."""
+    filters = mel_filterbank(SAMPLE_RATE, ONSET_WINDOW, 40, 60.0, 11_000.0)
+    bands = _magnitudes(audio, ONSET_WINDOW) @ (filters / np.maximum(filters.sum(axis=0), 1e-12))
+    levels = 20 * np.log10(np.maximum(bands, FLOOR / 10))
+    rise = np.maximum(np.diff(levels, axis=0, prepend=levels[:1]), 0).sum(axis=1)
+    return scipy.ndimage.gaussian_filter1d(rise, ONSET_BLUR)
+
+
+def chroma_similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean correlation of two `chroma` over the frames in which both sound; 0 if there are none."""
+    frames = min(len(first), len(second))
+    first, second = first[:frames], second[:frames]
+    both = (first.max(axis=1) > FLOOR) & (second.max(axis=1) > FLOOR)
+    if not both.any():
+        return 0.0
+    first, second = (c[both] - c[both].mean(axis=1, keepdims=True) for c in (first, second))
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(np.mean(np.sum(first * second, axis=1) / np.maximum(lengths, 1e-12)))
+
+
+def rhythm_similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of two `onset_strength`; 0 where one does not change."""
+    frames = min(len(first), len(second))
+    first, second = (strength[:frames] - strength[:frames].mean() for strength in (first, second))
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / lengths) if lengths > 1e-9 else 0.0
+
+
+def mulan_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """1 less the cosine of two embeddings `[dim]`."""
+    return float(1 - metrics.cosine(first, second))
+
+
+# Of each measure: how a clip is heard (with MuLan as the bundle has it), how two clips are compared.
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "MuLan distance": mulan_distance,
+    "chroma similarity": chroma_similarity,
+    "rhythm similarity": rhythm_similarity,
+}
+Features = dict[str, np.ndarray]
+
+
+def hear(bundle: Bundle, clips: Sequence[np.ndarray]) -> list[Features]:
+    """What the measures compare, of equally long clips `[samples]`."""
+    part = bundle.mulan()
+    embeddings = np.asarray(mulan.embed_audio(part.config, part.variables, np.stack(clips)))
+    return [
+        dict(zip(MEASURES, (embedding, chroma(clip), onset_strength(clip)), strict=True))
+        for embedding, clip in zip(embeddings, clips, strict=True)
+    ]
+
+
+def compare(of_arms: dict[str, list[list[Features]]]) -> dict[str, dict[str, np.ndarray]]:
+    """Measures all pairs.
+
+    Args:
+      of_arms: of each arm, for each caption, its pieces.
+
+    Returns:
+      {measure: {arm: mean over the pairs of each caption, `[captions]`}}. `DIFFERENT` are the pieces of the second arm
+      against those of the next caption.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, measure in MEASURES.items():
+        found[name] = {}
+        for arm, captions in of_arms.items():
+            found[name][arm] = np.array(
+                [np.mean([measure(a[name], b[name]) for a, b in itertools.combinations(own, 2)]) for own in captions]
+            )
+        captions = of_arms[list(ARMS)[1]]
+        neighbours = zip(captions, captions[1:] + captions[:1], strict=True)
+        found[name][DIFFERENT] = np.array(
+            [
+                np.mean([measure(a[name], b[name]) for a, b in zip(own, others, strict=True)])
+                for own, others in neighbours
+            ]
+        )
+    return found
+
+
+def figures(found: dict[str, dict[str, np.ndarray]], seed: int) -> list[Figure]:
+    """Lines of the table: the paper says that fixed semantic tokens keep rhythm and melody."""
+    lines = []
+    first, second = ARMS
+    for name, arms in found.items():
+        for arm, values in arms.items():
+            lines.append(Figure(f"{name}, {arm}", metrics.bootstrap(values, seed=seed)))
+        sign = -1 if name == "MuLan distance" else 1
+        alike = metrics.bootstrap(sign * (arms[first] - arms[second]), seed=seed)
+        note = "how much more alike the same semantic tokens make pieces"
+        lines.append(Figure(f"{name}, difference", alike, "> 0", alike.low > 0, note))
+    return lines
+
+
+def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace) -> dict[str, list[list[np.ndarray]]]:
+    """Audio of every arm, caption and sample; what --work holds already is read.
+
+    Raises:
+      ValueError: if --work holds pieces of other settings.
+    """
+    work = pathlib.Path(args.work).expanduser()
+    work.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "bundle": hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest(),
+        "prompts": list(prompts),
+        "samples": args.samples,
+        "seconds": args.seconds,
+        "seed": args.seed,
+    }
+    path = work / "settings.json"
+    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        differing = [name for name in settings if known.get(name) != settings[name]]
+        raise ValueError(f"{work} holds pieces of another run (other {', '.join(differing)}): choose another --work")
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    pieces: dict[str, list[list[np.ndarray]]] = {arm: [] for arm in ARMS}
+    for index, prompt in enumerate(prompts):
+        for arm, vary in ARMS.items():
+            files = [work / f"{index:03d}-{vary}-{sample}.flac" for sample in range(args.samples)]
+            if not all(file.exists() for file in files):
+                made = bundle.generate(
+                    [prompt],
+                    seconds=args.seconds,
+                    seed=args.seed,
+                    num_samples=args.samples,
+                    vary=vary,
+                    batch_size=args.samples,
+                )
+                for file, piece in zip(files, made, strict=True):
+                    sound.write(file, piece.audio, force=True)
+            pieces[arm].append([sound.load(file) for file in files])
+        print(f"{index + 1} of {len(prompts)} captions", flush=True)
+    return pieces
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark.
+
+    Raises:
+      ValueError: if the arguments, the corpus or the bundle cannot be used.
+    """
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--work", required=True, help="folder for the pieces")
+    parser.add_argument("--prompts", type=int, default=16, help="held-out captions")
+    parser.add_argument("--samples", type=int, default=4, help="pieces of a caption in each arm")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a piece")
+    args = parser.parse_args(argv)
+    if args.prompts < 2 or args.samples < 2:
+        raise ValueError(f"--prompts {args.prompts} --samples {args.samples}: give 2 or more of both")
+    clips = sample_clips(args.corpus, "test", args.prompts, args.seed)
+    if len(clips) < args.prompts:
+        raise ValueError(f"--prompts {args.prompts}: the test split has {len(clips)} clips")
+    bundle = musiclm_jax.load(args.bundle)
+    pieces = make_pieces(bundle, [clip["caption"][0] for clip in clips], args)
+    heard = {arm: [hear(bundle, own) for own in captions] for arm, captions in pieces.items()}
+    found = compare(heard)
+    details = {
+        "prompts": args.prompts,
+        "samples": args.samples,
+        "seconds": args.seconds,
+        "by_caption": {name: {arm: values.tolist() for arm, values in arms.items()} for name, arms in found.items()},
+    }
+    publish("token_roles", figures(found, args.seed), args.output, details)
+
+
+if __name__ == "__main__":
+    main()
