@@ -130,7 +130,9 @@ def test_tokenize_refuses_a_folder_without_music(tmp_path, capsys, content, mess
 def training_run(folder, learner):
     """A run's folder as `musiclm train` leaves it, with random numbers; returns the state."""
     state = jax.tree.map(jnp.asarray, miniature.random_like(learner.init, jax.random.key(0)))
-    train.write_config(folder, learner)
+    folder.mkdir(parents=True)
+    for name, content in train.config_files(learner).items():
+        (folder / name).write_text(content, encoding="utf-8")
     with checkpoints.open_manager(folder) as manager:
         checkpoints.save(manager, 7, state, checkpoints.Position())
         manager.wait_until_finished()
