@@ -12,6 +12,9 @@ COMMANDS = {
     "train": ("musiclm_jax.launch.train", "train one model: a tokenizer or a stage, chosen by a gin file"),
     "plan": ("musiclm_jax.launch.plan", "say what training a stage costs on TPUs that are not here"),
     "export": ("musiclm_jax.launch.export", "add a trained model to a bundle"),
+    "evaluate": ("musiclm_jax.launch.evaluate", "score music: FAD, KLD and MCC of a bundle or of any system's clips"),
+    "diagnose": ("musiclm_jax.launch.diagnose", "say which part of a bundle is at fault, and what to do about it"),
+    "listen": ("musiclm_jax.launch.listen", "hold a blind listening test of two systems in a browser"),
     "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
 }
 USAGE = """musiclm: music from text, with MusicLM in JAX.

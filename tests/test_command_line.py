@@ -51,11 +51,11 @@ def test_help_shows_every_command_and_an_example(run):
     for arguments in (["--help"], []):
         code, out, _ = run(*arguments)
         assert code == 0 and 'musiclm generate "' in out
-        for name in ("generate", "describe", "corpus", "train", "export", "tokenize"):
+        for name in main.COMMANDS:
             assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["generate", "describe", "export", "tokenize"])
+@pytest.mark.parametrize("name", ["generate", "describe", "export", "tokenize", "diagnose", "listen"])
 def test_help_of_a_command(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0 and f"usage: musiclm {name}" in out
