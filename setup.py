@@ -25,6 +25,7 @@ setup(
     package_data={
         "musiclm_jax.bundles": ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.md"],
         "musiclm_jax.gin_configs": ["*.gin"],
+        "musiclm_jax.listening_test": ["*.html"],
     },
     install_requires=[
         "jax>=0.10,<0.11",
@@ -44,6 +45,7 @@ setup(
         "numpy>=2.1,<3",
         "scipy>=1.14,<2",
         "absl-py>=2.1,<3",
+        "etils[epath]>=1.10,<2",
         "gin-config>=0.5,<0.6",
         "matplotlib>=3.9,<4",
     ],
@@ -51,6 +53,7 @@ setup(
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
+            "dill>=0.3.8,<1",
             "ruff>=0.9,<1",
             "mypy>=1.14,<3",
             "transformers>=4.50,<6",

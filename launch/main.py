@@ -14,7 +14,7 @@ COMMANDS = {
     "export": ("musiclm_jax.launch.export", "add a trained model to a bundle"),
     "evaluate": ("musiclm_jax.launch.evaluate", "score music: FAD, KLD and MCC of a bundle or of any system's clips"),
     "diagnose": ("musiclm_jax.launch.diagnose", "say which part of a bundle is at fault, and what to do about it"),
-    "listen": ("musiclm_jax.launch.listen", "hold a blind listening test of two systems in a browser"),
+    "listen": ("musiclm_jax.launch.listen", "compare two systems by ear: blind pairs on a local web page"),
     "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
 }
 USAGE = """musiclm: music from text, with MusicLM in JAX.
