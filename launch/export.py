@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--guidance", type=float, nargs=2, metavar=("SEMANTIC", "COARSE"), help="default of `musiclm generate`, too"
     )
+    p.add_argument(
+        "--temperature",
+        type=float,
+        nargs=3,
+        metavar=("SEMANTIC", "COARSE", "FINE"),
+        help="default of `musiclm generate`, too (the paper's 1.0 0.95 0.4 unless set)",
+    )
     return p
 
 
@@ -77,7 +84,7 @@ def main(arguments: list[str]) -> int:
         else:
             config, variables = stage_part(learner, state, args.family)
         sizes = {args.family: bundles.save_part(folder, args.family, config, variables, args.storage)}
-    given = {name: getattr(args, name) for name in ("max_seconds", "top_p", "guidance")}
+    given = {name: getattr(args, name) for name in ("max_seconds", "top_p", "guidance", "temperature")}
     if changed := {name: value for name, value in given.items() if value is not None}:
         bundles.save_generation(folder, dataclasses.replace(bundles.load(folder).generation, **changed))
     for name, size in sizes.items():

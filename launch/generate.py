@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         nargs=3,
         metavar=("SEMANTIC", "COARSE", "FINE"),
-        help="of the three stages: lower is safer, higher bolder (default: the bundle's, as in the paper 1.0 0.95 0.4)",
+        help="of the three stages: lower is safer, higher bolder (default: the bundle's; the paper has 1.0 0.95 0.4)",
     )
     draw.add_argument("--top_k", type=int, default=0, help="draw only from the k likeliest codes (default: from all)")
     draw.add_argument("--top_p", type=float, help="draw only from the likeliest codes that add up to this probability")

@@ -164,9 +164,12 @@ def test_export_of_a_stage(tmp_path, capsys):
 def test_export_of_soundstream_takes_the_averaged_parameters(tmp_path, capsys):
     state = training_run(tmp_path / "run", SoundStreamLearner(miniature.SOUNDSTREAM))
     options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--max_seconds", "12"]
+    options += ["--guidance", "2", "3", "--temperature", "1", "0.7", "0.4"]
     assert run(capsys, "export", "--family", "soundstream", *options)[0] == 0
     bundle = bundles.load(tmp_path / "b")
     assert bundle.part("soundstream").config == miniature.SOUNDSTREAM and bundle.generation.max_seconds == 12
+    assert bundle.generation.guidance == (2, 3) and bundle.generation.temperature == (1, 0.7, 0.4)
+    assert bundle.generation.top_p == 1  # what is not given stays
     close(bundle.part("soundstream").variables, {"params": state.ema_params, "codebooks": state.rvq.codebooks})
 
 
