@@ -65,7 +65,7 @@ for stage in semantic coarse fine; do
   step "train_$stage" train "${stage}_tiny" "$tokens"
   # The text counts more, and the coarse stage draws safer, than in the paper: small models are less sure.
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best \
-    --guidance 2 3 --temperature 1.0 0.7 0.4
+    --guidance 2 3 --temperature 1.0 0.85 0.4
 done
 
 cat <<END
