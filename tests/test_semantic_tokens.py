@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import semantic_tokens
+from musiclm_jax.diagnose import semantic
 
 
 def test_information_leaves_out_rests():
@@ -27,7 +28,7 @@ def test_compare_is_paired():
 
 def test_mel_features_have_the_rate_of_tokens():
     audio = np.random.default_rng(0).normal(size=(2, 9600)).astype("f")
-    assert semantic_tokens.mel_features(jnp.asarray(audio)).shape == (2, 10, 80)
+    assert semantic.mel_features(jnp.asarray(audio)).shape == (2, 10, 80)
 
 
 def test_batches_keep_every_clip_in_order():
