@@ -40,9 +40,7 @@ class StageLearner:
     z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
     label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
     microbatches: int = 1  # parts of a batch whose gradients are averaged: less memory for activations
-    hidden_context: float = (
-        0.0  # share of the rows that are trained with target frames hidden, see `hide_frames` (open)
-    )
+    hidden_context: float = 0.0  # share of the rows trained with target frames hidden, see `hide_frames` (open)
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -145,7 +143,7 @@ class StageLearner:
         Args:
           params: stacked, unboxed.
           batch: raw streams int32, see stages.py.
-          key: for dropout and dropped conditioning, as in training; None to measure without either.
+          key: for dropout, dropped conditioning and hidden frames, as in training; None to measure without them.
 
         Returns:
           The loss with its z-loss, and the metrics of `train_step` or `eval_step` but "grad_norm" and "condition_bits".
