@@ -12,6 +12,7 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 
 # isort: split
 import gin
+import numpy as np
 
 from musiclm_jax import bundles, clips, evaluate, generate, metrics
 from musiclm_jax.evaluate import ClipSource, EvaluationSet, Scores
@@ -214,7 +215,7 @@ def samples_of(task: EvaluationSet, found: clips.Clips) -> list[evaluation_page.
     readable = [item for item in task.items if item.id in found.seconds]
     step = max(1, len(readable) // SAMPLES)
     chosen = {item.id: item for item in readable[::step][:SAMPLES]}
-    audio = {}
+    audio: dict[str, np.ndarray] = {}
     for name in chosen:  # one by one: the other clips are not read again
         audio |= dict(dataclasses.replace(found, paths={name: found.paths[name]}).read())
     references: dict[str, Any] = {}

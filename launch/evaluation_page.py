@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import audio as sound
@@ -191,7 +192,7 @@ def _player(audio: np.ndarray) -> str:
 
 def _spectrogram(audio: np.ndarray) -> bytes:
     config = spectrogram.LogMelConfig(window=1024, hop=480)
-    levels = 20 / np.log(10) * np.asarray(spectrogram.log_mel(audio[None], config))[0].T[::-1]
+    levels = 20 / np.log(10) * np.asarray(spectrogram.log_mel(jnp.asarray(audio[None]), config))[0].T[::-1]
     buffer = io.BytesIO()
     _pyplot().imsave(buffer, levels, cmap="magma", vmin=levels.max() - 80, vmax=levels.max(), format="png")
     return buffer.getvalue()

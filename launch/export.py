@@ -145,10 +145,10 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
     features = jax.jit(functools.partial(w2v_bert.features, config))
     progress = command.Progress()
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[jax.Array]:
         for done, total, batch in corpus_batches(corpus, clips, seed):
             audio = np.stack([clip["audio"] for clip in filled(batch)])
-            yield np.asarray(features({"params": params}, audio))[: len(batch)]
+            yield features({"params": params}, audio)[: len(batch)]
             progress("features of the corpus", done, total)
 
     return config, w2v_bert.fit_kmeans(config, {"params": params}, batches(), jax.random.key(seed))
@@ -170,15 +170,15 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
     config, variables = learner.config, learner.variables(state)
     draw = np.random.default_rng(seed)
     progress = command.Progress()
-    heard, read, seen = [], [], []
+    heard_batches, read_batches, seen = [], [], []
     for done, total, batch in corpus_batches(corpus, clips, seed):
         audio = np.stack([clip["audio"] for clip in filled(batch)])
-        heard.append(np.asarray(mulan.embed_audio(config, variables, audio))[: len(batch)])
+        heard_batches.append(np.asarray(mulan.embed_audio(config, variables, audio))[: len(batch)])
         captions = [clip["caption"][draw.integers(len(clip["caption"]))] for clip in batch]
-        read.append(np.asarray(mulan.embed_text(config, variables, captions)))
+        read_batches.append(np.asarray(mulan.embed_text(config, variables, captions)))
         seen += [{"caption": text, "aspects": clip["aspects"]} for text, clip in zip(captions, batch, strict=True)]
         progress("embeddings of the corpus", done, total)
-    heard, read = np.concatenate(heard), np.concatenate(read)
+    heard, read = np.concatenate(heard_batches), np.concatenate(read_batches)
     variables = mulan.fit_quantizer(config, variables, heard, read, jax.random.key(seed))
     agreement = mulan.token_agreement(
         mulan.tokens(config, variables, heard, "audio"), mulan.tokens(config, variables, read, "text")

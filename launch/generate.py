@@ -288,6 +288,7 @@ def numbered(path: str, count: int) -> list[pathlib.Path]:
 
 def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> None:
     """Draws the log-mel spectrogram of audio `[samples]` at 24 kHz into a PNG file."""
+    import jax.numpy as jnp
     import matplotlib
 
     matplotlib.use("Agg")
@@ -297,7 +298,7 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
     from musiclm_jax.tokens import SAMPLE_RATE
 
     config = spectrogram.LogMelConfig(num_mels=128, window=1024)
-    mel = np.asarray(spectrogram.log_mel(audio[None], config))[0]
+    mel = np.asarray(spectrogram.log_mel(jnp.asarray(audio[None]), config))[0]
     figure, axes = pyplot.subplots(figsize=(max(6, len(audio) / SAMPLE_RATE), 4))
     decibel = 20 / np.log(10) * mel
     extent = (0, len(audio) / SAMPLE_RATE, 0, config.num_mels)

@@ -97,8 +97,8 @@ def results(paths: list[str]) -> int:
 def report(comparison) -> str:
     """An `answers.Comparison` for people."""
     first, second = comparison.systems
-    words = (f"{first} is much better", f"{first} is better", "no difference")
-    words += (f"{second} is better", f"{second} is much better")
+    words = [f"{first} is much better", f"{first} is better", "no difference"]
+    words += [f"{second} is better", f"{second} is much better"]
     width = max(map(len, words))
     answered = sum(comparison.counts)
     lines = [f"{first} against {second}: {answered} answers about {comparison.clips} clips"]

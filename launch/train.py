@@ -9,6 +9,7 @@ import pathlib
 import re
 import tokenize
 from collections.abc import Iterator
+from importlib import resources
 from typing import Any
 
 from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
@@ -17,7 +18,7 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import bundles, dry_run, gin_configs, partitioning, trainer
+from musiclm_jax import bundles, dry_run, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.divergence import DivergedError
 from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
@@ -85,15 +86,11 @@ def join_processes(coordinator_address: str | None, process_count: int | None, p
     Raises:
       ValueError: if only some of the arguments are given, or the others cannot be reached.
     """
-    given = {
-        "coordinator_address": coordinator_address,
-        "num_processes": process_count,
-        "process_id": process_index,
-    }
+    given = (coordinator_address, process_count, process_index)
     found = os.environ.get("MUSICLM_DISTRIBUTED", "0") not in ("", "0")
-    if not found and all(value is None for value in given.values()):
+    if not found and all(value is None for value in given):
         return
-    if not found and any(value is None for value in given.values()):
+    if not found and any(value is None for value in given):
         raise ValueError(
             "--coordinator_address, --process_count and --process_index belong together: give all three, or set "
             "MUSICLM_DISTRIBUTED=1 where JAX finds the processes by itself (TPU VMs, GKE, Slurm)"
@@ -101,7 +98,7 @@ def join_processes(coordinator_address: str | None, process_count: int | None, p
     if process_count is not None and process_index is not None and not 0 <= process_index < process_count:
         raise ValueError(f"--process_index is {process_index}, expected 0 to {process_count - 1} (--process_count - 1)")
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(*given)
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(f"the processes of the run did not find each other ({reason})") from error
@@ -118,7 +115,7 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
       ValueError: if a file is missing, or a name or value cannot be used.
     """
     gin.clear_config()
-    package = pathlib.Path(gin_configs.__path__[0])
+    package = pathlib.Path(str(resources.files("musiclm_jax.gin_configs")))
     paths = []
     for file in files:
         path = pathlib.Path(file).expanduser()
@@ -197,6 +194,8 @@ def train(
             if jax.process_index() == 0:
                 print(line, flush=True)
         return None
+    if model_dir is None:
+        raise ValueError("model_dir is None: give the folder of the run, or try_out=True to try it without one")
     train_dataset = TaskDataset(task, train_split, batch_size, seed=data_seed)
     eval_dataset = TaskDataset(task, eval_split, batch_size, seed=data_seed, shuffle=False) if eval_split else None
     return trainer.train(

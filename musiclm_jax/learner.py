@@ -1,7 +1,7 @@
 """What the training loop takes, a learner and batches, and where a learner's state lies on a mesh."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ class Learner(Protocol):
     and `start_from(state, variables) -> state`, the state with the weights of a bundle's part.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # how type checkers know a dataclass
     family: str  # "soundstream", "w2v_bert", "mulan" or "stage"
 
     def init(self, key: jax.Array) -> Any:
