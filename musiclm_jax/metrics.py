@@ -20,6 +20,7 @@ MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)  # natural minor
 MEL_SCALES = ((256, 16), (512, 32), (1024, 64), (2048, 128))  # (window in samples, mel bands) of the mel distance
 MEL_FLOOR = 1e-4  # of full scale (-80 dB): what is softer counts as silence
 KLD_DIRECTIONS = ("reference||generated", "generated||reference")
+MAX_SI_SDR = 120.0  # dB; beyond it float32 sound is the same, or has nothing of the reference
 KLD_SMOOTHING = 1e-6  # share of the uniform distribution that is mixed into class probabilities
 
 
@@ -171,6 +172,8 @@ def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., arXiv 1811.02508) of `[samples]`.
 
+    Within +-`MAX_SI_SDR`; a silent estimate, of which the ratio is 0 by 0, has the lowest.
+
     Raises:
       ValueError: if the lengths differ or the reference is silent.
     """
@@ -183,7 +186,11 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
         raise ValueError("the reference is silent: SI-SDR is not defined for it")
     target = (estimate @ reference / energy) * reference
     noise = estimate - target
-    return float(10 * np.log10((target @ target + 1e-12) / (noise @ noise + 1e-12)))
+    if estimate @ estimate <= 1e-12 * energy:
+        return -MAX_SI_SDR
+    with np.errstate(divide="ignore"):
+        ratio = 10 * (np.log10(target @ target) - np.log10(noise @ noise))
+    return float(np.clip(ratio, -MAX_SI_SDR, MAX_SI_SDR))
 
 
 def best_lag(reference: np.ndarray, estimate: np.ndarray, max_lag: int) -> int:

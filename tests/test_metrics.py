@@ -66,6 +66,10 @@ def test_si_sdr_knows_the_noise_and_ignores_the_gain():
     noise -= noise @ clean / (clean @ clean) * clean
     assert metrics.si_sdr(clean, clean + 0.1 * noise) == pytest.approx(20, abs=0.05)
     assert metrics.si_sdr(clean, 7 * (clean + 0.1 * noise)) == pytest.approx(20, abs=0.05)
+    quiet = 1e-5 * clean
+    assert metrics.si_sdr(clean, quiet + 1e-6 * noise) == pytest.approx(20, abs=0.05)
+    assert metrics.si_sdr(clean, clean) == metrics.MAX_SI_SDR
+    assert metrics.si_sdr(clean, np.zeros_like(clean)) == -metrics.MAX_SI_SDR
     with pytest.raises(ValueError, match="silent"):
         metrics.si_sdr(np.zeros(10), np.ones(10))
     with pytest.raises(ValueError, match="differ in length"):
