@@ -33,15 +33,15 @@ SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as
 STUCK_BITS = 1.0  # entropy of a clip's codes under which it counts as stuck: two codes in turns have 1 bit
 
 
-def choose_prompts(corpus: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draws test clips in turns of their instruments, with up to a quarter of held-out pairs.
+def choose_prompts(corpus: str, count: int, seed: int, split: str = "test") -> list[dict[str, Any]]:
+    """Draws clips of a split in turns of their instruments, with up to a quarter of held-out pairs.
 
     Returns:
       Records with audio and "prompt", one of the clip's captions.
     """
     from musiclm_jax.records import read_audio_records, shard_paths  # here: it imports TensorFlow
 
-    paths = shard_paths(corpus, "test")
+    paths = shard_paths(corpus, split)
     facts = [(r["id"], r["instrument"], r["held_out_pair"]) for r in read_audio_records(paths)]
     rng = np.random.default_rng(seed)
     rng.shuffle(facts)
@@ -49,7 +49,7 @@ def choose_prompts(corpus: str, count: int, seed: int) -> list[dict[str, Any]]:
     chosen += _in_turns([f for f in facts if not f[2]], count - len(chosen))
     if len(chosen) < count:
         raise ValueError(
-            f"the test split has {len(chosen)} clips to choose from, {count} prompts are asked: lower --prompts"
+            f"the {split} split has {len(chosen)} clips to choose from, {count} prompts are asked: lower --prompts"
         )
     wanted = set(chosen)
     records = [record for record in read_audio_records(paths) if record["id"] in wanted]
@@ -82,7 +82,7 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
         "prompts": prompts,
         "seconds": args.seconds,
         "seed": args.seed,
-        "best_of": args.best_of,
+        **sampling(args),
     }
     path = work / "settings.json"
     if path.exists() and (found := json.loads(path.read_text())) != settings:
@@ -94,12 +94,18 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
         if all((work / f"{index:03d}.npz").exists() for index in group):
             continue
         began = time.monotonic()
-        options = {"seed": args.seed, "batch_size": args.batch_size * args.best_of, "best_of": args.best_of}
+        options = sampling(args) | {"seed": args.seed, "batch_size": args.batch_size * args.best_of}
         pieces = bundle.generate([prompts[index] for index in group], seconds=args.seconds, **options)
         for index, piece in zip(group, pieces, strict=True):
             sound.write(work / f"{index:03d}.wav", piece.audio, force=True)
             np.savez(work / f"{index:03d}.npz", peak=np.abs(piece.audio).max(), **piece.tokens)
         print(f"generated {group[-1] + 1} of {len(prompts)}, {time.monotonic() - began:.0f} s a batch", flush=True)
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the sampling that were given; the bundle's own stand for the others."""
+    given = {"best_of": args.best_of, "temperature": args.temperature, "guidance": args.guidance, "top_p": args.top_p}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def level_db(audio: np.ndarray) -> float:
@@ -172,13 +178,17 @@ def main() -> None:
     parser.add_argument(
         "--best_of", type=int, default=1, help="candidates per prompt, the best by MuLan similarity is kept"
     )
+    parser.add_argument("--split", default="test", help="settings are chosen on validation")
+    parser.add_argument("--temperature", type=float, nargs=3, help="semantic, coarse, fine; without: the bundle's own")
+    parser.add_argument("--guidance", type=float, nargs=2, help="semantic, coarse; without: the bundle's own")
+    parser.add_argument("--top_p", type=float, help="without: the bundle's own")
     parser.add_argument("--sheet", default="", help="PNG with ten spectrograms beside those of real renders")
     args = parser.parse_args()
     if args.seconds < 3:
         raise ValueError(f"--seconds is {args.seconds}: the tagger needs at least 3")
     judges.require()
     bundle = musiclm_jax.load(args.bundle)
-    records = choose_prompts(args.corpus, args.prompts, args.seed)
+    records = choose_prompts(args.corpus, args.prompts, args.seed, args.split)
     prompts, instruments = [r["prompt"] for r in records], [r["instrument"] for r in records]
     generate_missing(bundle, prompts, args)
     work = pathlib.Path(args.work).expanduser()
