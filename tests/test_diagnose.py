@@ -1,6 +1,5 @@
 """Planted faults are found and named, and sound parts are left alone."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -12,10 +11,8 @@ import numpy as np
 import pytest
 import record_folders
 
-from musiclm_jax import bundles, diagnose, metrics, quantization, stages, transformer
-from musiclm_jax.bundles import Part
-from musiclm_jax.bundles.stage_config import StageModelConfig
-from musiclm_jax.diagnose import agreement, codec, instruments, resynthesis, retrieval, semantic, stage_bits
+from musiclm_jax import bundles, diagnose, metrics, quantization
+from musiclm_jax.diagnose import codec, instruments, resynthesis, retrieval
 from musiclm_jax.diagnose.finding import Finding, first_fault
 from musiclm_jax.launch import diagnose as launch
 from musiclm_jax.soundstream import model as soundstream_model
@@ -163,72 +160,6 @@ def test_each_part_is_made_from_the_right_truth(monkeypatch):
     assert done[-1][1] == done[-1][2]
 
 
-def records(count: int = 4, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "semantic": np.repeat(rng.integers(0, 512, 25), 2),
-            "acoustic": rng.integers(0, 1024, (100, 12)),
-            "mulan": rng.integers(0, 16, 12),
-        }
-        for _ in range(count)
-    ]
-
-
-def test_records_that_agree_are_sound_but_for_a_few_codes():
-    made = records()
-    noisy = [record | {"semantic": np.where(np.arange(50) == 7, 3, record["semantic"])} for record in made]
-    assert [f.verdict for f in agreement.judge_records(noisy, made, 0)] == ["ok", "ok", "ok"]
-    half = [record | {"semantic": np.where(np.arange(50) % 8 == 7, 3, record["semantic"])} for record in made]
-    assert agreement.judge_records(half, made, 0)[0].verdict == "weak"
-
-
-def test_records_with_acoustic_levels_out_of_order_are_named():
-    made = records()
-    swapped = [record | {"acoustic": record["acoustic"][:, [0, 2, 1, *range(3, 12)]]} for record in made]
-    verdicts = {f.name: f for f in agreement.judge_records(swapped, made, 0)}
-    finding = named(verdicts.values(), "acoustic")
-    assert "level 2 holds the codes of level 3, level 3 holds the codes of level 2" in finding.advice
-    # Two of twelve levels leave 83 % of the codes in place: it is broken all the same.
-    assert finding.verdict == "broken"
-    collapsed = [record | {"acoustic": 0 * record["acoustic"]} for record in made]
-    assert agreement.judge_records(collapsed, collapsed, 0)[1].verdict == "ok"  # all levels alike are in order
-
-
-def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
-    made = records()
-    moved = made[1:] + made[:1]
-    assert "clips were shuffled" in agreement.judge_records(moved, made, 0)[0].advice
-    foreign = agreement.judge_records(records(seed=1), made, 0)
-    assert [f.verdict for f in foreign] == ["broken"] * 3 and "another w2v-BERT" in foreign[0].advice
-    with pytest.raises(ValueError, match="of another tokenizer; tokenize the corpus again"):
-        agreement.judge_records([r | {"semantic": r["semantic"][:25]} for r in made], made, 0)
-
-
-def test_purity_is_the_share_of_frames_that_other_clips_name():
-    codes = np.array([[0, 0, 1, 1], [0, 0, 1, 2], [0, 1, 1, 1]])
-    labels = np.array([[5, 5, 6, 6], [5, 5, 6, 5], [5, 6, 6, semantic.REST]])
-    # Cluster 2 is in the second clip alone: it gets the label that is commonest in the others, 6 to 5 (4 to 3).
-    np.testing.assert_allclose(semantic.purity(codes, labels), [1, 3 / 4, 1])
-
-
-def test_shuffled_semantic_tokens_have_no_purity():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(rng.integers(0, 12, (24, 25)), 4, axis=1)
-    tokens = 5 * labels + rng.integers(0, 5, labels.shape)
-    other = np.roll(np.arange(24), 1)
-
-    def verdict(codes, raw=None):
-        return semantic.judge_purity("pitch class", codes, labels, other, raw, 0).verdict
-
-    assert verdict(tokens) == "ok"
-    assert verdict(rng.permutation(tokens.reshape(-1)).reshape(tokens.shape)) == "broken"
-    assert verdict(tokens[rng.permutation(24)]) == "broken"  # runs and clips as they were
-    assert verdict(np.zeros_like(tokens)) == "broken"
-    blurred = np.where(rng.random(labels.shape) < 0.5, tokens, rng.integers(0, 60, labels.shape))
-    assert verdict(blurred) == "ok" and verdict(blurred, raw=tokens) == "weak" and verdict(tokens, raw=blurred) == "ok"
-
-
 def test_a_mulan_at_chance_is_broken_and_one_that_hears_is_not():
     rng = np.random.default_rng(0)
     text, noise = rng.normal(size=(64, 16)), rng.normal(size=(64, 16))
@@ -312,112 +243,6 @@ def test_codebooks_out_of_order_are_named():
 
 # A coarse stage that is right by construction: without layers, its input is the semantic token that holds, and code
 # (s + level) % 16 of a level lies in the direction of semantic code s.
-STAGE = miniature.STAGES["coarse"]
-CONFIG = dataclasses.replace(miniature.TRANSFORMER, aligned_condition=True)
-
-
-def perfect_coarse_stage() -> Part:
-    vocabulary = STAGE.vocabulary
-    shapes = miniature.random_like(transformer.init_params, CONFIG, vocabulary.rows, jax.random.key(0))
-    params = jax.tree.map(np.zeros_like, shapes)
-    table = np.zeros((vocabulary.rows, CONFIG.d_model), np.float32)
-    for code in range(CODES):
-        table[vocabulary.offset("semantic") + code, code] = 8
-        for level in range(4):
-            table[vocabulary.offset("acoustic", level) + code, (code - level) % CODES] = 8
-    params |= {"embedding": table, "condition_gain": np.full(1, 10.0, np.float32)}
-    params["final_norm"] = jax.tree.map(np.ones_like, params["final_norm"])
-    return Part(StageModelConfig(STAGE, CONFIG), {"params": params})
-
-
-def coarse_clips(count: int = 8, seed: int = 0) -> list[dict]:
-    rng = np.random.default_rng(seed)
-    frequencies = 0.7 ** np.arange(CODES)
-    clips = []
-    for number in range(count):
-        semantic_codes = rng.choice(CODES, 50, p=frequencies / frequencies.sum())
-        acoustic = (np.repeat(semantic_codes, 2)[:, None] + np.arange(12)) % CODES
-        clips.append(
-            {
-                "semantic": semantic_codes,
-                "acoustic": acoustic,
-                "mulan": rng.integers(0, CODES, 12),
-                "composition": str(number),
-            }
-        )
-    return clips
-
-
-def stage_findings(clips: list[dict]) -> dict[str, Finding]:
-    train = [{name: clip[name] for name in ("semantic", "acoustic", "mulan")} for clip in clips]
-    findings = stage_bits.diagnose_stage(perfect_coarse_stage(), clips, train, 0)
-    return {f.name: f for f in findings}
-
-
-def test_a_sound_stage_is_not_called_broken():
-    found = stage_findings(coarse_clips())
-    assert named(found.values(), "order of the levels").verdict == "ok"
-    for level in range(1, 5):
-        finding = found[f"bits per token, level {level}"]
-        assert finding.verdict == "ok" and finding.value.value < 0.1
-    assert found["condition_bits, semantic tokens"].verdict == "ok"
-    assert found["condition_bits, semantic tokens"].value.value > 5
-    assert found["condition_bits, mulan tokens"].verdict == "weak"  # this stage has no use for them
-
-
-def test_a_stage_on_shuffled_semantic_tokens_is_named():
-    rng = np.random.default_rng(0)
-    clips = [clip | {"semantic": rng.permutation(clip["semantic"])} for clip in coarse_clips(16)]
-    found = stage_findings(clips)
-    finding = found["condition_bits, semantic tokens"]
-    assert finding.verdict == "broken" and "does not read its semantic tokens" in finding.advice
-    assert found["bits per token, level 1"].verdict == "broken"
-    assert named(found.values(), "order of the levels").verdict == "ok"
-
-
-def test_coarse_levels_out_of_order_are_named():
-    clips = [clip | {"acoustic": clip["acoustic"][:, [1, 0, 2, 3, *range(4, 12)]]} for clip in coarse_clips()]
-    found = stage_findings(clips)
-    finding = named(found.values(), "order of the levels")
-    assert finding.verdict == "broken" and finding.value == 2
-    assert "level 1 predicts the codes of level 2, level 2 predicts the codes of level 1" in finding.advice
-    assert [found[f"bits per token, level {level}"].verdict for level in (1, 2, 3, 4)] == [
-        "broken",
-        "broken",
-        "ok",
-        "ok",
-    ]
-
-
-def test_untrained_levels_are_not_called_out_of_order():
-    rng = np.random.default_rng(0)
-    train = rng.choice(CODES, (500, 12), p=np.arange(1, 17) / 136)
-    even = np.full((4, CODES), 1 / CODES)
-    assert stage_bits.level_order(STAGE, even, train).verdict == "ok"
-    alike = rng.integers(0, CODES, (500, 12))  # levels of the same frequencies have no order to be told by
-    assert stage_bits.level_order(STAGE, even, alike).verdict == "ok"
-
-
-def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
-    rng = np.random.default_rng(0)
-
-    def verdict(stage, stream, cost, saving=3.0, entropy=8.0):
-        return stage_bits.condition_bits(stage, stream, cost + rng.normal(0, 0.01, 64), saving, entropy, 0).verdict
-
-    coarse, semantic_stage = stages.coarse_stage(seconds=4.0), stages.semantic_stage(seconds=10.0)
-    assert [verdict(coarse, "semantic", cost) for cost in (0, 0.158, 1.1)] == ["broken", "weak", "ok"]
-    assert [verdict(coarse, "mulan", cost) for cost in (-0.1, 0.02)] == ["weak", "ok"]
-    # 8 bits over 250 tokens are 0.032 a token.
-    assert [verdict(semantic_stage, "mulan", cost) for cost in (-0.01, 0.01, 0.1)] == ["broken", "weak", "ok"]
-
-
-def test_swapping_one_stream_leaves_the_others():
-    own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
-    other = {name: codes + 1 for name, codes in own.items()}
-    mixed = stage_bits.with_condition(stages.coarse_stage(), own, other, ["mulan"])
-    assert mixed["mulan"].all() and not mixed["semantic"].any() and not mixed["acoustic"].any()
-
-
 def test_links_are_judged_by_what_they_keep():
     rng = np.random.default_rng(0)
 
