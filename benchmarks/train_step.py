@@ -9,6 +9,7 @@ wall time: on a shared machine only the former says what a step costs.
 """
 
 import argparse
+import ctypes
 import functools
 import gc
 import importlib.util
@@ -30,6 +31,7 @@ from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.transformer import TransformerConfig
 
 MATMUL_SIDE = 2048
+MATMUL_RUNS = 10  # of a round: the peak is the least of many, since a single one may meet cold caches or a busy core
 OURS, PYTORCH, T5X, MATMULS = "ours", "PyTorch", "T5X", ("matmul in JAX", "matmul in PyTorch")
 Z_LOSS = 1e-4
 Step = Callable[[], None]  # runs one whole step and waits for it
@@ -195,15 +197,30 @@ def least_seconds(makers: Mapping[str, Callable[[], Step]], rounds: int) -> dict
         steps = {**matmul_steps(), name: make()}
         for number in range(rounds + 1):
             for own, step in steps.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                step()
-                spent = time.perf_counter() - wall, time.process_time() - processor
-                print(f"round {number}: {own} {spent[0]:.2f} s, processor {spent[1]:.2f} s", flush=True)
+                spent = [_seconds(step) for _ in range(1 if own == name else MATMUL_RUNS)]
+                wall, processor = map(min, zip(*spent, strict=True))
+                print(f"round {number}: {own} {wall:.3f} s, processor {processor:.3f} s", flush=True)
                 if number:
-                    times.setdefault(own, []).append(spent)
+                    times.setdefault(own, []).append((wall, processor))
         del steps, step
-        gc.collect()
+        _give_back_memory()
     return {name: Seconds(*map(min, zip(*pairs, strict=True))) for name, pairs in times.items()}
+
+
+def _seconds(step: Step) -> tuple[float, float]:
+    """Wall and processor time of one run."""
+    wall, processor = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _give_back_memory() -> None:
+    """Returns to the system what a step took, since the next takes gigabytes of its own; glibc keeps it otherwise."""
+    jax.clear_caches()
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def figures(times: Mapping[str, Seconds], tokens: int, flops: float, clock: str, threads: int) -> list[report.Figure]:

@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def one_line(error: Exception) -> str:
     """An error as one line; an error of a library may have more."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
     return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if len(lines) > 1 else "")
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 from musiclm_jax import bundles, dry_run, partitioning, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.divergence import DivergedError
-from musiclm_jax.launch import command, gin_bindings  # noqa: F401  registers what gin files can name
+from musiclm_jax.launch import command, gin_bindings
 from musiclm_jax.learner import Learner
 from musiclm_jax.stage_learner import StageLearner
 
@@ -125,7 +126,7 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
             raise ValueError(f"there is no gin file {file!r}, neither here nor in the package, which has {shipped}")
         paths.append(str(path))
     gin.clear_config()
-    with one_line_errors():
+    with one_line_errors(bindings):
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
     # gin takes macros that nothing reads in silence: a misspelt --gin.TRAIN_STEP would change nothing.
     read = set(re.findall(r"%(\w+)", gin.config_str()))
@@ -135,8 +136,12 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns gin's errors, whose first line says what is wrong and a later one where, into ValueErrors of one line."""
+def one_line_errors(bindings: Sequence[str] = ()) -> Iterator[None]:
+    """Turns gin's errors, whose first line says what is wrong and a later one where, into ValueErrors of one line.
+
+    Args:
+      bindings: those of the command line, which gin's errors call by their number.
+    """
     try:
         yield
     except tokenize.TokenError as error:
@@ -145,8 +150,24 @@ def one_line_errors() -> Iterator[None]:
         ) from error
     except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        place = next((line for line in lines[1:] if line.startswith("In ")), "")
-        raise ValueError(f"{lines[0]} {place}".strip()) from error
+        place = next((line[3:].split(" (<")[0] for line in lines[1:] if line.startswith("In ")), "")
+        if (found := re.match(r"bindings string line (\d+)", place)) and int(found[1]) <= len(bindings):
+            place = f"--gin.{bindings[int(found[1]) - 1]}"
+        said = f"a value is of the wrong type: {lines[0]}" if isinstance(error, TypeError) else lines[0]
+        raise ValueError(with_choices(said) + (f" (in {place})" if place else "")) from error
+
+
+def with_choices(message: str) -> str:
+    """What gin says is unknown or missing, and what to write instead."""
+    known = {own.__name__: own for own in (train, *gin_bindings.CONFIGURABLES)}
+    if found := re.match(r"Configurable '(\w+)' doesn't have a parameter", message):
+        parameters = inspect.signature(known[found[1]]).parameters if found[1] in known else ()
+        return f"{message.rstrip('.')}: it has {', '.join(parameters)}" if parameters else message
+    if message.startswith("No configurable matching"):
+        return f"{message.rstrip('.')}: gin files can name {', '.join(sorted(known))}"
+    if found := re.match(r"(\w+)/macro\.value set to `%gin\.REQUIRED`", message):
+        return f"{found[1]} is not set: give --gin.{found[1]}=VALUE, strings in quotes of their own (\"'text'\")"
+    return message
 
 
 @gin.configurable(denylist=["model_dir", "start_from", "try_out"])

@@ -33,6 +33,7 @@ def test_ratios_follow_the_clock():
 
 def test_one_step_after_the_other_and_the_first_round_does_not_count(monkeypatch):
     order, clock = [], iter(range(1000))
+    monkeypatch.setattr(train_step, "MATMUL_RUNS", 2)
     monkeypatch.setattr(train_step, "matmul_steps", lambda: {"matmul": lambda: order.append("m")})
     monkeypatch.setattr(train_step.time, "process_time", lambda: float(next(clock)) ** 2)
 
@@ -41,9 +42,9 @@ def test_one_step_after_the_other_and_the_first_round_does_not_count(monkeypatch
         return lambda: order.append(name)
 
     times = train_step.least_seconds({"a": lambda: make("a"), "b": lambda: make("b")}, 1)
-    assert order == list("AmamaBmbmb")
-    # A run takes from n^2 to (n + 1)^2, n = 0, 2, 4, ...: a's second begins at 6, b's at 14, the matmuls' at 4 and 12.
-    assert [times[name].processor for name in ("a", "b", "matmul")] == [13, 29, 9]
+    assert order == list("AmmammaBmmbmmb")
+    # A run takes from n^2 to (n + 1)^2, n = 0, 2, 4, ...: a's second begins at 10, b's at 22, the first matmul that counts at 6.
+    assert [times[name].processor for name in ("a", "b", "matmul")] == [21, 45, 13]
 
 
 def test_pytorchs_stack_has_our_parameters():
