@@ -56,8 +56,10 @@ for family in soundstream w2v_bert mulan; do
   step "export_$family" musiclm export --family "$family" --model_dir "$work/${family}_tiny" --bundle "$bundle" \
     --corpus "$corpus" --max_seconds 30
 done
-step train_decoder train soundstream_tiny_decoder "$corpus" "--start_from=$bundle"
-step export_decoder musiclm export --family soundstream --model_dir "$work/soundstream_tiny_decoder" --bundle "$bundle"
+for phase in decoder adversarial; do
+  step "train_$phase" train "soundstream_tiny_$phase" "$corpus" "--start_from=$bundle"
+  step "export_$phase" musiclm export --family soundstream --model_dir "$work/soundstream_tiny_$phase" --bundle "$bundle"
+done
 
 step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens"
 
