@@ -209,7 +209,12 @@ def _compile(lowered: Any) -> tuple[Any, str]:
             (path,) = pathlib.Path(folder).glob("*.after_codegen.txt")
             return compiled, path.read_text(encoding="utf-8")
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(
+        if found := re.search(r"memory space vmem\. Used ([\d.]+[KMGT]) of ([\d.]+[KMGT])", str(error)):
+            raise DoesNotFitError(
+                f"a kernel does not fit into the memory on the chip: {found[1]} of {found[2]}. Set "
+                "TransformerConfig.dtype to 'bfloat16', or choose a smaller TransformerConfig.attention_block_size"
+            ) from error
+        found = re.search(r"memory space hbm\. Used ([\d.]+[KMGT]) of ([\d.]+[KMGT])", str(error)) or re.search(
             r"\(?(?:required|Used)[^()]*\(?([\d.]+[KMGT])\)?[^()]*?(?:exceeds|of)[^()]*\(?([\d.]+[KMGT])", str(error)
         )
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -117,6 +117,22 @@ def test_a_plan_of_the_tiny_stage(change, code, message):
         assert "6.5M on 4 chips" in done.stdout and "all-reduce" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ("vmem. Used 16.12M of 16.00M vmem. Exceeded", "on the chip: 16.12M of 16.00M. Set TransformerConfig.dtype"),
+        ("hbm. Used 16.41G of 15.25G hbm. Exceeded hbm (1.1G of 2G)", "HBM: 16.41G of the 15.25G that a device has"),
+    ],
+)
+def test_what_does_not_fit_is_said_of_the_memory_that_is_full(said, message):
+    class Lowered:
+        def compile(self, compiler_options):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory in memory space {said}")
+
+    with pytest.raises(plan.DoesNotFitError, match=message):
+        plan._compile(Lowered())
+
+
 def test_the_table_shows_plans_and_names_those_that_are_missing(tmp_path):
     traffic = plan.hlo.Traffic(hbm=1e9, collectives={}, collective_counts={})
     chip = plan.Chip(flops=1e12, hbm_bytes=2**32, hbm_rate=1e12, wire_rate=1e11)
