@@ -331,6 +331,10 @@ def _decode(
     first_id = stage.vocabulary.offset(target.stream, target.first_level)
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
     copies = len(token) // len(keys)  # 2 with guidance
+    single = len(token) == 1
+    # With an axis of 1, XLA would copy the whole cache in each step, for each of its two uses.
+    squeezed = functools.partial(jax.tree.map, lambda cache: cache[0] if single else cache)
+    whole = functools.partial(jax.tree.map, lambda cache: cache[None] if single else cache)
     draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
 
     def body(i: jax.Array, carry: tuple) -> tuple:
@@ -338,7 +342,9 @@ def _decode(
         place = position + i
         number = place - start  # of the target token that is drawn
         added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
-        hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
+        hidden, caches = model.apply(
+            {"params": params}, token, added, valid, whole(caches), place, method=Transformer.step
+        )
         first = first_id + size * (number % target.levels)
         logits = level_logits(params, hidden[:, None, None], first, 1, size)[:, 0, 0]
         if copies == 2:
@@ -347,7 +353,8 @@ def _decode(
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         code = draw(logits, row_keys, temperature, top_k, top_p if use_top_p else None)
         codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
-        return codes, jnp.tile(first + code, copies), caches
+        return codes, jnp.tile(first + code, copies), squeezed(caches)
 
     codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
-    return jax.lax.fori_loop(0, count, body, (codes, token, caches))
+    codes, token, caches = jax.lax.fori_loop(0, count, body, (codes, token, squeezed(caches)))
+    return codes, token, whole(caches)

@@ -5,12 +5,15 @@ names ('embed', 'mlp', 'heads', 'kv'); activations are in the dtype that a layer
 T5 (arXiv 1910.10683) with the gated GELU of T5 1.1 (arXiv 2002.05202) is the reference.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.flash_attention import MASKED, flash_attention
+from musiclm_jax.int8 import SCALE, int8_product
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -170,6 +173,26 @@ def _normal(fan_in: int) -> nn.initializers.Initializer:
     return nn.initializers.normal(fan_in**-0.5)
 
 
+def linear(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int
+) -> Callable[[jax.Array], jax.Array]:
+    """The product with a kernel of a module, from [b, l, fan_in] to [b, l, f].
+
+    Args:
+      module: makes the kernel where there is none.
+      name: of the kernel.
+      shape: of the kernel; its leading axes are fan_in.
+      axes: logical names of the axes.
+      fan_in: inputs.
+    """
+    if module.has_variable("params", name + SCALE):
+        values = module.get_variable("params", name)
+        scale = module.get_variable("params", name + SCALE)
+        return lambda x: int8_product(x, values, scale)
+    kernel = module.param(name, nn.with_logical_partitioning(_normal(fan_in), axes), shape)
+    return lambda x: product(x, kernel.reshape(fan_in, -1).astype(x.dtype))
+
+
 def dropout(rate: float) -> nn.Dropout:
     """Dropout of [b, l, channels] that drops a channel of a sequence at all positions, as T5X does.
 
@@ -205,13 +228,13 @@ class GatedMlp(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps [b, l, d] to [b, l, d]."""
         d = x.shape[-1]
-        inward = nn.with_logical_partitioning(_normal(d), ("embed", "mlp"))
-        gate, up = self.param("gate", inward, (d, self.d_ff)), self.param("up", inward, (d, self.d_ff))
-        down = self.param("down", nn.with_logical_partitioning(_normal(self.d_ff), ("mlp", "embed")), (self.d_ff, d))
-        hidden = jax.nn.gelu(product(x, gate.astype(x.dtype)), approximate=True) * product(x, up.astype(x.dtype))
+        gate = linear(self, "gate", (d, self.d_ff), ("embed", "mlp"), d)
+        up = linear(self, "up", (d, self.d_ff), ("embed", "mlp"), d)
+        down = linear(self, "down", (self.d_ff, d), ("mlp", "embed"), self.d_ff)
+        hidden = jax.nn.gelu(gate(x), approximate=True) * up(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         hidden = dropout(self.dropout)(hidden, deterministic=deterministic)
-        return product(hidden, down.astype(x.dtype))
+        return down(hidden)
 
 
 class Attention(nn.Module):
@@ -250,24 +273,19 @@ class Attention(nn.Module):
         """
         d = x.shape[-1]
         channels = d // self.num_heads
-        qkv = self.param(
-            "qkv",
-            nn.with_logical_partitioning(_normal(d), ("embed", "heads", None, "kv")),
-            (d, self.num_heads, 3, channels),
-        )
-        out = self.param(
-            "out", nn.with_logical_partitioning(_normal(d), ("heads", "kv", "embed")), (self.num_heads, channels, d)
-        )
+        heads = self.num_heads
+        qkv = linear(self, "qkv", (d, heads, 3, channels), ("embed", "heads", None, "kv"), d)
+        out = linear(self, "out", (heads, channels, d), ("heads", "kv", "embed"), d)
         # Products of matrices, with the heads as leading part of the flat axis: an einsum would have XLA transpose the
         # kernels in each step of decoding, and heads that come later could not be split over a mesh.
-        projected = product(x, qkv.reshape(d, -1).astype(x.dtype))
+        projected = qkv(x)
         if self.flash and cache is None:
             projected = projected.swapaxes(1, 2).reshape(x.shape[0], self.num_heads, 3, channels, x.shape[1])
             projected = nn.with_logical_constraint(projected, ("batch", "heads", None, "kv", "length"))
             attended = flash_attention(projected, by_distance, valid, self.block_size)
             attended = attended.reshape(x.shape[0], d, x.shape[1]).swapaxes(1, 2)
             k, v = (projected[:, :, i].swapaxes(2, 3) for i in (1, 2))
-            return product(attended, out.reshape(d, d).astype(x.dtype)), (k, v)
+            return out(attended), (k, v)
         projected = projected.reshape(*x.shape[:2], self.num_heads, 3, channels).transpose(3, 0, 2, 1, 4)
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
@@ -280,4 +298,4 @@ class Attention(nn.Module):
             scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + bias
             attended = jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
         attended = attended.transpose(0, 2, 1, 3).reshape(x.shape)
-        return product(attended, out.reshape(d, d).astype(x.dtype)), (k, v)
+        return out(attended), (k, v)

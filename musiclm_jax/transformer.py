@@ -307,11 +307,11 @@ def hidden_states(
     valid: jax.Array,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Hidden states [b, l, d] of a whole sequence, from stacked parameters.
+    """Hidden states [b, l, d] of a whole sequence.
 
     Args:
       config: the model; `scan_layers` says how it runs.
-      params: stacked, unboxed.
+      params: stacked or taken apart, unboxed.
       tokens: int32 decoder inputs [b, l].
       times: int [l] of these tokens, see `Stage.times`.
       spans: of the conditioning, see `Stage.spans`.
@@ -320,8 +320,9 @@ def hidden_states(
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     rows = params["embedding"].shape[0]
-    model = Transformer(config, rows, stacked=config.scan_layers)
-    params = params if config.scan_layers else unstack_layers(params)
+    stacked = config.scan_layers and "layers" in params
+    model = Transformer(config, rows, stacked=stacked)
+    params = unstack_layers(params) if "layers" in params and not stacked else params
     features = jnp.asarray(time_features(times, config.d_model))
     length = tokens.shape[1]
     features = model.apply({"params": params}, tokens, features, spans, length, method=Transformer.input_features)

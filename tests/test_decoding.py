@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,31 @@ def test_padding_in_the_conditioning_is_not_seen(params, conditioning, keys):
     other["semantic_mask"] = conditioning["semantic"] >= 0
     one = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys)
     np.testing.assert_array_equal(one, decoding.sample(CONFIG, STAGE, params, other, None, 4, keys))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_step_does_not_copy_its_cache_for_each_use(params, rows):
+    shape = (rows, 2, 32, 8)
+    text = decoding._decode.lower(
+        CONFIG,
+        STAGE,
+        None,
+        False,
+        params,
+        [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(CONFIG.num_layers)],
+        jnp.zeros(rows, jnp.int32),
+        jax.random.split(jax.random.key(0), rows),
+        jnp.ones((rows, 32), bool),
+        jnp.zeros((1, 32, 16)),
+        13,
+        20,
+        4,
+        1.0,
+        1.0,
+        1.0,
+    )
+    copies = re.findall(r"= f32\[(?:\d,)?2,32,8\]\S* copy\(", text.compile().as_text())
+    assert len(copies) <= 2 * CONFIG.num_layers
 
 
 def frequencies(temperature=1.0, top_k=None, top_p=None):

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import decoding, transformer
+from musiclm_jax.decoding import Sampling
+from musiclm_jax.int8 import int8_kernels, int8_product, rounded
+from musiclm_jax.partitioning import unbox
+from musiclm_jax.stages import condition_ids, flatten, semantic_stage, shift_right
+from musiclm_jax.transformer import TransformerConfig
+
+STAGE = semantic_stage(
+    seconds=0.4, mulan_quantizers=2, mulan_codebook_size=8, semantic_codebook_size=16, full_vocabulary=False
+)
+CONFIG = TransformerConfig(
+    num_layers=2, num_heads=2, d_model=16, d_ff=24, relative_buckets=8, relative_max_distance=12, dropout=0.0
+)
+
+
+def test_rounding_keeps_the_largest_and_errs_by_half_a_step():
+    values = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    values[1] = 0
+    whole, scale = rounded(values)
+    assert whole.dtype == jnp.int8
+    assert np.abs(whole).max(axis=-1).tolist() == [127, 0, 127]
+    assert (np.abs(values - whole * scale[:, None]) <= 0.501 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_product_of_whole_numbers_is_exact(rows):
+    rng = np.random.default_rng(rows)
+    x, kernel = rng.integers(-127, 128, (rows, 1, 20)), rng.integers(-127, 128, (20, 6))
+    x[..., 0], kernel[0] = 127, -127  # scales of 1
+    values, scale = rounded(jnp.asarray(kernel.T, jnp.float32))
+    found = int8_product(jnp.asarray(x / 4, jnp.float32), values, scale)
+    np.testing.assert_allclose(found, x / 4 @ kernel, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = unbox(jax.jit(lambda key: transformer.init_params(CONFIG, STAGE.vocabulary.rows, key))(jax.random.key(0)))
+    return transformer.unstack_layers(made)
+
+
+def logits_of(params, conditioning, codes):
+    """Logits [b, t, k] of given codes, in one pass without a cache."""
+    ids = jnp.concatenate([condition_ids(STAGE, conditioning)[0], flatten(STAGE, STAGE.target, codes)], axis=1)
+    frames = (1, codes.shape[1])
+    hidden = transformer.hidden_states(
+        CONFIG,
+        params,
+        shift_right(STAGE, ids),
+        STAGE.times(frames)[:-1],
+        STAGE.spans(frames),
+        jnp.ones(ids.shape, bool),
+    )
+    hidden = hidden[:, -codes.shape[1] :, None]
+    return transformer.level_logits(params, hidden, STAGE.vocabulary.offset("semantic"), 1, 16)[:, :, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_decoding_draws_what_8_bit_kernels_say(params, rows, monkeypatch):
+    monkeypatch.setattr(decoding, "CACHE_STEP", 8)
+    small, conditioning = int8_kernels(params), {"mulan": np.random.default_rng(0).integers(0, 8, (rows, 2))}
+    keys = jax.random.split(jax.random.key(0), rows)
+    codes = decoding.sample(CONFIG, STAGE, small, conditioning, None, 10, keys, Sampling(temperature=0))
+    expected = logits_of(small, conditioning, codes)
+    np.testing.assert_array_equal(codes[..., 0], jnp.argmax(expected, axis=-1))
+    exact = logits_of(params, conditioning, codes)
+    assert 0 < np.abs(exact - expected).max() < 0.1 * np.std(exact)
+
+
+def test_only_kernels_change(params):
+    small = int8_kernels(params)
+    layer = small["layers_0"]
+    assert small["embedding"] is params["embedding"] and layer["mlp_norm"] == params["layers_0"]["mlp_norm"]
+    assert layer["attention"]["qkv"].shape == (48, 16) and layer["attention"]["out_scale"].shape == (16,)
+    assert sorted(layer["mlp"]) == ["down", "down_scale", "gate", "gate_scale", "up", "up_scale"]
+    with pytest.raises(ValueError, match="the layers are stacked"):
+        int8_kernels(transformer.stack_layers(params))
