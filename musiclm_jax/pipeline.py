@@ -11,6 +11,7 @@ import numpy as np
 from musiclm_jax import decoding, soundstream, windows
 from musiclm_jax.bundles import Bundle, BundleError, Part
 from musiclm_jax.conditions import Condition, Known, known_tokens
+from musiclm_jax.int8 import int8_kernels
 from musiclm_jax.request import Request
 from musiclm_jax.tokenizers import SAMPLES_PER_SEMANTIC_FRAME
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
@@ -18,6 +19,7 @@ from musiclm_jax.windows import ACOUSTIC_PER_SEMANTIC, Conditions, Frames, Progr
 
 FINE_ROWS = 64  # windows of all rows that the fine stage decodes in one batch; the cache of each takes memory
 DECODED_SECONDS = 10  # of audio, that SoundStream makes at once
+_int8_kernels = jax.jit(int8_kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Pipeline:
         for name in STAGES:
             config, variables = bundle.part(name)
             check_codebooks(bundle, name)
-            parts[name] = Part(config, {"params": decoding.unstacked(variables["params"])})
+            params = decoding.unstacked(variables["params"])
+            parts[name] = Part(config, {"params": params if request.weights == "float32" else _int8_kernels(params)})
         varied = request.like if request.vary == "acoustics" else None
         recording = request.continue_from if varied is None else varied
         return cls(parts, known_tokens(bundle, recording, with_acoustic=varied is None), request)

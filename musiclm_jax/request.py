@@ -16,6 +16,7 @@ MIN_RECORDING_SECONDS = 1.0
 MAX_RECORDING_SECONDS = 300.0
 SILENT_PEAK = 1e-4  # of full scale
 VARIATIONS = ("all", "acoustics")
+WEIGHTS = ("float32", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Request:
         `like` it is the prompt, too.
       vary: in what the pieces of a prompt differ: "all", or "acoustics" alone. They then share semantic tokens: those
         of `like`, which may have a text beside it, or of the first piece.
+      weights: of the stages' kernels: "float32" as trained, or "int8", see `int8.py`.
     """
 
     seconds: float = 10.0
@@ -51,6 +53,7 @@ class Request:
     like: np.ndarray | None = dataclasses.field(default=None, compare=False)
     continue_from: np.ndarray | None = dataclasses.field(default=None, compare=False)
     vary: str = "all"
+    weights: str = "float32"
 
     def check(self, bundle: Bundle) -> None:
         """Refuses what cannot be generated.
@@ -83,6 +86,8 @@ class Request:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
         if self.vary not in VARIATIONS:
             raise ValueError(f"vary is {self.vary!r}: give one of {', '.join(VARIATIONS)}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights is {self.weights!r}: give one of {', '.join(WEIGHTS)}")
         for name in ("like", "continue_from"):
             if getattr(self, name) is not None:
                 check_recording(getattr(self, name), name)

@@ -13,6 +13,8 @@ import musiclm_jax
 from musiclm_jax import bundles, generate, mulan, prompts, soundstream, stages, tokenizers, windows
 from musiclm_jax.decoding import Sampling
 from musiclm_jax.generate import Request
+from musiclm_jax.pipeline import Pipeline
+from musiclm_jax.tokens import STAGES
 
 SECONDS = 1.1  # 28 semantic frames: two coarse windows, and three fine ones
 
@@ -141,6 +143,7 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
         ({"guidance": (1.0, 3.0)}, "the coarse stage of this bundle was trained without dropping"),
         ({"seed": -1}, "seed is -1"),
         ({"vary": "melody"}, "vary is 'melody': give one of all, acoustics"),
+        ({"weights": "int4"}, "weights is 'int4': give one of float32, int8"),
         ({"like": miniature.tone()}, "both a text and a recording to sound like"),
         ({"like": miniature.tone()[:99], "vary": "acoustics"}, "like: the recording lasts 0.00413 s"),
         ({"continue_from": np.zeros(24_000, np.float32)}, "continue_from: the recording is silent"),
@@ -230,6 +233,13 @@ def test_times_of_a_story_count_from_the_end_of_the_recording(bundle, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         bundle.generate([story], seconds=2.0, continue_from=miniature.tone(1.205))
     assert given == [((0, 30 + 25), (1, 30, 1), 30 + 50)]
+
+
+def test_weights_of_8_bits_are_those_of_the_stages(bundle):
+    for weights, dtype in (("float32", np.float32), ("int8", np.int8)):
+        parts = Pipeline.of(bundle, Request(seconds=SECONDS, weights=weights)).parts
+        kernels = [parts[name].variables["params"]["layers_0"]["mlp"]["up"] for name in STAGES]
+        assert [kernel.dtype for kernel in kernels] == [dtype] * 3
 
 
 def test_acoustics_alone_vary(bundle, music):
