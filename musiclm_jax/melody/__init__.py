@@ -1,0 +1,17 @@
+"""The melody embedding: near for renditions of one melody, whatever plays it (MusicLM, arXiv 2301.11325, 3.3)."""
+
+from musiclm_jax.melody.config import MelodyConfig
+from musiclm_jax.melody.embed import embed, fit_quantizer, tokens
+from musiclm_jax.melody.encoder import MelodyEncoder
+from musiclm_jax.melody.learner import MelodyLearner
+from musiclm_jax.melody.triplet import semi_hard_triplet_loss
+
+__all__ = [
+    "MelodyConfig",
+    "MelodyEncoder",
+    "MelodyLearner",
+    "embed",
+    "fit_quantizer",
+    "semi_hard_triplet_loss",
+    "tokens",
+]

@@ -1,0 +1,78 @@
+"""The configuration of the melody model (MusicLM, arXiv 2301.11325, section 3.3 and appendix)."""
+
+import dataclasses
+
+from musiclm_jax.spectrogram import LogMelConfig
+from musiclm_jax.tokens import MELODY, SAMPLE_RATE
+
+
+@dataclasses.dataclass(frozen=True)
+class MelodyConfig:
+    """Sizes of the melody model; the defaults are the paper's.
+
+    The paper leaves open: the size of a head (512 is no multiple of 6 heads; here 64), the spectrogram, how many of its
+    frames make a patch, how patches are pooled (here their mean).
+    """
+
+    window_seconds: float = 4.0  # of audio, that one embedding stands for
+    hop_seconds: float = 3.0  # between embeddings
+    windows: int = 3  # embeddings of a clip, which make one set of tokens: 10 s
+    mel_window: int = 1200  # samples of an analysis window (50 ms: low notes are resolved)
+    mel_hop: int = 480  # samples between frames (20 ms)
+    mel_fft_size: int = 2048  # points of the transform
+    num_mels: int = 128  # mel filters
+    mel_mean: float = -5.6  # subtracted from the log-mel
+    mel_scale: float = 2.2  # and divided by
+    patch_frames: int = 4  # frames of all mels that make one input of the Transformer
+    num_layers: int = 12  # of the Transformer
+    num_heads: int = 6  # its attention heads
+    head_dim: int = 64  # channels of one of them
+    width: int = 512  # of the Transformer
+    mlp_width: int = 1024  # of its feed-forward
+    embedding_dim: int = 192  # of an embedding, of length 1
+    num_quantizers: int = 24  # RVQ levels of one embedding
+    codebook_size: int = MELODY.codebook_size  # entries of a level
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: if the window is no whole number of patches, or the tokens are not those of the stream.
+        """
+        if self.window_samples % (self.mel_hop * self.patch_frames):
+            raise ValueError(
+                f"window_seconds {self.window_seconds} are {self.window_samples} samples, expected a multiple of "
+                f"mel_hop x patch_frames ({self.mel_hop * self.patch_frames})"
+            )
+        if self.windows * self.num_quantizers != MELODY.quantizers:
+            raise ValueError(
+                f"windows x num_quantizers is {self.windows} x {self.num_quantizers}, expected the "
+                f"{MELODY.quantizers} tokens of the melody stream"
+            )
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window at 24 kHz."""
+        return round(self.window_seconds * SAMPLE_RATE)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples between two windows at 24 kHz."""
+        return round(self.hop_seconds * SAMPLE_RATE)
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip whose windows make one set of tokens."""
+        return self.window_samples + (self.windows - 1) * self.hop_samples
+
+    @property
+    def patches(self) -> int:
+        """Inputs of the Transformer for one window."""
+        return self.window_samples // (self.mel_hop * self.patch_frames)
+
+    @property
+    def mel(self) -> LogMelConfig:
+        """The spectrogram that the model sees."""
+        return LogMelConfig(
+            window=self.mel_window, hop=self.mel_hop, fft_size=self.mel_fft_size, num_mels=self.num_mels
+        )

@@ -1,0 +1,58 @@
+"""The melody model: a Transformer over patches of log-mel frames (ViT, arXiv 2010.11929), pooled to one unit vector."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.melody.config import MelodyConfig
+from musiclm_jax.spectrogram import log_mel
+
+
+def features(config: MelodyConfig, audio: jax.Array) -> jax.Array:
+    """Scaled log-mel of windows `[batch, window_samples]`: float32 `[batch, frames, mels]`.
+
+    Each window is brought to one loudness first: how loud a melody is says nothing about it.
+    """
+    level = jnp.sqrt(jnp.mean(jnp.square(audio), axis=-1, keepdims=True))
+    mel = log_mel(0.1 * audio / jnp.maximum(level, 1e-4), config.mel)
+    return (mel - config.mel_mean) / config.mel_scale
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and added."""
+
+    config: MelodyConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, patches, width]` to the same shape."""
+        c = self.config
+        inner = c.num_heads * c.head_dim
+        attention = nn.MultiHeadDotProductAttention(c.num_heads, qkv_features=inner, name="attention")
+        x = x + attention(nn.LayerNorm(name="attention_norm")(x))
+        hidden = nn.gelu(nn.Dense(c.mlp_width, name="mlp_in")(nn.LayerNorm(name="mlp_norm")(x)))
+        return x + nn.Dense(c.width, name="mlp_out")(hidden)
+
+
+class MelodyEncoder(nn.Module):
+    """Log-mel of a window to a unit vector."""
+
+    config: MelodyConfig
+
+    @nn.compact
+    def __call__(self, mel: jax.Array) -> jax.Array:
+        """Embeds windows.
+
+        Args:
+          mel: float32 `[batch, frames, mels]` from `features`.
+
+        Returns:
+          float32 `[batch, embedding_dim]` of length 1.
+        """
+        c = self.config
+        x = nn.Dense(c.width, name="patches")(mel.reshape(mel.shape[0], c.patches, c.patch_frames * c.num_mels))
+        x = x + self.param("positions", nn.initializers.normal(0.02), (c.patches, c.width))
+        for layer in range(c.num_layers):
+            x = Block(c, name=f"layer_{layer}")(x)
+        x = nn.Dense(c.embedding_dim, name="projection")(nn.LayerNorm(name="norm")(x).mean(axis=1))
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

@@ -1,0 +1,134 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import melody
+from musiclm_jax.melody import MelodyConfig, MelodyEncoder, MelodyLearner, semi_hard_triplet_loss
+from musiclm_jax.melody.encoder import features
+from musiclm_jax.optimizers import OptimizerConfig
+
+SMALL = MelodyConfig(
+    mel_hop=1200, num_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16, embedding_dim=12,
+    codebook_size=8,
+)  # fmt: skip
+
+
+def test_the_paper_s_sizes():
+    config = MelodyConfig()
+    shapes = jax.eval_shape(
+        lambda key: MelodyEncoder(config).init(key, jnp.zeros((1, 200, config.num_mels))), jax.random.key(0)
+    )["params"]
+    # A layer: q, k, v and out of 6 heads of 64, feed-forward of 1024, two norms.
+    layer = 3 * (512 * 384 + 384) + 384 * 512 + 512 + 512 * 1024 + 1024 + 1024 * 512 + 512 + 4 * 512
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["layer_11"])) == layer
+    assert "layer_12" not in shapes and shapes["projection"]["kernel"].shape == (512, 192)
+    assert (config.patches, config.clip_samples) == (50, 240_000)
+
+
+def triplets(embeddings, melodies, margin):
+    """The loss by loops over FaceNet's definition."""
+    losses = []
+    distances = [[float(np.sum((a - b) ** 2)) for b in embeddings] for a in embeddings]
+    for a in range(len(melodies)):
+        for p in range(len(melodies)):
+            if a == p or melodies[a] != melodies[p]:
+                continue
+            others = [distances[a][n] for n in range(len(melodies)) if melodies[n] != melodies[a]]
+            further = [d for d in others if d > distances[a][p]]
+            losses.append(max(0.0, distances[a][p] - (min(further) if further else max(others)) + margin))
+    return np.mean(losses), np.mean(np.array(losses) > 0)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.5, 5.0])
+def test_triplet_loss_is_that_of_its_definition(spread):
+    rng = np.random.default_rng(0)
+    melodies = np.repeat(np.arange(5), [2, 2, 3, 1, 2])
+    embeddings = rng.normal(size=(5, 8))[melodies] + spread * rng.normal(size=(10, 8))
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+    loss, metrics = semi_hard_triplet_loss(jnp.asarray(embeddings), jnp.asarray(melodies), 0.3)
+    expected, active = triplets(embeddings, melodies, 0.3)
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+    assert float(metrics["triplet/active"]) == pytest.approx(active)
+
+
+def test_triplet_loss_of_known_vectors():
+    axes = jnp.eye(4)
+    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 0, 1, 1])], jnp.array([7, 7, 9, 9]), 0.2)
+    assert float(loss) == 0 and float(metrics["triplet/nearest_is_same"]) == 1
+    assert float(metrics["triplet/distance_other"]) == 2
+    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 1, 0, 1])], jnp.array([7, 7, 9, 9]), 0.2)
+    assert float(loss) == pytest.approx(2 - 2 + 0.2)  # no negative is further: the furthest
+    assert float(metrics["triplet/nearest_is_same"]) == 0
+
+
+def test_gradient_is_finite_where_there_is_nothing_to_compare():
+    embeddings = jnp.eye(3)
+    for melodies in (jnp.array([1, 2, 3]), jnp.array([1, 1, 1])):
+        gradient = jax.grad(lambda e, m=melodies: semi_hard_triplet_loss(e, m, 0.2)[0])(embeddings)
+        assert np.isfinite(gradient).all()
+
+
+def test_loudness_does_not_matter():
+    audio = np.random.default_rng(0).normal(size=(1, SMALL.window_samples)).astype(np.float32)
+    np.testing.assert_allclose(features(SMALL, 0.03 * audio), features(SMALL, 0.3 * audio), atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return MelodyLearner(SMALL, OptimizerConfig(name="adamw", learning_rate=3e-3, schedule="constant", warmup_steps=0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Tones of three pitches, twice each with other noise."""
+    rng, times = np.random.default_rng(0), np.arange(SMALL.window_samples) / 24_000
+    tones = np.stack([np.sin(2 * np.pi * hz * times) for hz in (220, 700, 2000)])[[0, 0, 1, 1, 2, 2]]
+    return {
+        "audio": (tones + 0.5 * rng.normal(size=tones.shape)).astype(np.float32),
+        "melody": np.array([3, 3, 5, 5, 8, 8], np.int32),
+    }
+
+
+def test_training_brings_renditions_together(learner, batch):
+    state, step = learner.init(jax.random.key(0)), jax.jit(learner.train_step)
+    before = learner.eval_step(state, batch, jax.random.key(0))
+    for i in range(20):
+        state, metrics = step(state, batch, jax.random.key(i))
+    after = learner.eval_step(state, batch, jax.random.key(0))
+    assert int(state.step) == 20 and np.isfinite(metrics["gradient_norm"])
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["triplet/nearest_is_same"] == 1
+    assert after["triplet/distance_same"] < 0.5 * after["triplet/distance_other"]
+
+
+def test_tokens_are_those_of_the_windows(learner):
+    variables = learner.variables(learner.init(jax.random.key(0)))
+    audio = np.random.default_rng(0).normal(size=(2, 11 * 24_000)).astype(np.float32)
+    embedded = melody.embed(SMALL, variables, audio)
+    assert embedded.shape == (2, 3, 12)
+    np.testing.assert_allclose(np.linalg.norm(embedded, axis=-1), 1, atol=1e-5)
+    # The second window begins 3 s later.
+    later = melody.embed(SMALL, variables, audio[:, 72_000 : 72_000 + 96_000])
+    np.testing.assert_allclose(embedded[:, 1], later[:, 0], atol=1e-5)
+    points = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"embeddings are \(7, 12\), expected \[n, 12\] with n of at least"):
+        melody.fit_quantizer(SMALL, variables, points[:7], jax.random.key(0))
+    variables = melody.fit_quantizer(SMALL, variables, points, jax.random.key(0), iterations=2)
+    codes = melody.tokens(SMALL, variables, audio)
+    assert codes.shape == (2, 72) and codes.min() >= 0 and codes.max() < 8
+    first = np.argmin(np.sum((variables["codebooks"][0] - embedded[:, :, None]) ** 2, axis=-1), axis=-1)
+    np.testing.assert_array_equal(codes.reshape(2, 3, 24)[..., 0], first)
+    short = melody.tokens(SMALL, variables, audio[:, :96_000])  # silence follows
+    np.testing.assert_array_equal(short[:, :24], codes[:, :24])
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"windows x num_quantizers is 3 x 12, expected the 72 tokens"):
+        dataclasses.replace(SMALL, num_quantizers=12)
+    with pytest.raises(ValueError, match=r"window_seconds 4\.1 are 98400 samples, expected a multiple"):
+        dataclasses.replace(SMALL, window_seconds=4.1)
+    with pytest.raises(ValueError, match=r"audio is \(5,\), expected \[batch, samples\]"):
+        melody.embed(SMALL, {}, np.zeros(5))
