@@ -1,0 +1,353 @@
+"""How fast stages decode: steps beside the memory they read and transformers' MusicGen, and the tiny bundle as a whole.
+
+    taskset -c 0 python -m benchmarks.decode --tokens tokens --output decode.json
+    taskset -c 0 python -m benchmarks.decode --parts stage --layers 4 --positions 512 1024 2048
+    python -m benchmarks.decode --parts bundle --long 600
+
+The second command is quick, with fewer layers of the same width; the third makes ten minutes of music.
+
+A stage of the paper's width (1024 wide, 16 heads, gated feed-forward of 4096) draws codes at given positions, with
+float32 kernels and with those of 8 bits (`int8.py`), for 1 and 8 rows. Its weights and its past are random: they change
+no time. MusicgenForCausalLM has the same width, depth, heads, rows and position, its own feed-forward (4096, not gated)
+and the cross-attention that it always has: as many weights. A step of it is one call of the model, without what its
+`generate` does around. Parties take turns, round by round; figures are medians of processor time, which other work on
+the machine hurts least, on one core.
+
+"Kernels" are products of the stage's own gate and up kernels alone, with one row: the memory bandwidth that a step can
+have at most. Held-out bits with 8-bit kernels are measured for the bundle's stages, on token records (--tokens).
+24 layers take 8.5 GB at position 512, and 12 GB at 768.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import decoding, metrics, stages
+from musiclm_jax.int8 import int8_kernels
+from musiclm_jax.request import WEIGHTS
+from musiclm_jax.tokens import STAGES
+from musiclm_jax.transformer import TransformerConfig
+
+POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
+FRAMES = 2  # of the coarse stage, in one call
+PARTS = ("stage", "kernels", "loss", "bundle")
+MUSICGEN_CONDITION = 12  # tokens that MusicGen's cross-attention looks at, as many as MuLan's
+
+
+def random_params(config: TransformerConfig, rows: int, seed: int) -> decoding.Params:
+    """Parameters of unrolled layers, float32, normal and of a size that keeps activations near 1."""
+    rng, d, f = np.random.default_rng(seed), config.d_model, config.d_ff
+    channels = d // config.num_heads
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32) * shape[0] ** -0.5)
+
+    params: dict[str, Any] = {
+        "embedding": normal(rows, d),
+        "relative_bias": normal(config.relative_buckets, config.num_heads),
+        "final_norm": {"scale": jnp.ones(d)},
+    }
+    for i in range(config.num_layers):
+        params[f"layers_{i}"] = {
+            "attention_norm": {"scale": jnp.ones(d)},
+            "attention": {
+                "qkv": normal(d, config.num_heads, 3, channels),
+                "out": normal(config.num_heads, channels, d),
+            },
+            "mlp_norm": {"scale": jnp.ones(d)},
+            "mlp": {"gate": normal(d, f), "up": normal(d, f), "down": normal(f, d)},
+        }
+    return params
+
+
+def state_at(config: TransformerConfig, position: int, rows: int) -> decoding.DecodeState:
+    """A state whose cache ends at `position`, FRAMES frames of four tokens before its end; its past is random."""
+    key = jax.random.key(0)
+    shape = (rows, config.num_heads, position, config.d_model // config.num_heads)
+    past = [
+        tuple(jax.random.normal(jax.random.fold_in(key, 2 * i + j), shape) for j in range(2))
+        for i in range(config.num_layers)
+    ]
+    return decoding.DecodeState(
+        start=262,
+        position=position - 4 * FRAMES,
+        end=2262,
+        token=jnp.zeros(rows, jnp.int32),
+        keys=jax.random.split(key, rows),
+        valid=jnp.ones((rows, position), bool),
+        features=jnp.zeros((1, position, config.d_model)),
+        caches=past,
+    )
+
+
+def stage_step(config: TransformerConfig, params: decoding.Params, position: int, rows: int) -> Callable[[], float]:
+    """Draws the last frames before `position` and returns the processor time of a step; again with each call."""
+    stage = stages.coarse_stage()
+    kept = [state_at(config, position, rows)]
+
+    def run() -> float:
+        began = time.process_time()
+        after, codes = decoding.decode_frames(config, stage, params, kept[0], FRAMES)
+        codes.block_until_ready()
+        spent = time.process_time() - began
+        kept[0] = after._replace(position=position - 4 * FRAMES)
+        return spent / (4 * FRAMES)
+
+    run()  # compiles
+    return run
+
+
+def musicgen_step(layers: int, position: int, rows: int) -> Callable[[], float]:
+    """A step of transformers' MusicGen decoder behind a random past, and its processor time."""
+    import torch
+    from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM
+    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+    torch.set_num_threads(1)
+    model = _musicgen(layers, MusicgenForCausalLM, MusicgenDecoderConfig)
+    ids = torch.zeros((4 * rows, 1), dtype=torch.long)
+    condition = torch.randn(rows, MUSICGEN_CONDITION, 1024)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    arguments_ = {"encoder_hidden_states": condition, "past_key_values": cache, "use_cache": True}
+    with torch.inference_mode():
+        model(input_ids=ids, **arguments_)
+    past = [(torch.randn(rows, 16, position - 1, 64), torch.randn(rows, 16, position - 1, 64)) for _ in range(layers)]
+
+    def run() -> float:
+        for layer, (keys, values) in zip(cache.self_attention_cache.layers, past, strict=True):
+            layer.keys, layer.values = keys, values
+        with torch.inference_mode():
+            began = time.process_time()
+            logits = model(input_ids=ids, **arguments_).logits
+            spent = time.process_time() - began
+        assert logits.shape[-1] == 1024
+        return spent
+
+    run()
+    return run
+
+
+@functools.cache
+def _musicgen(layers: int, model: Any, config: Any) -> Any:
+    own = config(vocab_size=1024, num_hidden_layers=layers, hidden_size=1024, ffn_dim=4096, num_attention_heads=16)
+    return model(own).eval()
+
+
+def kernels_read(params: decoding.Params, layers: int) -> Callable[[], float]:
+    """Products of one row with gate and up of all layers: bytes of kernels read per second of processor time."""
+    kernels = [params[f"layers_{i}"]["mlp"][name] for i in range(layers) for name in ("gate", "up")]
+    row = jnp.ones((1, kernels[0].shape[0]))
+    products = jax.jit(lambda row, kernels: [row @ kernel for kernel in kernels])
+
+    def run() -> float:
+        began = time.process_time()
+        jax.block_until_ready(products(row, kernels))
+        return sum(kernel.nbytes for kernel in kernels) / (time.process_time() - began)
+
+    run()
+    return run
+
+
+def turns(parties: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median of each party, whose calls take turns."""
+    found: dict[str, list[float]] = {name: [] for name in parties}
+    for _ in range(rounds):
+        for name, run in parties.items():
+            found[name].append(run())
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def step_bytes(config: TransformerConfig, params: decoding.Params, position: int, rows: int) -> float:
+    """Bytes that a step has to read: kernels, norms, the codebook of its level, and keys and values of the past."""
+    layers = sum(leaf.nbytes for name, own in params.items() if name != "embedding" for leaf in jax.tree.leaves(own))
+    past = 2 * config.num_layers * rows * position * config.d_model * 4
+    return layers + 1024 * config.d_model * 4 + past
+
+
+def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: bool) -> tuple[list[Figure], dict]:
+    """Steps of the stage, beside memory and MusicGen."""
+    config = TransformerConfig(num_layers=layers, dropout=0.0)
+    params = random_params(config, stages.coarse_stage().vocabulary.rows, 0)
+    kinds = {"float32": params, "int8": jax.tree.map(jnp.asarray, int8_kernels(params))}
+    figures, details = [], {}
+    for position in positions:
+        parties: dict[str, Callable[[], float]] = {"kernels": kernels_read(params, layers)}
+        for kind, own in kinds.items():
+            parties |= {f"{kind}, {rows}": stage_step(config, own, position, rows) for rows in (1, 8)}
+        if musicgen:
+            parties |= {f"musicgen, {rows}": musicgen_step(layers, position, rows) for rows in (1, 8)}
+        found = turns(parties, rounds)
+        del parties
+        details[str(position)] = found
+        print(position, {name: f"{value:.3g}" for name, value in found.items()}, flush=True)
+        at, bandwidth = f"at position {position}", found["kernels"]
+        share = step_bytes(config, params, position, 1) / found["float32, 1"] / bandwidth
+        figures.append(Figure(f"kernels alone, GB/s, {at}", bandwidth / 1e9))
+        figures.append(
+            Figure(f"share of that bandwidth, batch 1, {at}", share, ">= 0.85", share >= 0.85, "float32, past included")
+        )
+        for kind in kinds:
+            figures.append(Figure(f"step in ms, batch 1, {kind}, {at}", 1e3 * found[f"{kind}, 1"]))
+            more, target = found[f"{kind}, 8"] / found["float32, 1"], "<= 2"
+            figures.append(Figure(f"batch 8 step over batch 1 step in float32, {kind}, {at}", more, target, more <= 2))
+            for rows, least in ((1, 5.0), (8, 2.5)) if musicgen else ():
+                ratio = found[f"musicgen, {rows}"] / found[f"{kind}, {rows}"]
+                figures.append(
+                    Figure(
+                        f"times as fast as MusicGen, batch {rows}, {kind}, {at}", ratio, f">= {least}", ratio >= least
+                    )
+                )
+    return figures, details
+
+
+def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
+    """What XLA makes of other kernels: 8.4M weights with 1, 2 and 8 rows, in ms."""
+    rng, inward, outward = np.random.default_rng(0), 1024, 8192
+    wide = [jnp.asarray(rng.standard_normal((inward, outward), np.float32)) for _ in range(4)]
+
+    def product(contracted: int, dtype: Any, rows: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(rows, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=dtype)
+
+    kinds = {
+        "float32": (wide, 0, jnp.float32, jnp.float32),
+        "bfloat16": ([k.astype(jnp.bfloat16) for k in wide], 0, jnp.bfloat16, jnp.float32),
+        "bfloat16, transposed": ([k.T.astype(jnp.bfloat16) for k in wide], 1, jnp.bfloat16, jnp.float32),
+        "int8": ([(30 * k).astype(jnp.int8) for k in wide], 0, jnp.int8, jnp.int32),
+        "int8, transposed": ([(30 * k).T.astype(jnp.int8) for k in wide], 1, jnp.int8, jnp.int32),
+    }
+    parties = {}
+    for kind, (kernels, contracted, dtype, sums) in kinds.items():
+        own = functools.partial(product, contracted, sums)
+        every = jax.jit(lambda rows, kernels, own=own: [own(rows, kernel) for kernel in kernels])
+        for count in (1, 2, 8):
+            rows = jnp.ones((count, inward), dtype)
+            jax.block_until_ready(every(rows, kernels))
+
+            def run(every=every, rows=rows, kernels=kernels) -> float:
+                began = time.process_time()
+                jax.block_until_ready(every(rows, kernels))
+                return (time.process_time() - began) / len(kernels)
+
+            parties[f"8.4M weights, {kind}, {count} rows"] = run
+    rows, heads, length, channels = 8, 16, 2048, 64
+    for dtype in (jnp.float32, jnp.bfloat16):
+        keys = jnp.ones((rows, heads, length, channels), dtype)
+        attend = jax.jit(lambda q, k, v: jnp.einsum("bhqk,bhkc->bhqc", jnp.einsum("bhqc,bhkc->bhqk", q, k), v))
+        query = keys[:, :, :1]
+
+        def run_attention(attend=attend, query=query, keys=keys) -> float:
+            began = time.process_time()
+            attend(query, keys, keys).block_until_ready()
+            return time.process_time() - began
+
+        run_attention()
+        parties[f"past of 8 rows and 2048 positions, {jnp.dtype(dtype).name}"] = run_attention
+    found = turns(parties, rounds)
+    return [Figure(f"in ms, {name}", 1e3 * value) for name, value in found.items()], found
+
+
+def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
+    """Held-out bits per token with 8-bit kernels less those in float32, paired by clip."""
+    import musiclm_jax
+    from musiclm_jax.diagnose.stage_bits import crop, measure
+    from musiclm_jax.records import read_token_records, shard_paths
+
+    bundle, rng = musiclm_jax.load(args.bundle), np.random.default_rng(args.seed)
+    test = list(read_token_records(shard_paths(args.tokens, "test")))
+    test = [test[i] for i in rng.permutation(len(test))[: args.clips]]
+    figures = []
+    for name in STAGES:
+        config, variables = bundle.part(name)
+        crops = [crop(record, config.stage, rng) for record in test]
+        unrolled = dataclasses.replace(config.transformer, scan_layers=False)
+        params = decoding.unstacked(variables["params"])
+        exact, rounded = (measure(config.stage, unrolled, p, crops) for p in (params, int8_kernels(params)))
+        figures.append(Figure(f"bits per token, {name}", metrics.bootstrap(exact.mean(axis=1), seed=args.seed)))
+        more = metrics.bootstrap((rounded - exact).mean(axis=1), seed=args.seed)
+        figures.append(Figure(f"added by 8-bit kernels, {name}", more, note=f"{len(test)} held-out clips"))
+    return figures, {}
+
+
+def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figure], dict]:
+    """Commands of their own: the first, which compiles, and the second; then music without compilation, in this one."""
+    import musiclm_jax
+
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        starts = [_command(bundle, seconds, folder) for _ in range(2)]
+        for start, (spent, peak) in zip(("first", "second"), starts, strict=True):
+            figures.append(Figure(f"{start} start, {seconds:g} s of music, processor s", spent))
+            figures.append(Figure(f"{start} start, peak memory in GiB", peak))
+        ratio = starts[0][0] / starts[1][0]
+        figures.append(Figure("first start over second", ratio, ">= 3", ratio >= 3, "compilation cached on disk"))
+        if long:
+            spent, peak = _command(bundle, long, folder)
+            figures.append(Figure(f"{long:g} s of music, processor s", spent))
+            figures.append(Figure(f"{long:g} s of music, peak memory in GiB", peak))
+    loaded = musiclm_jax.load(bundle)
+    for weights in WEIGHTS:
+        loaded.generate(["a calm piano piece"], seconds=seconds, weights=weights)
+        began = time.process_time()
+        loaded.generate(["a cheerful Irish jig on the fiddle"], seconds=seconds, weights=weights)
+        factor = (time.process_time() - began) / seconds
+        name = f"processor s per second of music, {weights}, once compiled"
+        figures.append(Figure(name, factor, "<= 0.5", factor <= 0.5))
+    return figures, {}
+
+
+def _command(bundle: str, seconds: float, folder: str) -> tuple[float, float]:
+    """Processor seconds and peak memory in GiB of one `musiclm generate` whose compilation cache is in `folder`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "musiclm_jax.launch.main", "generate", "a calm piano piece", "--force"]
+    command += ["--bundle", bundle, "--seconds", str(seconds), "--output", str(pathlib.Path(folder) / "music.wav")]
+    subprocess.run(command, check=True, env=os.environ | {"MUSICLM_CACHE": folder}, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, after.ru_maxrss / 2**20  # the largest of all so far: music gets longer from call to call
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = arguments(__doc__.splitlines()[0], corpus=False)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--layers", type=int, default=24, help="of the stage and of MusicGen")
+    parser.add_argument("--positions", nargs="+", type=int, default=list(POSITIONS), help="multiples of 256")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--without_musicgen", action="store_true", help="leaves out what needs torch and transformers")
+    parser.add_argument("--tokens", help="folder of token records, made by `musiclm tokenize`; for the loss")
+    parser.add_argument("--clips", type=int, default=100, help="held-out clips of the loss")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of music by the bundle")
+    parser.add_argument("--long", type=float, default=0.0, help="seconds of a long piece; 0 makes none")
+    args = parser.parse_args()
+    if "loss" in args.parts and not args.tokens:
+        parser.error("the loss needs held-out clips: give --tokens, or --parts without it")
+    made = {
+        "kernels": lambda: measure_kernels(args.rounds),
+        "stage": lambda: measure_stage(args.layers, args.rounds, args.positions, not args.without_musicgen),
+        "loss": lambda: measure_loss(args),
+        "bundle": lambda: measure_bundle(args.bundle, args.seconds, args.long),
+    }
+    figures: list[Figure] = []
+    details: dict[str, Any] = {"layers": args.layers}
+    for part in args.parts:
+        own, details[part] = made[part]()
+        figures += own
+    publish("decode", figures, args.output, details)
+
+
+if __name__ == "__main__":
+    main()
