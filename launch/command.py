@@ -28,7 +28,7 @@ def enable_compilation_cache() -> None:
 
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", os.environ.get("MUSICLM_CACHE") or str(base) + "/musiclm_jax")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many are small
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
