@@ -55,7 +55,7 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
     """x [b, l, d] times a kernel of `int8_kernels`, int8 [f, d] and float32 [f]: [b, l, f] in the dtype of x."""
     rows, own = rounded(x.reshape(-1, x.shape[-1]))
     count = len(rows)
-    # XLA's product of one row is a plain loop, 20 times as slow as that of two (benchmarks/decode.py).
+    # XLA's product of one row is a plain loop, slower than that of two (benchmarks/decode.py --parts kernels).
     rows = jnp.repeat(rows, 2, axis=0) if count == 1 else rows
     whole = jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)[:count]
     return (whole * own[:, None] * scale).reshape(*x.shape[:-1], -1).astype(x.dtype)

@@ -22,7 +22,7 @@ class Learner(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # how type checkers know a dataclass
-    family: str  # "soundstream", "w2v_bert", "mulan" or "stage"
+    family: str  # "soundstream", "w2v_bert", "mulan", "melody" or "stage"
 
     def init(self, key: jax.Array) -> Any:
         """Returns the state: a flax.struct.PyTreeNode with an int32 scalar field `step`."""
