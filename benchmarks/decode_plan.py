@@ -5,7 +5,7 @@
 Each row compiles one step of `decoding` for a topology, with the whole cache of the stage's window filled, kernels and
 cache in bfloat16, every chip with its own pieces; libtpu's compiler says what HBM it takes. What a step has to read
 (kernels, the codebook of its level, keys and values of the past) and its FLOPs, at the chip's peak rates, bound it from
-below: a real step is slower. Needs libtpu: pip install 'musiclm_jax[tpu]'. A row takes a minute or two of one core; its
+below: a real step is slower. Needs libtpu: pip install '.[tpu]'. A row takes a minute or two of one core; its
 figures stay in --work, and the table is written after each row.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.plan_table --work plans --output docs/plan.md
 
 Each row is one compilation of a whole train step in a process of its own, some minutes of one core; its figures stay in
---work, so that the command goes on where it was stopped. Needs libtpu: pip install 'musiclm_jax[tpu]'.
+--work, so that the command goes on where it was stopped. Needs libtpu: pip install '.[tpu]'.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from musiclm_jax.stage_learner import StageLearner
 USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
 
 The gin files and values are those of `musiclm train`; no data is read. The topology is that of one slice; there are
-make_mesh.dcn_data of them. Needs libtpu: pip install 'musiclm_jax[tpu]'."""
+make_mesh.dcn_data of them. Needs libtpu: pip install '.[tpu]' in a checkout."""
 GIB = 2**30
 
 

@@ -134,8 +134,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
     except Exception as error:  # libtpu's errors have many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"cannot describe topology {name!r} ({reason}): pip install 'musiclm_jax[tpu]' for libtpu, and choose a "
-            "shape that exists"
+            f"cannot describe topology {name!r} ({reason}): pip install '.[tpu]' in a checkout for libtpu, and choose "
+            "a shape that exists"
         ) from error
     return devices, CHIPS[TPU_KINDS.get(devices[0].device_kind, family)]
 

@@ -41,7 +41,9 @@ def font_paths() -> dict[str, pathlib.Path]:
     try:
         import pretty_midi
     except ImportError as error:
-        raise SystemExit("musiclm corpus needs pretty_midi: pip install 'musiclm_jax[corpus]'") from error
+        raise SystemExit(
+            "musiclm corpus needs pretty_midi: pip install '.[corpus]' in a checkout of the repository"
+        ) from error
     paths = {instruments.TIMGM: pathlib.Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"}
     try:
         listing = subprocess.run(["dpkg", "-L", _MUSESCORE_PACKAGE], capture_output=True, text=True).stdout.split("\n")

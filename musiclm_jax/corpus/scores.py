@@ -133,7 +133,9 @@ def _music21():
     try:
         import music21
     except ImportError as error:
-        raise SystemExit("musiclm corpus needs music21: pip install 'musiclm_jax[corpus]'") from error
+        raise SystemExit(
+            "musiclm corpus needs music21: pip install '.[corpus]' in a checkout of the repository"
+        ) from error
     return music21
 
 
@@ -266,7 +268,9 @@ def midi_score(data: bytes, name: str, source: str, title: str) -> Score | None:
     try:
         import pretty_midi
     except ImportError as error:
-        raise SystemExit("musiclm corpus needs pretty_midi: pip install 'musiclm_jax[corpus]'") from error
+        raise SystemExit(
+            "musiclm corpus needs pretty_midi: pip install '.[corpus]' in a checkout of the repository"
+        ) from error
     midi = pretty_midi.PrettyMIDI(io.BytesIO(data))
     rows: list = []
     programs: list[int] = []
