@@ -8,7 +8,7 @@
 # is repeated when its file in WORK_DIR/done is removed; remove those of the steps after it, too, and WORK_DIR/tokens when a
 # tokenizer changed. TRAIN_ARGUMENTs go to every training, HOURS is the length of the corpus (15). A rehearsal of all steps:
 #
-#   HOURS=0.6 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1
+#   HOURS=0.6 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1 --gin.BATCH_SIZE=4
 set -euo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
