@@ -234,8 +234,13 @@ class Judges:
         return {e.name: hear(e, ((name, audio) for name, audio in clips() if name in ids)) for e in self.embedders}
 
     def references(self) -> Hearing:
-        """What every embedder hears in the reference clips: as a system, these are real clips against real clips."""
-        return {e.name: self._references.get(e.name) or self._hear_references(e) for e in self.embedders}
+        """What every embedder hears in the reference clips: as a system, these are real clips against real clips.
+
+        FAD may compare with clips of more captions than are asked (a limit); those are no clips of the system.
+        """
+        ids = {item.id for item in self.evaluation_set.items}
+        heard = {e.name: self._references.get(e.name) or self._hear_references(e) for e in self.embedders}
+        return {name: {clip: parts for clip, parts in of.items() if clip in ids} for name, of in heard.items()}
 
     def score(self, system: str, hearing: Hearing) -> Scores:
         """Figures of a system, from what was heard in its clips."""

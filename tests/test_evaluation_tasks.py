@@ -84,7 +84,7 @@ def test_the_evaluator_gives_kld_of_clips_against_the_reference_of_the_same_id(f
     def band_shares(params, windows):  # of the power, so that a pitch is a class
         del params
         power = np.abs(np.fft.rfft(np.asarray(windows)))[:, :2000].reshape(len(windows), 10, 200) ** 2
-        return power.sum(-1) / power.sum((-1, -2), keepdims=True)[..., 0] * 0.9 + 0.01
+        return power.sum(-1) / (power.sum((-1, -2), keepdims=True)[..., 0] + 1e-12) * 0.9 + 0.01
 
     def listen(name, bundle=None):
         return embedders.Embedder(name, "of this test", embedders.PROBABILITIES, 24_000, 24_000, 24_000, band_shares)
@@ -110,6 +110,16 @@ def test_the_evaluator_gives_kld_of_clips_against_the_reference_of_the_same_id(f
     own, strangers = evaluated(0), evaluated(1)
     assert own["kld_bands"] == pytest.approx(0, abs=1e-3) and own["kld_bands_clips"] == 5
     assert strangers["kld_bands"] == pytest.approx(np.mean(expected), rel=0.02)
+
+
+def test_real_clips_of_captions_that_are_not_asked_are_no_clips_of_the_system(folder):
+    found = musiccaps.musiccaps_task(str(folder), limit=3, **MULAN_ALONE)
+    asked = {item.id for item in found.items} & set(musiccaps_folder.IDS[:5])
+    judge = evaluate.Judges(found, [evaluate_mulan()], bundles.load(miniature.path()))
+    assert set(judge.references()["mulan"]) == asked
+    figures = {figure.metric: figure for figure in judge.score("real", judge.references()).figures}
+    assert figures["MCC"].clips == figures["FAD"].clips == len(asked) < 5
+    assert "against 5 embeddings" in figures["FAD"].note
 
 
 def evaluate_mulan():
