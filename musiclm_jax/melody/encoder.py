@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.melody.config import MelodyConfig
+from musiclm_jax.mulan.audio_tower import unit
 from musiclm_jax.spectrogram import log_mel
 
 
@@ -54,5 +55,4 @@ class MelodyEncoder(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(0.02), (c.patches, c.width))
         for layer in range(c.num_layers):
             x = Block(c, name=f"layer_{layer}")(x)
-        x = nn.Dense(c.embedding_dim, name="projection")(nn.LayerNorm(name="norm")(x).mean(axis=1))
-        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+        return unit(nn.Dense(c.embedding_dim, name="projection")(nn.LayerNorm(name="norm")(x).mean(axis=1)))
