@@ -39,7 +39,9 @@ PART_CONFIGS = {
     "w2v_bert": "musiclm_jax.w2v_bert:W2vBertConfig",
     "mulan": "musiclm_jax.mulan:MulanConfig",
     "text_encoder": "musiclm_jax.mulan:MulanConfig",
+    "melody": "musiclm_jax.melody:MelodyConfig",
     "semantic": "musiclm_jax.bundles.stage_config:StageModelConfig",
+    "semantic_melody": "musiclm_jax.bundles.stage_config:StageModelConfig",
     "coarse": "musiclm_jax.bundles.stage_config:StageModelConfig",
     "fine": "musiclm_jax.bundles.stage_config:StageModelConfig",
 }
