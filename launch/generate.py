@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   musiclm generate "a calm piano piece" --at 0:15 "a brass band" --at 0:30 "steel drums" --output story.wav
   musiclm generate --mix "jazz piano:0.7" "church organ:0.3" --output mix.wav
   musiclm generate "a brass band" --continue jig.wav --seconds 10 --output longer.wav
+  musiclm generate "a church organ" --melody hum.wav --output organ.wav
   musiclm generate --like jig.wav --num_samples 3 --output alike.wav
   musiclm generate "a calm piano piece" --seconds 60 --stream --output - | aplay -r 24000 -f S16_LE
 
@@ -63,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     recording = p.add_argument_group("recordings (any format)")
     recording.add_argument("--continue", dest="continue_from", metavar="FILE", help="go on from the end of a recording")
     recording.add_argument("--like", metavar="FILE", help="a recording as the prompt")
+    recording.add_argument(
+        "--melody", metavar="FILE", help="a melody, hummed or played, that the music follows; the PROMPT plays it"
+    )
     recording.add_argument(
         "--vary",
         choices=("all", "acoustics"),
@@ -220,7 +224,7 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
     from musiclm_jax import audio, generate
     from musiclm_jax.request import check_recording
 
-    recordings = {"like": args.like, "continue_from": args.continue_from}
+    recordings = {"like": args.like, "continue_from": args.continue_from, "melody": args.melody}
     given = {name: audio.load(path) for name, path in recordings.items() if path}
     for name, recording in given.items():
         check_recording(recording, recordings[name])

@@ -23,7 +23,7 @@ RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     p = command.Parser("tokenize", __doc__.splitlines()[0].split(": ")[1])
-    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan")
+    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan, and melody if it has one")
     p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of sound files")
     p.add_argument("--output", required=True, help="folder for the token records")
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
@@ -100,11 +100,14 @@ def check_same_tokenizers(bundle, output: pathlib.Path) -> None:
     Raises:
       ValueError: if `output` was begun with other weights.
     """
-    parts = {part: bundle.config["parts"][part]["sha256"] for part in ("soundstream", "w2v_bert", "mulan")}
+    used = [part for part in ("soundstream", "w2v_bert", "mulan", "melody") if bundle.has(part)]
+    parts = {part: bundle.config["parts"][part]["sha256"] for part in used}
     path = output / "tokenizers.json"
     if not path.exists():
         path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
-    elif changed := [part for part, sha in json.loads(path.read_text(encoding="utf-8")).items() if parts[part] != sha]:
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if changed := sorted(part for part in begun.keys() | parts.keys() if begun.get(part) != parts.get(part)):
         raise ValueError(
             f"{output} holds tokens made with another {', '.join(changed)} than {bundle.path}: give another --output, "
             "or remove that folder"

@@ -19,12 +19,13 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import bundles, dry_run, partitioning, trainer
+from musiclm_jax import bundles, dry_run, partitioning, stage_weights, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.divergence import DivergedError
 from musiclm_jax.launch import command, gin_bindings
 from musiclm_jax.learner import Learner
 from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tokens import MELODY
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
@@ -208,7 +209,7 @@ def train(
         raise ValueError(f"train.batch_size is {batch_size!r}, expected a whole number, 1 or more")
     mesh = mesh or partitioning.make_mesh()
     partitioning.check_batch_size(mesh, batch_size)
-    start_variables = bundles.load(start_from).part(part_name(learner)).variables if start_from else None
+    start_variables = weights_of(bundles.load(start_from), learner) if start_from else None
     if try_out:
         rows = batch_size // jax.process_count()
         for line in dry_run.report(learner, fake_batch(task, rows), mesh, start_variables):
@@ -242,6 +243,20 @@ def train(
 def part_name(learner: Learner) -> str:
     """Name of the bundle's part that a learner trains."""
     return learner.stage.name if isinstance(learner, StageLearner) else learner.family
+
+
+def weights_of(bundle: bundles.Bundle, learner: Learner) -> dict[str, Any]:
+    """The variables of a bundle that a run of the learner begins with.
+
+    Raises:
+      BundleError: if the bundle lacks the part, or it is damaged.
+    """
+    config, variables = bundle.part(part_name(learner))
+    if not isinstance(learner, StageLearner):
+        return variables
+    codebooks = {MELODY.name: bundle.part("melody").variables["codebooks"]} if bundle.has("melody") else {}
+    params = stage_weights.carried_over(variables["params"], config.stage, learner.stage, codebooks)
+    return {"params": params}
 
 
 def config_files(learner: Learner) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from musiclm_jax import mulan
 from musiclm_jax.bundles import Bundle, Part
 from musiclm_jax.prompts import Story
-from musiclm_jax.tokenizers import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes, semantic_codes
+from musiclm_jax.tokenizers import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes, melody_codes, semantic_codes
 from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC
 
 BLEND_STEP = 1.0  # seconds that a mix of two sections lasts
@@ -118,6 +118,25 @@ def _condition(
     # Where the codes stay the same, nothing changes for the stages.
     changes = [0, *(i for i in range(1, len(line)) if (codes[i] != codes[i - 1]).any())]
     return Condition(label, times, embeddings, tuple(starts[i] for i in changes), codes[changes])
+
+
+@dataclasses.dataclass(frozen=True)
+class Melody:
+    """A recording whose melody the music follows, again and again where it is shorter than the music.
+
+    Attributes:
+      part: the melody model.
+      audio: float32 `[samples]`, 24 kHz.
+    """
+
+    part: Part
+    audio: np.ndarray
+
+    def at(self, frame: int) -> np.ndarray:
+        """Codes int32 `[72]` of the 10 s from a semantic frame on."""
+        first = frame * SAMPLES_PER_SEMANTIC_FRAME
+        own = np.take(self.audio, np.arange(first, first + self.part.config.clip_samples), mode="wrap")
+        return np.asarray(melody_codes(self.part, own[None]))[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,9 @@ def check(bundle: Bundle, prompts: Sequence[Prompt], request: Request, streamed:
     total = request.seconds + (0 if recording is None else len(recording) / SAMPLE_RATE)
     if total > MAX_SECONDS:
         raise ValueError(f"recording and new music are {total:g} s together: give at most {MAX_SECONDS:g}")
-    needed = ["soundstream", "mulan", *STAGES]
+    needed = ["soundstream", "mulan", *map(request.part, STAGES)]
+    if request.melody is not None:
+        needed.append("melody")
     if recording is not None or (request.like is not None and request.vary == "acoustics"):
         needed.append("w2v_bert")
     for name in needed:  # what is missing shows now

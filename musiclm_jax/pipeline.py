@@ -10,11 +10,11 @@ import numpy as np
 
 from musiclm_jax import decoding, soundstream, windows
 from musiclm_jax.bundles import Bundle, BundleError, Part
-from musiclm_jax.conditions import Condition, Known, known_tokens
+from musiclm_jax.conditions import Condition, Known, Melody, known_tokens
 from musiclm_jax.int8 import int8_kernels
 from musiclm_jax.request import Request
 from musiclm_jax.tokenizers import SAMPLES_PER_SEMANTIC_FRAME
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 from musiclm_jax.windows import ACOUSTIC_PER_SEMANTIC, Conditions, Frames, Progress
 
 FINE_ROWS = 64  # windows of all rows that the fine stage decodes in one batch; the cache of each takes memory
@@ -30,11 +30,13 @@ class Pipeline:
       parts: "soundstream" and the stages, the stages' parameters unstacked.
       known: tokens of the recording that is continued or varied.
       request: lengths, and how codes are drawn.
+      melody: that the semantic stage follows, or None.
     """
 
     parts: dict[str, Part]
     known: Known
     request: Request
+    melody: Melody | None = None
 
     @classmethod
     def of(cls, bundle: Bundle, request: Request) -> "Pipeline":
@@ -45,13 +47,15 @@ class Pipeline:
         """
         parts = {"soundstream": bundle.part("soundstream")}
         for name in STAGES:
-            config, variables = bundle.part(name)
-            check_codebooks(bundle, name)
+            config, variables = bundle.part(request.part(name))
+            check_codebooks(bundle, request.part(name))
             params = decoding.unstacked(variables["params"])
             parts[name] = Part(config, {"params": params if request.weights == "float32" else _int8_kernels(params)})
         varied = request.like if request.vary == "acoustics" else None
         recording = request.continue_from if varied is None else varied
-        return cls(parts, known_tokens(bundle, recording, with_acoustic=varied is None), request)
+        known = known_tokens(bundle, recording, with_acoustic=varied is None)
+        melody = None if request.melody is None else Melody(bundle.part("melody"), request.melody)
+        return cls(parts, known, request, melody)
 
     @property
     def known_frames(self) -> int:
@@ -110,7 +114,7 @@ class Pipeline:
     ) -> tuple[Frames, Frames]:
         """Semantic and acoustic codes, the known ones among them; `whole` ends each stage before the next begins."""
         starts = (0, *(start + self.known_frames for start in asked[0].starts[1:]))
-        over_time = Conditions(starts, np.stack([condition.codes for condition in asked], axis=1))
+        over_time = Conditions(starts, np.stack([condition.codes for condition in asked], axis=1), self.melody)
         levels = self.parts["coarse"].config.stage.target.levels
         in_all = windows.semantic_frames(self.parts["coarse"], self.frames)
         known_semantic = _repeated(self.known.semantic[:in_all], len(asked))
@@ -166,7 +170,10 @@ def check_codebooks(bundle: Bundle, name: str) -> None:
         MULAN.name: (text.num_quantizers, text.codebook_size),
         ACOUSTIC.name: (sound.num_quantizers, sound.codebook_size),
     }
-    if name != "semantic":
+    if bundle.has("melody"):
+        tune = bundle.part("melody").config
+        made[MELODY.name] = (MELODY.quantizers, tune.codebook_size)
+    if stage.name != "semantic":
         made[SEMANTIC.name] = (1, bundle.part("semantic").config.stage.stream(SEMANTIC.name).codebook_size)
     for part in (*stage.conditioning, stage.target):
         quantizers, codebook_size = made.get(part.stream, (part.levels, stage.stream(part.stream).codebook_size))

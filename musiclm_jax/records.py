@@ -45,6 +45,7 @@ _TOKEN_FEATURES = {
     "semantic": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
     "acoustic": tf.io.FixedLenSequenceFeature([tokens.ACOUSTIC.quantizers], tf.int64, allow_missing=True),
     "mulan": tf.io.FixedLenFeature([tokens.MULAN.quantizers], tf.int64),
+    "melody": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
     "caption": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
     "instrument": tf.io.FixedLenFeature([], tf.string),
     "composition": tf.io.FixedLenFeature([], tf.string),
@@ -173,6 +174,7 @@ def token_example(
     instrument: str,
     composition: str,
     held_out_pair: int,
+    melody: np.ndarray | None = None,
 ) -> bytes:
     """Serializes the token streams of one clip.
 
@@ -185,11 +187,15 @@ def token_example(
       instrument: plain name of the lead instrument.
       composition: id of the composition.
       held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
+      melody: codes `[72]` of the melody of its audio, where there is a melody model.
 
     Raises:
       ValueError: if a stream has another shape, the lengths do not match, or a code is negative.
     """
     semantic, acoustic, mulan = (np.asarray(codes) for codes in (semantic, acoustic, mulan))
+    melody = np.zeros(0, np.int32) if melody is None else np.asarray(melody)
+    if melody.shape not in ((0,), (tokens.MELODY.quantizers,)):
+        raise ValueError(f"record {id}: melody {melody.shape}, expected [{tokens.MELODY.quantizers}], or none")
     frames = semantic.shape[0] * tokens.ACOUSTIC.frame_rate // tokens.SEMANTIC.frame_rate
     expected = (frames, tokens.ACOUSTIC.quantizers)
     if semantic.ndim != 1 or acoustic.shape != expected or mulan.shape != (tokens.MULAN.quantizers,):
@@ -197,7 +203,7 @@ def token_example(
             f"record {id}: semantic {semantic.shape}, acoustic {acoustic.shape}, mulan {mulan.shape}: expected "
             f"[t], [2 t, {tokens.ACOUSTIC.quantizers}], [{tokens.MULAN.quantizers}]; tokenize all from the same audio"
         )
-    if min(int(codes.min(initial=0)) for codes in (semantic, acoustic, mulan)) < 0:
+    if min(int(codes.min(initial=0)) for codes in (semantic, acoustic, mulan, melody)) < 0:
         raise ValueError(f"record {id} has a negative code: records keep raw codes, 0..codebook_size-1")
     return _example(
         {
@@ -205,6 +211,7 @@ def token_example(
             "semantic": semantic,
             "acoustic": acoustic,
             "mulan": mulan,
+            "melody": melody,
             "caption": list(caption),
             "instrument": instrument,
             "composition": composition,
@@ -214,7 +221,11 @@ def token_example(
 
 
 def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses one token record: int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`; string caption `[n]`."""
+    """Parses one token record.
+
+    Returns:
+      int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`, melody `[72]` or `[0]`; string caption `[n]`.
+    """
     return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
 
 

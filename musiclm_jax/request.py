@@ -38,6 +38,8 @@ class Request:
         `like` it is the prompt, too.
       vary: in what the pieces of a prompt differ: "all", or "acoustics" alone. They then share semantic tokens: those
         of `like`, which may have a text beside it, or of the first piece.
+      melody: float32 `[samples]` at 24 kHz: a hummed, sung, whistled or played melody that the music follows from its
+        beginning; a shorter one is repeated. The text says what plays it.
       weights: of the stages' kernels: "float32" as trained, or "int8", see `int8.py`.
     """
 
@@ -52,6 +54,7 @@ class Request:
     batch_size: int = 8
     like: np.ndarray | None = dataclasses.field(default=None, compare=False)
     continue_from: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    melody: np.ndarray | None = dataclasses.field(default=None, compare=False)
     vary: str = "all"
     weights: str = "float32"
 
@@ -76,8 +79,12 @@ class Request:
             raise ValueError(f"top_p is {self.top_p}: give more than 0 and at most 1, which draws among all codes")
         if len(self.guidance) != 2 or not all(0 <= g <= 20 for g in self.guidance):
             raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stage)")
+        if self.melody is not None and not (bundle.has("melody") and bundle.has("semantic_melody")):
+            raise ValueError(
+                f"bundle {bundle.path} has no model of melodies: leave out the melody, or give another bundle"
+            )
         for name, guidance in zip(STAGES, self.guidance, strict=False):
-            if guidance != 1 and not bundle.part(name).config.stage.condition_dropout:
+            if guidance != 1 and not bundle.part(self.part(name)).config.stage.condition_dropout:
                 raise ValueError(
                     f"guidance is {self.guidance}: the {name} stage of this bundle was trained without dropping its "
                     "conditioning, leave its guidance at 1"
@@ -88,11 +95,17 @@ class Request:
             raise ValueError(f"vary is {self.vary!r}: give one of {', '.join(VARIATIONS)}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights is {self.weights!r}: give one of {', '.join(WEIGHTS)}")
-        for name in ("like", "continue_from"):
+        for name in ("like", "continue_from", "melody"):
             if getattr(self, name) is not None:
                 check_recording(getattr(self, name), name)
         if self.vary == "acoustics" and self.like is not None and self.continue_from is not None:
             raise ValueError("vary is 'acoustics': its semantic tokens come from one recording, like or continue_from")
+        if self.melody is not None and (self.continue_from is not None or self.vary == "acoustics"):
+            raise ValueError("melody is for new semantic tokens: leave out continue_from, and vary at 'all'")
+
+    def part(self, stage: str) -> str:
+        """The bundle's part for "semantic", "coarse" or "fine"."""
+        return "semantic_melody" if stage == "semantic" and self.melody is not None else stage
 
     def sampling(self, stage: str) -> Sampling:
         """How codes of "semantic", "coarse" or "fine" are drawn."""

@@ -4,7 +4,8 @@ A stage's sequence is its conditioning followed by its target, each flattened fr
 then of frame 1, ...). A code's id is its place in the stage's vocabulary. This is the one place that knows it: training
 and generation use the same functions (MusicLM section 3, arXiv 2301.11325; crops as in AudioLM, arXiv 2209.03143).
 
-Raw streams are int32: "semantic" [b, t], "acoustic" [b, t, q], "mulan" [b, q]; code -1 marks a frame of padding.
+Raw streams are int32: "semantic" [b, t], "acoustic" [b, t, q], "mulan" and "melody" [b, q]; code -1 marks a frame of
+padding.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC, TokenStream
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SEMANTIC, TokenStream
 
 PADDING = -1  # code of frames that are not there
 TIME_RATE = 50  # times within a crop are counted in 1/50 s, the frame of the fastest stream
@@ -207,8 +208,10 @@ def semantic_stage(
     acoustic_codebook_size: int = 1024,
     full_vocabulary: bool = True,
     condition_dropout: float = 0.0,
+    melody_quantizers: int = 0,
+    melody_codebook_size: int = MELODY.codebook_size,
 ) -> Stage:
-    """p(semantic | MuLan): 12 + 750 tokens in the paper's 30 s.
+    """p(semantic | MuLan): 12 + 750 tokens in the paper's 30 s; with a melody 72 tokens more (section 3.3).
 
     Args:
       seconds: length of a training crop.
@@ -219,10 +222,17 @@ def semantic_stage(
       acoustic_codebook_size: codes of one acoustic quantizer; likewise.
       full_vocabulary: the ids of all three streams, as the paper's 430M parameters imply; else only those in use.
       condition_dropout: see `Stage`.
+      melody_quantizers: so many of the melody's 72 tokens follow those of MuLan; 0 for a stage without melody.
+      melody_codebook_size: codes of one melody quantizer.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
     streams = _streams(mulan, semantic_codebook_size, acoustic)
-    conditioning, target = (StreamSlice("mulan", 0, mulan_quantizers - 1),), StreamSlice("semantic", 0, 0)
+    conditioning: tuple[StreamSlice, ...] = (StreamSlice("mulan", 0, mulan_quantizers - 1),)
+    target = StreamSlice("semantic", 0, 0)
+    if melody_quantizers:
+        conditioning += (StreamSlice("melody", 0, melody_quantizers - 1),)
+        # Last, so that the ids of the other streams are those of a stage without melody.
+        streams += (dataclasses.replace(MELODY, quantizers=melody_quantizers, codebook_size=melody_codebook_size),)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
 
 

@@ -1,4 +1,4 @@
-"""Audio to the three token streams: joins SoundStream, w2v-BERT and MuLan."""
+"""Audio to the token streams: joins SoundStream, w2v-BERT, MuLan and, where there is one, the melody model."""
 
 import dataclasses
 import functools
@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from musiclm_jax import mulan, soundstream, w2v_bert
+from musiclm_jax import melody, mulan, soundstream, w2v_bert
 from musiclm_jax.bundles import Bundle, Part
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
 
 # Whole semantic frames are whole acoustic frames too.
 SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
@@ -17,11 +17,12 @@ SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizers:
-    """The three encoders: config and variables of each."""
+    """The encoders: config and variables of each."""
 
     soundstream: Part
     w2v_bert: Part
     mulan: Part
+    melody: Part | None = None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "Tokenizers":
@@ -30,7 +31,8 @@ class Tokenizers:
         Raises:
           BundleError: if one is missing or damaged.
         """
-        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan())
+        own = bundle.part("melody") if bundle.has("melody") else None
+        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan(), own)
 
     def tokenize(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Token streams of equally long clips; each new shape is compiled once.
@@ -39,7 +41,8 @@ class Tokenizers:
           audio: float32 `[batch, samples]`, 24 kHz; samples a multiple of 960 (one semantic frame).
 
         Returns:
-          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`.
+          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`, and with a melody
+          model "melody" `[batch, 72]`, of the first 10 s.
 
         Raises:
           ValueError: if `audio` has another shape.
@@ -54,6 +57,8 @@ class Tokenizers:
             ACOUSTIC.name: acoustic_codes(self.soundstream, audio),
             MULAN.name: mulan_codes(self.mulan, audio),
         }
+        if self.melody is not None:
+            streams[MELODY.name] = melody_codes(self.melody, audio)
         return {name: np.asarray(codes) for name, codes in streams.items()}
 
 
@@ -70,6 +75,11 @@ def acoustic_codes(part: Part, audio: np.ndarray) -> jax.Array:
 def mulan_codes(part: Part, audio: np.ndarray) -> jax.Array:
     """MuLan codes int32 `[batch, 12]` of `[batch, samples]`."""
     return _mulan(part.config, part.variables, audio)
+
+
+def melody_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Melody codes int32 `[batch, 72]` of the first 10 s of `[batch, samples]`."""
+    return melody.tokens(part.config, part.variables, audio)
 
 
 # Configs are frozen dataclasses, hence hashable: compiled once per config and shape, not once per object.

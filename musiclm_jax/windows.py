@@ -21,8 +21,9 @@ import numpy as np
 
 from musiclm_jax import decoding
 from musiclm_jax.bundles import Part
+from musiclm_jax.conditions import Melody
 from musiclm_jax.request import Request
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SEMANTIC
 
 TOKENS_AT_ONCE = 100  # of a row, in one call of the decoder
 ACOUSTIC_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
@@ -36,14 +37,25 @@ def silent(name: str, done: float, total: float) -> None:
 
 
 class Conditions(NamedTuple):
-    """MuLan codes of a batch over time: from semantic frame `starts[i]` on `codes[i]`, int32 `[changes, batch, 12]`."""
+    """MuLan codes of a batch over time: from semantic frame `starts[i]` on `codes[i]`, int32 `[changes, batch, 12]`.
+
+    With a melody, all rows follow the same.
+    """
 
     starts: tuple[int, ...]  # the first is 0
     codes: np.ndarray
+    melody: Melody | None = None
 
     def at(self, frame: int) -> np.ndarray:
         """Codes `[batch, 12]` that hold at a semantic frame."""
         return self.codes[sum(start <= frame for start in self.starts) - 1]
+
+    def streams(self, step: "Step") -> dict[str, np.ndarray]:
+        """What a window of the semantic stage is conditioned on: its melody is that of the window's own time."""
+        codes = {MULAN.name: self.at(step.known)}
+        if self.melody is not None:
+            codes[MELODY.name] = np.repeat(self.melody.at(step.begin)[None], len(codes[MULAN.name]), axis=0)
+        return codes
 
 
 class Frames:
@@ -147,7 +159,7 @@ def semantic_codes(
     codes, sampling = known, request.sampling("semantic")
     for step in steps(known.shape[1], frames, window_frames(part), conditions.starts):
         prefix = codes[:, step.begin :]
-        conditioning = {MULAN.name: conditions.at(step.known)}
+        conditioning = conditions.streams(step)
         step_keys = window_keys(keys, 0, step.begin)
         for new in sample_window(part, conditioning, prefix, step.end - step.begin, step_keys, sampling):
             codes = np.concatenate([codes, new], axis=1)

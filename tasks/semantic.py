@@ -2,11 +2,15 @@
 
 from musiclm_jax.datasets import TaskSpec
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import MULAN, SEMANTIC
+from musiclm_jax.tokens import MELODY, MULAN, SEMANTIC
 
 
 def semantic_task(
-    data_dir: str | None, crop_seconds: float = 30.0, crops_per_clip: int = 1, name: str = "semantic"
+    data_dir: str | None,
+    crop_seconds: float = 30.0,
+    crops_per_clip: int = 1,
+    melody: bool = False,
+    name: str = "semantic",
 ) -> TaskSpec:
     """Registers the task with seqio.
 
@@ -14,9 +18,14 @@ def semantic_task(
       data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
+      melody: for a stage that is conditioned on melody tokens, too. They are those of a clip's first 10 s.
       name: in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
+      What `datasets.TaskDataset` takes. Batches: "semantic" `[b, 25 s]`, "mulan" `[b, 12]`, "melody" `[b, 72]`.
+
+    Raises:
+      ValueError: if `melody` is asked for and the records have none.
     """
-    return TaskSpec(name, streams.token_task(name, data_dir, (MULAN, SEMANTIC), crop_seconds, crops_per_clip))
+    used = (MULAN, MELODY, SEMANTIC) if melody else (MULAN, SEMANTIC)
+    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip))

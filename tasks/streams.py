@@ -11,7 +11,7 @@ import seqio
 import tensorflow as tf
 
 from musiclm_jax import records
-from musiclm_jax.tokens import ACOUSTIC, SAMPLE_RATE, SEMANTIC, TokenStream
+from musiclm_jax.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
 
 SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples
 MAX_SHUFFLE_EXAMPLES = 8192
@@ -183,6 +183,8 @@ def token_task(
     """
     check_crops(crop_seconds, crops_per_clip)
     names = tuple(stream.name for stream in streams)
+    if MELODY in streams and data_dir is not None:
+        check_melody(data_dir)
     lengths = {s.name: s.frames(crop_seconds) if s.frame_rate else s.quantizers for s in streams}
     register(
         name,
@@ -198,6 +200,21 @@ def token_task(
         metric_fns=(bits,),
     )
     return lengths
+
+
+def check_melody(data_dir: str) -> None:
+    """Looks at the first record: the melody is the one stream that records may lack.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    for record in records.read_token_records(records.shard_paths(data_dir, "train")[:1]):
+        if not len(record[MELODY.name]):
+            raise ValueError(
+                f"{data_dir} holds tokens without melody: make them with `musiclm tokenize` and a bundle that has a "
+                "melody model"
+            )
+        return
 
 
 def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from musiclm_jax import bundles, mulan, partitioning, soundstream, stages, transformer, w2v_bert
 from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.melody import MelodyConfig, MelodyLearner
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.soundstream import model as soundstream_model
 from musiclm_jax.w2v_bert_learner import W2vBertLearner
@@ -63,6 +64,18 @@ MULAN = mulan.MulanConfig(
     embedding_dim=8,
     codebook_size=CODES,
 )
+MELODY = MelodyConfig(
+    num_mels=32,
+    patch_frames=8,
+    num_layers=1,
+    num_heads=2,
+    head_dim=4,
+    width=8,
+    mlp_width=8,
+    embedding_dim=8,
+    codebook_size=CODES,
+)
+MELODIC = stages.semantic_stage(seconds=1.6, melody_quantizers=6, melody_codebook_size=CODES, **STAGE_SIZES)
 WORDS = ["fiddle", "piano", "jig", "slow", "organ", "a", "the", "on"]
 
 
@@ -117,6 +130,18 @@ def path() -> pathlib.Path:
         params = random_like(transformer.init_params, TRANSFORMER, stage.vocabulary.rows, jax.random.key(0))
         bundles.save_part(folder, name, StageModelConfig(stage, TRANSFORMER), {"params": params})
     bundles.save_generation(folder, bundles.GenerationConfig(max_seconds=3.0))
+    return folder
+
+
+def melodic(folder: pathlib.Path) -> pathlib.Path:
+    """A copy of the bundle with a melody model and a semantic stage that is conditioned on it."""
+    copy(folder)
+    rng = np.random.default_rng(1)
+    params = random_like(MelodyLearner(MELODY).init, jax.random.key(0)).params
+    codebooks = rng.normal(size=(MELODY.num_quantizers, CODES, MELODY.embedding_dim))
+    bundles.save_part(folder, "melody", MELODY, {"params": params, "codebooks": codebooks})
+    params = random_like(transformer.init_params, TRANSFORMER, MELODIC.vocabulary.rows, jax.random.key(0))
+    bundles.save_part(folder, "semantic_melody", StageModelConfig(MELODIC, TRANSFORMER), {"params": params})
     return folder
 
 

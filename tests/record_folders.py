@@ -35,12 +35,18 @@ def _write(folder: pathlib.Path, make) -> pathlib.Path:
 
 
 def token_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Writes token records; clip n has MuLan codes n."""
+    """Writes token records; clip n has MuLan and melody codes n."""
 
     def make(name: str, number: int) -> bytes:
         codes = clip_codes(number)
         return records.token_example(
-            id=name, caption=["x"], instrument="flute", composition=name, held_out_pair=0, **codes
+            id=name,
+            caption=["x"],
+            instrument="flute",
+            composition=name,
+            held_out_pair=0,
+            melody=np.full(72, number),
+            **codes,
         )
 
     return _write(folder, make)

@@ -5,9 +5,23 @@ import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import conditions, mulan, prompts
+from musiclm_jax import conditions, melody, mulan, prompts
 
 X, Y = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
+
+
+def test_a_melody_is_repeated_and_its_codes_are_those_of_its_time(tmp_path):
+    part = musiclm_jax.load(miniature.melodic(tmp_path / "bundle")).part("melody")
+    hertz = np.repeat([220.0, 4000.0, 900.0], 24_000)  # 3 s, 75 semantic frames
+    audio = np.sin(2 * np.pi * np.cumsum(hertz) / 24_000).astype(np.float32)
+    tune = conditions.Melody(part, audio)
+    twice = np.tile(audio, 5)
+    for frame in (0, 50, 125):
+        start = 960 * (frame % 75)
+        expected = melody.tokens(*part, twice[None, start : start + 240_000])[0]
+        np.testing.assert_array_equal(tune.at(frame), expected)
+    np.testing.assert_array_equal(tune.at(0), tune.at(75))
+    assert tune.at(0).shape == (72,) and (tune.at(0) != tune.at(30)).any()
 
 
 def test_a_mix_lies_between_its_texts_at_length_one():

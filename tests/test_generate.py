@@ -25,6 +25,11 @@ def bundle():
 
 
 @pytest.fixture(scope="module")
+def melodic(tmp_path_factory):
+    return bundles.load(miniature.melodic(tmp_path_factory.mktemp("melodic") / "bundle"))
+
+
+@pytest.fixture(scope="module")
 def music(bundle):
     """Two pieces for each of two prompts."""
     return generate.generate(bundle, ["a slow piano", "jig on the fiddle"], seconds=SECONDS, seed=3, num_samples=2)
@@ -262,6 +267,44 @@ def test_a_recording_takes_the_place_of_a_text(bundle):
     [restyled] = bundle.generate(["piano"], like=recording, vary="acoustics", seconds=1.2)
     np.testing.assert_array_equal(restyled.tokens["semantic"][:25], kept)
     assert restyled.tokens["semantic"].shape == (30,) and restyled.tokens["acoustic"].shape == (60, 12)
+
+
+def test_music_follows_a_melody(bundle, melodic):
+    tune, high = (np.sin(2 * np.pi * hertz / 24_000 * np.arange(48_000)).astype(np.float32) for hertz in (220, 4000))
+    options = {"seconds": SECONDS, "seed": 3}
+    first = generate.generate(melodic, ["piano"], melody=tune, **options)[0].tokens
+    again = generate.generate(melodic, ["piano"], melody=0.1 * tune, **options)[0].tokens
+    other = generate.generate(melodic, ["piano"], melody=high, **options)[0].tokens
+    without = generate.generate(melodic, ["piano"], **options)[0].tokens
+    np.testing.assert_array_equal(first["semantic"], again["semantic"])  # however loud it is hummed
+    assert (first["semantic"] != other["semantic"]).any()
+    assert (first["semantic"] != without["semantic"]).any()
+    plain = generate.generate(bundle, ["piano"], **options)[0].tokens
+    np.testing.assert_array_equal(without["semantic"], plain["semantic"])
+    request = generate.request_for(melodic, melody=tune, **options)
+    whole = generate.generate(melodic, ["piano"], melody=tune, **options)[0].audio
+    streamed = np.concatenate(list(generate.stream(melodic, ["piano"], request)))
+    np.testing.assert_allclose(streamed, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"melody": np.zeros(48_000, np.float32)}, "melody: the recording is silent"),
+        ({"melody": miniature.tone()[:99]}, "melody: the recording lasts"),
+        ({"melody": miniature.tone(), "continue_from": miniature.tone()}, "leave out continue_from"),
+        ({"melody": miniature.tone(), "vary": "acoustics"}, "vary at 'all'"),
+    ],
+)
+def test_bad_melodies_are_one_line(melodic, options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        melodic.generate(["piano"], seconds=1.0, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bundle_without_a_melody_model_says_so(bundle):
+    with pytest.raises(ValueError, match="has no model of melodies: leave out the melody"):
+        bundle.generate(["piano"], seconds=1.0, melody=miniature.tone())
 
 
 def test_a_stream_is_of_one_piece(bundle):

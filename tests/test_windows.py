@@ -82,6 +82,20 @@ def test_semantic_stage_goes_on_from_its_last_half(monkeypatch, bundle):
     np.testing.assert_array_equal(np.concatenate(list(more), axis=1)[0, :, 0], np.arange(50, 70))
 
 
+def test_the_melody_of_a_window_is_that_of_its_time(monkeypatch, bundle):
+    class Tune:
+        def at(self, frame):
+            return np.full(72, frame)
+
+    stage = Recorder(lambda c, prefix, frames: np.zeros((2, frames, 1), int))
+    monkeypatch.setattr(windows, "sample_window", stage)
+    asked = constant(2)._replace(melody=Tune())
+    list(windows.semantic_codes(bundle.part("semantic"), asked, nothing(2, 1), 70, Request(), keys(2), windows.silent))
+    for (conditioning, _, _), begin in zip(stage.calls, [0, 20, 40], strict=True):
+        np.testing.assert_array_equal(conditioning["melody"], np.full((2, 72), begin))
+        assert conditioning["mulan"].shape == (2, 12)
+
+
 def test_prompts_change_at_their_frame(monkeypatch, bundle):
     stage = Recorder(lambda c, prefix, frames: np.tile(c["mulan"][:, :1, None], (1, frames, 1)))
     monkeypatch.setattr(windows, "sample_window", stage)

@@ -1,0 +1,51 @@
+"""Weights of one stage as the beginning of another, whose vocabulary is a different one."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from musiclm_jax.stages import Stage
+from musiclm_jax.tokens import MELODY
+from musiclm_jax.transformer import Params
+
+
+def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str, np.ndarray], seed: int = 0) -> Params:
+    """Parameters of a stage with the embedding table of another stage's vocabulary.
+
+    Levels of streams that both know keep their rows. Rows of the melody begin as a random projection of their codebook
+    entries, one projection for each window: near melodies then are near from the first step on, where rows that begin
+    at random would have to be learned code by code (open in the paper, which trains all at once). Others are drawn.
+
+    Args:
+      params: of the old stage, stacked or not.
+      old: the stage that was trained.
+      new: the stage to train.
+      codebooks: of a stream's RVQ, float32 `[levels, codebook_size, dim]`; only that of "melody" is used.
+      seed: of what is drawn.
+
+    Returns:
+      `params` with another "embedding"; the same object where the vocabularies are equal.
+    """
+    if old.vocabulary == new.vocabulary:
+        return params
+    rng, table = np.random.default_rng(seed), np.asarray(params["embedding"])
+    width = table.shape[1]
+    size = np.sqrt(np.mean(np.square(table)))  # of the rows that are there: a new one neither drowns them nor drowns
+    rows = size * rng.standard_normal((new.vocabulary.rows, width)).astype(np.float32)
+    known = {stream.name: stream for stream in old.streams}
+    for stream in new.streams:
+        projections: dict[int, np.ndarray] = {}
+        for level in range(stream.quantizers):
+            own = slice(new.vocabulary.offset(stream.name, level), None)
+            before = known.get(stream.name)
+            if before and before.codebook_size == stream.codebook_size and level < before.quantizers:
+                first = old.vocabulary.offset(stream.name, level)
+                rows[own][: stream.codebook_size] = table[first : first + stream.codebook_size]
+            elif stream.name == MELODY.name and MELODY.name in codebooks:
+                entries = np.asarray(codebooks[MELODY.name])
+                rvq_level, window = divmod(level, MELODY.quantizers // len(entries))
+                if window not in projections:
+                    projections[window] = rng.standard_normal((entries.shape[2], width)).astype(np.float32)
+                rows[own][: stream.codebook_size] = size * entries[rvq_level] @ projections[window]
+    rows[new.vocabulary.bos] = table[old.vocabulary.bos]
+    return {**params, "embedding": rows}

@@ -1,0 +1,72 @@
+"""Weights of a stage that begin another, whose vocabulary is a different one."""
+
+import miniature
+import numpy as np
+import pytest
+
+from musiclm_jax import stage_weights, stages
+
+SIZES = miniature.STAGE_SIZES
+SEMANTIC = stages.semantic_stage(seconds=1.6, mulan_quantizers=2, **SIZES)
+MELODIC = stages.semantic_stage(
+    seconds=1.6, mulan_quantizers=2, melody_quantizers=6, melody_codebook_size=miniature.CODES, **SIZES
+)
+COARSE = stages.coarse_stage(seconds=0.8, **SIZES)
+WITHOUT_SEMANTIC = stages.coarse_stage(seconds=0.8, use_semantic=False, **SIZES)
+
+
+def table(stage, width=64):
+    return np.random.default_rng(0).normal(size=(stage.vocabulary.rows, width)).astype(np.float32)
+
+
+def rows(params, stage, stream, level):
+    first = stage.vocabulary.offset(stream, level)
+    return params["embedding"][first : first + stage.stream(stream).codebook_size]
+
+
+@pytest.mark.parametrize(
+    "old, new, shared",
+    [
+        (SEMANTIC, MELODIC, [("mulan", 0), ("mulan", 1), ("semantic", 0)]),
+        (COARSE, WITHOUT_SEMANTIC, [("mulan", 0), ("mulan", 11), ("acoustic", 0), ("acoustic", 3)]),
+        (WITHOUT_SEMANTIC, COARSE, [("mulan", 11), ("acoustic", 3)]),
+    ],
+)
+def test_streams_that_both_stages_know_keep_their_rows(old, new, shared):
+    params = {"embedding": table(old), "other": np.ones(3)}
+    carried = stage_weights.carried_over(params, old, new, {})
+    assert carried["embedding"].shape == (new.vocabulary.rows, 64)
+    for stream, level in shared:
+        np.testing.assert_array_equal(rows(carried, new, stream, level), rows(params, old, stream, level))
+    np.testing.assert_array_equal(carried["embedding"][new.vocabulary.bos], params["embedding"][old.vocabulary.bos])
+    assert carried["other"] is params["other"]
+
+
+def test_the_same_vocabulary_changes_nothing():
+    params = {"embedding": table(SEMANTIC)}
+    assert stage_weights.carried_over(params, SEMANTIC, SEMANTIC, {}) is params
+
+
+def test_near_melodies_begin_near():
+    """Rows of a window's codes are as far from each other as the codebook's entries; windows have own directions."""
+    rng = np.random.default_rng(1)
+    codebooks = rng.normal(size=(24, miniature.CODES, 48)).astype(np.float32)
+    codebooks[0, 1] = codebooks[0, 0] + 1e-3  # two entries that are nearly one
+    params = {"embedding": table(SEMANTIC, width=2048)}
+    carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {"melody": codebooks})
+    for level in range(6):  # two RVQ levels of three windows
+        own = rows(carried, MELODIC, "melody", level)
+        wanted = codebooks[level // 3] @ codebooks[level // 3].T
+        np.testing.assert_allclose(own @ own.T / 2048, wanted, atol=0.12 * 48)
+        assert np.corrcoef((own @ own.T).ravel(), wanted.ravel())[0, 1] > 0.99
+    first, second = rows(carried, MELODIC, "melody", 0), rows(carried, MELODIC, "melody", 1)
+    assert np.abs(first[0] - first[1]).max() < 0.02 * np.abs(first[0]).max()
+    cosine = np.sum(first * second, axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    assert np.abs(cosine).max() < 0.2
+
+
+def test_without_codebooks_the_melodys_rows_are_drawn_as_large_as_the_others():
+    params = {"embedding": 3.0 * table(SEMANTIC)}
+    carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {})
+    own = np.concatenate([rows(carried, MELODIC, "melody", level) for level in range(6)])
+    assert np.std(own) == pytest.approx(3.0, rel=0.05)
