@@ -120,9 +120,9 @@ def test_tokens_are_those_of_the_windows(learner):
     codes = melody.tokens(SMALL, variables, audio)
     assert codes.shape == (2, 72) and codes.min() >= 0 and codes.max() < 8
     first = np.argmin(np.sum((variables["codebooks"][0] - embedded[:, :, None]) ** 2, axis=-1), axis=-1)
-    np.testing.assert_array_equal(codes.reshape(2, 3, 24)[..., 0], first)
+    np.testing.assert_array_equal(codes[:, :3], first)  # the first level of the three windows
     short = melody.tokens(SMALL, variables, audio[:, :96_000])  # silence follows
-    np.testing.assert_array_equal(short[:, :24], codes[:, :24])
+    np.testing.assert_array_equal(short[:, ::3], codes[:, ::3])
 
 
 def test_what_does_not_fit_is_named():

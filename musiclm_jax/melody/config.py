@@ -11,7 +11,8 @@ class MelodyConfig:
     """Sizes of the melody model; the defaults are the paper's.
 
     The paper leaves open: the size of a head (512 is no multiple of 6 heads; here 64), the spectrogram, how many of its
-    frames make a patch, how patches are pooled (here their mean).
+    frames make a patch, how patches are pooled (here their mean), the order of the 72 tokens (here the first level of
+    the 3 windows, then the second, ...).
     """
 
     window_seconds: float = 4.0  # of audio, that one embedding stands for

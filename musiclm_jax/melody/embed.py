@@ -76,7 +76,9 @@ def fit_quantizer(
 
 
 def tokens(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Tokens of the first clip of a recording: its windows' codes, one window after the other.
+    """Tokens of the first clip of a recording, level by level: the first 3 k are the first k levels of its 3 windows.
+
+    The paper leaves their order open. So a stage can be conditioned on the coarsest levels alone, the first tokens.
 
     Args:
       config: the model's.
@@ -84,9 +86,15 @@ def tokens(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLi
       audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a clip, it is filled up with silence.
 
     Returns:
-      int32 `[batch, 72]`, as the stream `tokens.MELODY` has them.
+      int32 `[batch, 72]`, as the stream `tokens.MELODY` has them: token `3 level + window`.
+
+    Raises:
+      ValueError: if `audio` is not `[batch, samples]`.
     """
-    audio = jnp.asarray(audio, jnp.float32)[:, : config.clip_samples]
+    audio = jnp.asarray(audio, jnp.float32)
+    if audio.ndim != 2:
+        raise ValueError(f"audio is {audio.shape}, expected [batch, samples]")
+    audio = audio[:, : config.clip_samples]
     audio = jnp.pad(audio, ((0, 0), (0, config.clip_samples - audio.shape[1])))
-    codes = quantization.encode(variables["codebooks"], embed(config, variables, audio))
-    return codes.reshape(len(audio), -1)
+    codes = quantization.encode(variables["codebooks"], embed(config, variables, audio))  # [batch, windows, levels]
+    return codes.swapaxes(1, 2).reshape(len(audio), -1)
