@@ -11,12 +11,13 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from musiclm_jax.launch import command
 
+TOKENIZERS_FILE = "tokenizers.json"  # in a folder of token records: which weights made them
 RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
 
 
@@ -26,6 +27,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan, and melody if it has one")
     p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of sound files")
     p.add_argument("--output", required=True, help="folder for the token records")
+    p.add_argument(
+        "--reuse",
+        help="folder of token records of the same corpus: streams of tokenizers that have not changed are kept",
+    )
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
     p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
     p.add_argument("--shards", type=int, default=16, help="shards of the training split, for sound files (default: 16)")
@@ -36,7 +41,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: if the corpus is neither, the bundle lacks a tokenizer, or the output holds another bundle's tokens.
+      ValueError: if the corpus is neither, the bundle lacks a tokenizer, the output holds another bundle's tokens, or
+        the tokens to reuse are of other clips.
     """
     args = parser().parse_args(arguments)
     command.enable_compilation_cache()
@@ -49,6 +55,9 @@ def main(arguments: list[str]) -> int:
     jobs = list(shard_jobs(corpus, output, args))
     output.mkdir(parents=True, exist_ok=True)
     check_same_tokenizers(bundle, output)
+    kept = reusable(bundle, pathlib.Path(args.reuse).expanduser()) if args.reuse else []
+    if args.reuse:
+        print(f"kept from {args.reuse}: {', '.join(kept) or 'nothing'}", file=sys.stderr)
 
     todo = [job for job in jobs if not job[0].exists()]
     print(f"{len(jobs)} shards, {len(jobs) - len(todo)} of them done already", file=sys.stderr)
@@ -57,10 +66,13 @@ def main(arguments: list[str]) -> int:
     start = time.monotonic()
     for index, (target, clip_source) in enumerate(todo):
         examples = []
+        known = known_codes(pathlib.Path(args.reuse).expanduser() / target.name, kept) if kept else {}
         for batch in batched(clip_source(), args.batch_size):
-            streams = tokenize_batch(tokenizers, [clip["audio"] for clip in batch], args.batch_size)
+            streams = tokenize_batch(tokenizers, [clip["audio"] for clip in batch], args.batch_size, kept)
             for row, clip in enumerate(batch):
-                codes = {name: stream[row] for name, stream in streams.items()}
+                if kept and clip["id"] not in known:
+                    raise ValueError(f"--reuse {args.reuse} has no clip {clip['id']}: give tokens of the same corpus")
+                codes = {name: stream[row] for name, stream in streams.items()} | known.get(clip["id"], {})
                 fields = {name: clip[name] for name in RECORD_FIELDS}
                 examples.append(records.token_example(**fields, **codes))
             clips += len(batch)
@@ -77,10 +89,41 @@ def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
         yield batch
 
 
-def tokenize_batch(tokenizers, clips: list[np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+def tokenize_batch(
+    tokenizers, clips: list[np.ndarray], batch_size: int, known: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """Streams of equally long clips `[samples]`; a short batch is filled up, so that one shape is compiled."""
     filled = np.stack(clips + [clips[-1]] * (batch_size - len(clips)))
-    return {name: codes[: len(clips)] for name, codes in tokenizers.tokenize(filled).items()}
+    return {name: codes[: len(clips)] for name, codes in tokenizers.tokenize(filled, known).items()}
+
+
+def reusable(bundle, tokens: pathlib.Path) -> list[str]:
+    """Streams of a folder of token records that were made with the weights of the bundle.
+
+    Raises:
+      ValueError: if the folder does not tell what made its tokens.
+    """
+    from musiclm_jax.tokenizers import MADE_BY
+
+    try:
+        made = json.loads((tokens / TOKENIZERS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--reuse {tokens}: {TOKENIZERS_FILE} cannot be read ({error}): give a folder of tokens"
+        ) from error
+    own = bundle.config["parts"]
+    return [
+        stream for stream, part in MADE_BY.items() if part in made and own.get(part, {}).get("sha256") == made[part]
+    ]
+
+
+def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """The codes of some streams in a shard of token records, by the clip's id; none where the shard is missing."""
+    from musiclm_jax import records
+
+    if not shard.exists():
+        return {}
+    return {clip["id"]: {name: clip[name] for name in streams} for clip in records.read_token_records([str(shard)])}
 
 
 def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
@@ -102,7 +145,7 @@ def check_same_tokenizers(bundle, output: pathlib.Path) -> None:
     """
     used = [part for part in ("soundstream", "w2v_bert", "mulan", "melody") if bundle.has(part)]
     parts = {part: bundle.config["parts"][part]["sha256"] for part in used}
-    path = output / "tokenizers.json"
+    path = output / TOKENIZERS_FILE
     if not path.exists():
         path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from musiclm_jax import melody, mulan, soundstream, w2v_bert
 from musiclm_jax.bundles import Bundle, Part
 from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
 
+MADE_BY = {SEMANTIC.name: "w2v_bert", ACOUSTIC.name: "soundstream", MULAN.name: "mulan", MELODY.name: "melody"}
 # Whole semantic frames are whole acoustic frames too.
 SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
 
@@ -34,11 +36,12 @@ class Tokenizers:
         own = bundle.part("melody") if bundle.has("melody") else None
         return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan(), own)
 
-    def tokenize(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+    def tokenize(self, audio: np.ndarray, known: Collection[str] = ()) -> dict[str, np.ndarray]:
         """Token streams of equally long clips; each new shape is compiled once.
 
         Args:
           audio: float32 `[batch, samples]`, 24 kHz; samples a multiple of 960 (one semantic frame).
+          known: names of streams that are not wanted.
 
         Returns:
           int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`, and with a melody
@@ -52,14 +55,17 @@ class Tokenizers:
                 f"audio has shape {audio.shape}: expected [batch, samples] with samples a positive multiple of "
                 f"{SAMPLES_PER_SEMANTIC_FRAME} (one semantic frame); crop it first"
             )
-        streams = {
-            SEMANTIC.name: semantic_codes(self.w2v_bert, audio),
-            ACOUSTIC.name: acoustic_codes(self.soundstream, audio),
-            MULAN.name: mulan_codes(self.mulan, audio),
+        encoders = {
+            SEMANTIC.name: (semantic_codes, self.w2v_bert),
+            ACOUSTIC.name: (acoustic_codes, self.soundstream),
+            MULAN.name: (mulan_codes, self.mulan),
+            MELODY.name: (melody_codes, self.melody),
         }
-        if self.melody is not None:
-            streams[MELODY.name] = melody_codes(self.melody, audio)
-        return {name: np.asarray(codes) for name, codes in streams.items()}
+        return {
+            name: np.asarray(encode(part, audio))
+            for name, (encode, part) in encoders.items()
+            if part is not None and name not in known
+        }
 
 
 def semantic_codes(part: Part, audio: np.ndarray) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from musiclm_jax import audio, bundles, checkpoints, mulan, records, w2v_bert
+from musiclm_jax import audio, bundles, checkpoints, melody, mulan, records, tokenizers, w2v_bert
 from musiclm_jax.launch import export, main, train
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.optimizers import OptimizerConfig
@@ -89,11 +89,44 @@ def test_tokens_of_two_tokenizers_are_not_mixed(corpus, tmp_path, capsys):
     bundles.save_part(other, "w2v_bert", config, variables | {"centroids": 2 * variables["centroids"]})
     (tmp_path / "tokens").mkdir()
     mine = {
-        part: bundles.load(miniature.path()).config["parts"][part]["sha256"] for part in ("soundstream", "w2v_bert")
+        part: bundles.load(miniature.path()).config["parts"][part]["sha256"]
+        for part in ("soundstream", "w2v_bert", "mulan")
     }
     (tmp_path / "tokens" / "tokenizers.json").write_text(json.dumps(mine))
     code, _, err = run(capsys, "tokenize", "--bundle", other, "--corpus", corpus, "--output", tmp_path / "tokens")
     assert code == 2 and "another w2v_bert than" in err and err.count("\n") == 1
+
+
+def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_path, capsys, monkeypatch):
+    first, second = tmp_path / "tokens", tmp_path / "with_melody"
+    assert run(capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", first)[0] == 0
+    bundle = miniature.melodic(tmp_path / "melodic")
+    for name in ("semantic_codes", "acoustic_codes", "mulan_codes"):
+        monkeypatch.setattr(tokenizers, name, lambda *_: pytest.fail("made again"))
+    command = ["tokenize", "--bundle", bundle, "--corpus", corpus, "--output", second, "--reuse", first]
+    code, _, err = run(capsys, *command)
+    assert code == 0 and "kept from" in err and "semantic, acoustic, mulan" in err, err
+    part = bundles.load(bundle).part("melody")
+    sound = {clip["id"]: clip["audio"] for clip in records.read_audio_records(records.shard_paths(corpus, "test"))}
+    before, after = (list(records.read_token_records(records.shard_paths(f, "test"))) for f in (first, second))
+    for old, new in zip(before, after, strict=True):
+        for name in ("semantic", "acoustic", "mulan"):
+            np.testing.assert_array_equal(new[name], old[name])
+        assert len(old["melody"]) == 0
+        np.testing.assert_array_equal(new["melody"], melody.tokens(*part, sound[new["id"]][None])[0])
+
+
+def test_tokens_of_other_clips_are_not_kept(corpus, tmp_path, capsys):
+    (tmp_path / "songs").mkdir()
+    audio.write(tmp_path / "songs" / "a.wav", noise(0, 1.0))
+    options = ["--corpus", tmp_path / "songs", "--clip_seconds", "1", "--shards", "1", "--bundle", miniature.path()]
+    assert run(capsys, "tokenize", *options, "--output", tmp_path / "old")[0] == 0
+    (tmp_path / "songs" / "a.wav").rename(tmp_path / "songs" / "b.wav")
+    command = ["tokenize", *options, "--output", tmp_path / "new", "--reuse"]
+    code, _, err = run(capsys, *command, tmp_path / "old")
+    assert code == 2 and "has no clip b.wav@0: give tokens of the same corpus" in err
+    code, _, err = run(capsys, *command, tmp_path / "nothing")
+    assert code == 2 and "tokenizers.json cannot be read" in err
 
 
 def test_a_folder_of_sound_files_becomes_records(tmp_path, capsys):
