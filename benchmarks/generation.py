@@ -21,7 +21,7 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks import judges
-from benchmarks.report import Figure, arguments, publish
+from benchmarks.report import Figure, arguments, check_settings, publish
 from musiclm_jax import audio as sound
 from musiclm_jax import metrics
 from musiclm_jax.bundles import Bundle
@@ -75,7 +75,6 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
       ValueError: if --work holds music of other prompts, settings or another bundle.
     """
     work = pathlib.Path(args.work).expanduser()
-    work.mkdir(parents=True, exist_ok=True)
     of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
     settings = {
         "bundle": of_bundle,
@@ -84,11 +83,7 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
         "seed": args.seed,
         **sampling(args),
     }
-    path = work / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
-        differing = [name for name in settings if found.get(name) != settings[name]]
-        raise ValueError(f"{work} holds music of another run (other {', '.join(differing)}): choose another --work")
-    path.write_text(json.dumps(settings, indent=1))
+    check_settings(work, settings)
     for start in range(0, len(prompts), args.batch_size):
         group = range(start, min(start + args.batch_size, len(prompts)))
         if all((work / f"{index:03d}.npz").exists() for index in group):

@@ -77,6 +77,20 @@ def read_published(path: pathlib.Path) -> list[Figure]:
     ]
 
 
+def check_settings(work: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Makes a folder for the pieces of one run, or checks that it is that of this run.
+
+    Raises:
+      ValueError: if it holds pieces of other settings.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "settings.json"
+    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        differing = [name for name in settings if known.get(name) != settings[name]]
+        raise ValueError(f"{work} holds pieces of another run (other {', '.join(differing)}): choose another --work")
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
 def sample_clips(corpus: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Clips of a split, see `records.sample_audio_records`."""
     from musiclm_jax.records import sample_audio_records  # here: it imports TensorFlow
