@@ -4,7 +4,10 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import stage_weights, stages
+from musiclm_jax import bundles, stage_weights, stages
+from musiclm_jax.launch import train
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stage_learner import StageLearner
 
 SIZES = miniature.STAGE_SIZES
 SEMANTIC = stages.semantic_stage(seconds=1.6, mulan_quantizers=2, **SIZES)
@@ -70,3 +73,19 @@ def test_without_codebooks_the_melodys_rows_are_drawn_as_large_as_the_others():
     carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {})
     own = np.concatenate([rows(carried, MELODIC, "melody", level) for level in range(6)])
     assert np.std(own) == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_run_that_follows_melodies_begins_with_the_bundles_semantic_stage(tmp_path):
+    """`--start_from`: all weights but the table are the bundle's, and the melody's rows come from its codebooks."""
+    bundle = bundles.load(miniature.melodic(tmp_path / "bundle"))
+    learner = StageLearner(miniature.MELODIC, miniature.TRANSFORMER, OptimizerConfig())
+    own = bundle.part("semantic").variables["params"]
+    params = train.weights_of(bundle, learner)["params"]
+    assert params["layers"] is own["layers"]
+    semantic = miniature.STAGES["semantic"]
+    np.testing.assert_array_equal(rows(params, miniature.MELODIC, "mulan", 11), rows(own, semantic, "mulan", 11))
+    codebooks = bundle.part("melody").variables["codebooks"]
+    expected = stage_weights.carried_over(own, semantic, miniature.MELODIC, {"melody": codebooks})
+    np.testing.assert_array_equal(params["embedding"], expected["embedding"])
+    without = stage_weights.carried_over(own, semantic, miniature.MELODIC, {})
+    assert (params["embedding"] != without["embedding"]).any()
