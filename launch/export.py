@@ -1,7 +1,8 @@
 """`musiclm export`: adds a trained model to a bundle.
 
-Takes a checkpoint of a training run and keeps what inference needs. For w2v-BERT and MuLan it first fits to the corpus
-what training leaves open: normalisation and k-means of the semantic tokens, centring and quantizer of the MuLan tokens.
+Takes a checkpoint of a training run and keeps what inference needs. For w2v-BERT, MuLan and the melody model it first
+fits to the corpus what training leaves open: normalisation and k-means of the semantic tokens, centring and quantizer
+of the MuLan tokens, quantizer of the melody tokens (to renditions, from `musiclm corpus --passages`).
 """
 
 import argparse
@@ -12,21 +13,23 @@ import importlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from musiclm_jax.launch import command
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.tokens import MELODY, STAGES
 
-NEED_CORPUS = ("w2v_bert", "mulan")
+NEED_CORPUS = ("w2v_bert", "mulan", "melody")
 LEARNERS = {
     "soundstream": "musiclm_jax.soundstream.learner:SoundStreamLearner",
     "w2v_bert": "musiclm_jax.w2v_bert_learner:W2vBertLearner",
     "mulan": "musiclm_jax.mulan:MulanLearner",
+    "melody": "musiclm_jax.melody:MelodyLearner",
     "stage": "musiclm_jax.stage_learner:StageLearner",
 }
+STAGE_PARTS = (*STAGES, "semantic_melody")  # the last is the semantic stage under a melody
 BATCH_SIZE = 16  # clips at once when something is fitted to the corpus
 MAX_TAGS, MAX_CAPTIONS = 120, 96  # candidates for `musiclm describe`
 
@@ -34,14 +37,14 @@ MAX_TAGS, MAX_CAPTIONS = 120, 96  # candidates for `musiclm describe`
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     p = command.Parser("export", "add a trained model to a bundle")
-    p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:3], *STAGES), help="which model it is")
+    p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:-1], *STAGE_PARTS), help="which model it is")
     p.add_argument("--model_dir", required=True, help="folder of the training run")
     p.add_argument("--bundle", required=True, help="folder of the bundle; made if it is missing")
-    p.add_argument("--corpus", help="folder of audio records; needed for w2v_bert and mulan")
+    p.add_argument("--corpus", help="folder of records; needed for w2v_bert, mulan and melody (of renditions)")
     p.add_argument("--best", action="store_true", help="take the checkpoint of the lowest held-out loss, not the last")
     p.add_argument("--storage", default="float16", choices=("float16", "int8"), help="of large matrices")
     p.add_argument(
-        "--clips", type=int, help="clips of the corpus to fit to (default: 2000 for w2v_bert, all for mulan)"
+        "--clips", type=int, help="clips of the corpus to fit to (default: 2000 for w2v_bert, all for the others)"
     )
     p.add_argument("--seed", type=int, default=0, help="of the fits")
     p.add_argument("--max_seconds", type=float, help="longest music that the bundle is meant for")
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> int:
     command.enable_compilation_cache()
     from musiclm_jax import bundles
 
-    learner, state = read_run(args.model_dir, "stage" if args.family in STAGES else args.family, args.best)
+    learner, state = read_run(args.model_dir, "stage" if args.family in STAGE_PARTS else args.family, args.best)
     folder = pathlib.Path(args.bundle).expanduser()
     if args.family == "mulan":
         sizes = export_mulan(learner, state, folder, args.corpus, args.clips or 0, args.seed)
@@ -81,6 +84,8 @@ def main(arguments: list[str]) -> int:
             variables = importlib.import_module("musiclm_jax.soundstream.learner").export(config, state)
         elif args.family == "w2v_bert":
             config, variables = fit_w2v_bert(learner, state, args.corpus, args.clips or 2000, args.seed)
+        elif args.family == "melody":
+            config, variables = fit_melody(learner, state, args.corpus, args.clips or 0, args.seed)
         else:
             config, variables = stage_part(learner, state, args.family)
         sizes = {args.family: bundles.save_part(folder, args.family, config, variables, args.storage)}
@@ -124,13 +129,20 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
 def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
     """Config and variables of a stage.
 
+    Args:
+      learner: of the run.
+      state: of the run.
+      name: one of STAGE_PARTS.
+
     Raises:
       ValueError: if the run trained another stage.
     """
     from musiclm_jax.bundles.stage_config import StageModelConfig
 
-    if learner.stage.name != name:
-        raise ValueError(f"the run trained the {learner.stage.name} stage, not the {name} one")
+    follows_melody = any(part.stream == MELODY.name for part in learner.stage.conditioning)
+    trained = f"{learner.stage.name}_melody" if follows_melody else learner.stage.name
+    if trained != name:
+        raise ValueError(f"the run trained the {trained} stage, not the {name} one: give --family {trained}")
     config = dataclasses.replace(learner.config, attention="blocks")  # a bundle is for any machine
     return StageModelConfig(learner.stage, config), {"params": state.params}
 
@@ -152,6 +164,31 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
             progress("features of the corpus", done, total)
 
     return config, w2v_bert.fit_kmeans(config, {"params": params}, batches(), jax.random.key(seed))
+
+
+def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) -> tuple[Any, dict]:
+    """Fits the quantizer of the melody tokens to all renditions of passages of the training split.
+
+    Raises:
+      ValueError: if the renditions are of another length than the model's window, or too few.
+    """
+    import jax
+
+    from musiclm_jax import melody, records
+
+    config, variables = learner.config, learner.variables(state)
+    progress = command.Progress()
+    embedded = []
+    for done, total, batch in corpus_batches(corpus, passages, seed, records.read_rendition_records):
+        audio = np.stack([passage["renditions"] for passage in filled(batch)])
+        if audio.shape[-1] != config.window_samples:
+            raise ValueError(
+                f"{corpus} holds renditions of {audio.shape[-1]} samples, the model's window is {config.window_samples}"
+            )
+        heard = np.asarray(melody.embed(config, variables, audio.reshape(-1, config.window_samples)))[:, 0]
+        embedded.append(heard[: len(batch) * audio.shape[1]])
+        progress("embeddings of the renditions", done, total)
+    return config, melody.fit_quantizer(config, variables, np.concatenate(embedded), jax.random.key(seed))
 
 
 def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, clips: int, seed: int) -> dict[str, int]:
@@ -201,15 +238,18 @@ def candidates(clips: list[dict]) -> dict[str, list[str]]:
     }
 
 
-def corpus_batches(corpus: str, clips: int, seed: int) -> Iterator[tuple[int, int, list[dict]]]:
+def corpus_batches(
+    corpus: str, clips: int, seed: int, read: Callable[[list[str]], Iterator[dict]] | None = None
+) -> Iterator[tuple[int, int, list[dict]]]:
     """Clips of the training split, drawn at random, in batches.
 
     Not every n-th clip: the corpus goes through its instruments in turn, so that a stride would leave some out.
 
     Args:
-      corpus: folder of audio records.
+      corpus: folder of records.
       clips: how many; 0 or more than there are for all.
       seed: of the draw.
+      read: reader of the records; `records.read_audio_records` by default.
 
     Yields:
       (clips so far, clips in all, batch).
@@ -225,7 +265,7 @@ def corpus_batches(corpus: str, clips: int, seed: int) -> Iterator[tuple[int, in
     drawn[np.random.default_rng(seed).choice(count, total, replace=False)] = True
     batch: list[dict] = []
     done = 0
-    for index, clip in enumerate(records.read_audio_records(paths)):
+    for index, clip in enumerate((read or records.read_audio_records)(paths)):
         if not drawn[index]:
             continue
         batch.append(clip)

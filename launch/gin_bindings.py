@@ -6,6 +6,7 @@ Everything is registered from outside, so that the library never imports gin.
 import gin
 
 from musiclm_jax import partitioning, stages, transformer, w2v_bert, w2v_bert_learner
+from musiclm_jax.melody import MelodyConfig, MelodyLearner
 from musiclm_jax.mulan import config as mulan_config
 from musiclm_jax.mulan import learner as mulan_learner
 from musiclm_jax.optimizers import OptimizerConfig
@@ -13,7 +14,7 @@ from musiclm_jax.quantization import RVQConfig
 from musiclm_jax.soundstream import learner as soundstream_learner
 from musiclm_jax.soundstream import model as soundstream_model
 from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tasks import coarse, corpus, fine, mulan, musiccaps, semantic, soundstream
+from musiclm_jax.tasks import coarse, corpus, fine, melody, mulan, musiccaps, semantic, soundstream
 from musiclm_jax.tasks import w2v_bert as w2v_bert_task
 
 CONFIGURABLES = (
@@ -21,12 +22,14 @@ CONFIGURABLES = (
     soundstream_learner.SoundStreamLearner,
     w2v_bert_learner.W2vBertLearner,
     mulan_learner.MulanLearner,
+    MelodyLearner,
     StageLearner,
     # their configs
     soundstream_model.SoundStreamConfig,
     RVQConfig,
     w2v_bert.W2vBertConfig,
     mulan_config.MulanConfig,
+    MelodyConfig,
     transformer.TransformerConfig,
     stages.semantic_stage,
     stages.coarse_stage,
@@ -36,6 +39,7 @@ CONFIGURABLES = (
     soundstream.soundstream_task,
     w2v_bert_task.w2v_bert_task,
     mulan.mulan_task,
+    melody.melody_task,
     semantic.semantic_task,
     coarse.coarse_task,
     fine.fine_task,

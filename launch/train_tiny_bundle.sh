@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
-# Makes the tiny bundle from nothing: corpus, three tokenizer families, tokens, three stages.
+# Makes the tiny bundle from nothing: corpus, three tokenizer families, the melody model, tokens, three stages, and the
+# semantic stage that follows a melody.
 #
 #   launch/train_tiny_bundle.sh WORK_DIR [TRAIN_ARGUMENT...]
 #
-# Everything is kept in WORK_DIR (about 10 GB), the bundle in WORK_DIR/bundle. Run the same command again after an
+# Everything is kept in WORK_DIR (about 14 GB), the bundle in WORK_DIR/bundle. Run the same command again after an
 # interruption: finished steps are skipped, training goes on at its last checkpoint, tokenizing at its last shard. A step
 # is repeated when its file in WORK_DIR/done is removed; remove those of the steps after it, too, and WORK_DIR/tokens when a
-# tokenizer changed. TRAIN_ARGUMENTs go to every training, HOURS is the length of the corpus (15). A rehearsal of all steps:
+# tokenizer changed. TRAIN_ARGUMENTs go to every training, HOURS is the length of the corpus (15), PASSAGES the number of
+# the melody model's (5000). A rehearsal of all steps:
 #
-#   HOURS=0.6 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1 --gin.BATCH_SIZE=4
+#   HOURS=0.6 PASSAGES=180 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1 --gin.BATCH_SIZE=4
 set -euo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1/done"
 work=$(cd "$1" && pwd)
 corpus=$work/corpus
+renditions=$work/renditions
 tokens=$work/tokens
 bundle=$work/bundle
 train_arguments=("${@:2}")
@@ -61,6 +64,10 @@ for phase in decoder adversarial; do
   step "export_$phase" musiclm export --family soundstream --model_dir "$work/soundstream_tiny_$phase" --bundle "$bundle"
 done
 
+step renditions musiclm corpus --output "$renditions" --passages "${PASSAGES:-5000}"
+step train_melody train melody_tiny "$renditions"
+step export_melody musiclm export --family melody --model_dir "$work/melody_tiny" --bundle "$bundle" --corpus "$renditions"
+
 step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens"
 
 for stage in semantic coarse fine; do
@@ -69,6 +76,9 @@ for stage in semantic coarse fine; do
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best \
     --guidance 2 3 --temperature 1.0 0.85 0.4
 done
+step train_semantic_melody train semantic_tiny_melody "$tokens" "--start_from=$bundle"
+step export_semantic_melody musiclm export --family semantic_melody --model_dir "$work/semantic_tiny_melody" \
+  --bundle "$bundle" --best
 
 cat <<END
 The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To hear it, and to measure it:

@@ -52,6 +52,13 @@ _TOKEN_FEATURES = {
     "held_out_pair": tf.io.FixedLenFeature([], tf.int64),
 }
 
+_RENDITION_FEATURES = {
+    "id": tf.io.FixedLenFeature([], tf.string),
+    "renditions": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "players": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "composition": tf.io.FixedLenFeature([], tf.string),
+}
+
 
 def _example(values: Mapping[str, Any]) -> bytes:
     """Serializes str, bytes, int, float or sequences of one of these, each under its name."""
@@ -229,6 +236,46 @@ def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
 
 
+def rendition_example(*, id: str, renditions: np.ndarray, players: Sequence[str], composition: str) -> bytes:
+    """Serializes the renditions of one passage.
+
+    Args:
+      id: name of the passage.
+      renditions: float32 `[renditions, samples]` in [-1, 1], 24 kHz mono: they share the melody and nothing else.
+      players: of each rendition, "instrument", "sung" or "whistled".
+      composition: id of the composition; the splits share none.
+
+    Raises:
+      ValueError: if a rendition leaves [-1, 1], or there is not one player for each of two or more renditions.
+    """
+    renditions = np.asarray(renditions)
+    if renditions.ndim != 2 or len(renditions) < 2 or len(players) != len(renditions):
+        raise ValueError(
+            f"passage {id} has renditions {renditions.shape} by {len(players)} players: expected [renditions, samples] "
+            "of two or more, and a player for each"
+        )
+    return _example(
+        {
+            "id": id,
+            "renditions": [pcm_from_audio(audio) for audio in renditions],
+            "players": list(players),
+            "composition": composition,
+        }
+    )
+
+
+def parse_rendition_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses the renditions of one passage inside a tf.data pipeline.
+
+    Returns:
+      The fields of `rendition_example`; renditions are int16 `[renditions, samples]` PCM, so that those which are not
+      drawn are never converted, players string `[renditions]`.
+    """
+    fields = tf.io.parse_single_example(serialized, _RENDITION_FEATURES)
+    fields["renditions"] = tf.io.decode_raw(fields["renditions"], tf.int16)
+    return fields
+
+
 def shard_path(folder: str | os.PathLike, split: str, index: int, count: int) -> pathlib.Path:
     """Path of shard `index` of `count`."""
     return pathlib.Path(folder).expanduser() / f"{split}-{index:05d}-of-{count:05d}.tfrecord"
@@ -300,6 +347,13 @@ def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Reads token records one by one, in order: codes as int64 arrays, strings as str, captions as list of str."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         yield {name: _plain(value) for name, value in parse_token_example(serialized).items()}
+
+
+def read_rendition_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Reads passages one by one, in order: strings as str, players as list, float32 `[renditions, samples]`."""
+    for serialized in tf.data.TFRecordDataset(list(paths)):
+        fields = {name: _plain(value) for name, value in parse_rendition_example(serialized).items()}
+        yield fields | {"renditions": fields["renditions"].astype(np.float32) / _PCM_SCALE}
 
 
 def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:

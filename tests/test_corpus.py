@@ -15,6 +15,7 @@ from musiclm_jax.corpus import (
     instruments,
     rendering,
     scores,
+    shards,
 )
 from musiclm_jax.launch import corpus as launch_corpus
 
@@ -335,7 +336,7 @@ def test_workers_share_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "Renderer", SineRenderer)
     assert not build.build(str(tmp_path), 0, 0.1, worker=(0, 2), progress=lambda line: None)
     assert build.build(str(tmp_path), 0, 0.1, worker=(1, 2), progress=lambda line: None)
-    assert len(records.shard_paths(tmp_path, "train")) == build.SHARDS["train"]
+    assert len(records.shard_paths(tmp_path, "train")) == shards.SHARDS["train"]
 
 
 def test_command_line_refuses_nonsense(tmp_path, capsys):

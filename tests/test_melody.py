@@ -11,7 +11,7 @@ from musiclm_jax.melody.encoder import features
 from musiclm_jax.optimizers import OptimizerConfig
 
 SMALL = MelodyConfig(
-    mel_hop=1200, num_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16, embedding_dim=12,
+    mel_hop=1200, num_mels=24, patch_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16, embedding_dim=12,
     codebook_size=8,
 )  # fmt: skip
 
@@ -28,15 +28,15 @@ def test_the_paper_s_sizes():
     assert (config.patches, config.clip_samples) == (50, 240_000)
 
 
-def triplets(embeddings, melodies, margin):
+def triplets(embeddings, passages, compositions, margin):
     """The loss by loops over FaceNet's definition."""
     losses = []
     distances = [[float(np.sum((a - b) ** 2)) for b in embeddings] for a in embeddings]
-    for a in range(len(melodies)):
-        for p in range(len(melodies)):
-            if a == p or melodies[a] != melodies[p]:
+    for a in range(len(passages)):
+        for p in range(len(passages)):
+            if a == p or passages[a] != passages[p]:
                 continue
-            others = [distances[a][n] for n in range(len(melodies)) if melodies[n] != melodies[a]]
+            others = [distances[a][n] for n in range(len(passages)) if compositions[n] != compositions[a]]
             further = [d for d in others if d > distances[a][p]]
             losses.append(max(0.0, distances[a][p] - (min(further) if further else max(others)) + margin))
     return np.mean(losses), np.mean(np.array(losses) > 0)
@@ -45,30 +45,47 @@ def triplets(embeddings, melodies, margin):
 @pytest.mark.parametrize("spread", [0.05, 0.5, 5.0])
 def test_triplet_loss_is_that_of_its_definition(spread):
     rng = np.random.default_rng(0)
-    melodies = np.repeat(np.arange(5), [2, 2, 3, 1, 2])
-    embeddings = rng.normal(size=(5, 8))[melodies] + spread * rng.normal(size=(10, 8))
+    passages = np.repeat(np.arange(5), [2, 2, 3, 1, 2])
+    compositions = np.array([4, 9, 4, 1, 2])[passages]  # the first and the third passage are of one composition
+    embeddings = rng.normal(size=(5, 8))[passages] + spread * rng.normal(size=(10, 8))
     embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
-    loss, metrics = semi_hard_triplet_loss(jnp.asarray(embeddings), jnp.asarray(melodies), 0.3)
-    expected, active = triplets(embeddings, melodies, 0.3)
+    loss, metrics = semi_hard_triplet_loss(
+        jnp.asarray(embeddings), jnp.asarray(passages), jnp.asarray(compositions), 0.3
+    )
+    expected, active = triplets(embeddings, passages, compositions, 0.3)
     assert float(loss) == pytest.approx(expected, abs=1e-5)
     assert float(metrics["triplet/active"]) == pytest.approx(active)
 
 
 def test_triplet_loss_of_known_vectors():
-    axes = jnp.eye(4)
-    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 0, 1, 1])], jnp.array([7, 7, 9, 9]), 0.2)
+    axes, two = jnp.eye(4), jnp.array([7, 7, 9, 9])
+    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 0, 1, 1])], two, two, 0.2)
     assert float(loss) == 0 and float(metrics["triplet/nearest_is_same"]) == 1
     assert float(metrics["triplet/distance_other"]) == 2
-    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 1, 0, 1])], jnp.array([7, 7, 9, 9]), 0.2)
+    loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 1, 0, 1])], two, two, 0.2)
     assert float(loss) == pytest.approx(2 - 2 + 0.2)  # no negative is further: the furthest
     assert float(metrics["triplet/nearest_is_same"]) == 0
 
 
-def test_gradient_is_finite_where_there_is_nothing_to_compare():
+def test_other_passages_of_the_tune_are_neither_positives_nor_negatives():
+    axes, passages = jnp.eye(4), jnp.array([0, 0, 1, 1, 2, 2])
+    # The second passage, of the first one's tune, lies on it; the third, of another tune, lies far away.
+    embeddings = axes[jnp.array([0, 1, 0, 1, 2, 2])]
+    loss, metrics = semi_hard_triplet_loss(embeddings, passages, jnp.array([5, 5, 5, 5, 6, 6]), 0.2)
+    # Four pairs at distance 2 with their negatives at 2, and two at 0.
+    assert float(loss) == pytest.approx(4 * 0.2 / 6)
+    embeddings = axes[jnp.array([0, 0, 0, 0, 2, 2])]
+    loss, metrics = semi_hard_triplet_loss(embeddings, passages, jnp.array([5, 5, 5, 5, 6, 6]), 0.2)
+    assert float(loss) == 0 and float(metrics["triplet/nearest_is_same"]) == 1
+    loss, _ = semi_hard_triplet_loss(embeddings, passages, passages, 0.2)
+    assert float(loss) == pytest.approx(4 * 0.0 / 6)  # their furthest negatives are further than the margin
+
+
+def test_loss_and_gradient_are_finite_where_there_is_nothing_to_compare():
     embeddings = jnp.eye(3)
     for melodies in (jnp.array([1, 2, 3]), jnp.array([1, 1, 1])):
-        gradient = jax.grad(lambda e, m=melodies: semi_hard_triplet_loss(e, m, 0.2)[0])(embeddings)
-        assert np.isfinite(gradient).all()
+        loss, gradient = jax.value_and_grad(lambda e, m=melodies: semi_hard_triplet_loss(e, m, m, 0.2)[0])(embeddings)
+        assert float(loss) == 0 and np.isfinite(gradient).all()
 
 
 def test_loudness_does_not_matter():
@@ -85,11 +102,9 @@ def learner():
 def batch():
     """Tones of three pitches, twice each with other noise."""
     rng, times = np.random.default_rng(0), np.arange(SMALL.window_samples) / 24_000
-    tones = np.stack([np.sin(2 * np.pi * hz * times) for hz in (220, 700, 2000)])[[0, 0, 1, 1, 2, 2]]
-    return {
-        "audio": (tones + 0.5 * rng.normal(size=tones.shape)).astype(np.float32),
-        "melody": np.array([3, 3, 5, 5, 8, 8], np.int32),
-    }
+    tones = np.stack([np.sin(2 * np.pi * hz * times) for hz in (220, 700, 2000)])
+    pairs = tones[:, None] + 0.5 * rng.normal(size=(3, 2, SMALL.window_samples))
+    return {"audio": pairs.reshape(3, -1).astype(np.float32), "melody": np.array([[3], [5], [8]], np.int32)}
 
 
 def test_training_brings_renditions_together(learner, batch):
@@ -130,5 +145,7 @@ def test_what_does_not_fit_is_named():
         dataclasses.replace(SMALL, num_quantizers=12)
     with pytest.raises(ValueError, match=r"window_seconds 4\.1 are 98400 samples, expected a multiple"):
         dataclasses.replace(SMALL, window_seconds=4.1)
+    with pytest.raises(ValueError, match=r"patch_mels 25 of num_mels 24 filters"):
+        dataclasses.replace(SMALL, patch_mels=25)
     with pytest.raises(ValueError, match=r"audio is \(5,\), expected \[batch, samples\]"):
         melody.embed(SMALL, {}, np.zeros(5))

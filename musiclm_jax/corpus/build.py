@@ -1,26 +1,20 @@
 """Builds the corpus: scores -> arrangements -> audio and captions -> records, a card, and metadata.
 
-The build is resumable shard by shard: a shard is written under a temporary name and renamed when it is complete.
+The build is resumable shard by shard (shards.py).
 """
 
 import dataclasses
-import functools
-import json
 import pathlib
-import time
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 
 from musiclm_jax import records
-from musiclm_jax.corpus import arrangement, captions, card, compositions, instruments, rendering, scores
+from musiclm_jax.corpus import arrangement, captions, card, compositions, instruments, rendering, scores, shards
 from musiclm_jax.corpus.scores import Score
 
 CORPUS_VERSION = 1  # raise it when the same seed gives other clips
-SHARDS = {"train": 16, "validation": 4, "test": 4}
 MAX_DRAWS = 40
-_SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass
@@ -44,7 +38,7 @@ def make_clip(renderer: rendering.Renderer, pool: list[Score], seed: int, split:
     Raises:
       RuntimeError: if no draw of MAX_DRAWS makes a clip.
     """
-    rng = np.random.default_rng((seed, _SPLIT_NUMBERS[split], index))
+    rng = np.random.default_rng((seed, shards.SPLIT_NUMBERS[split], index))
     due = instruments.LEADS[index % len(instruments.LEADS)]
     reasons = []
     for _ in range(MAX_DRAWS):
@@ -119,35 +113,6 @@ def _metadata(clip: Clip) -> dict:
     return {**kept, **clip.extra}
 
 
-def _write_shard(path: pathlib.Path, make: Callable[[int], Clip], indices: range, tick: Callable[[], None]) -> None:
-    """Writes one shard and, beside the parsed scores, its metadata; both complete or not there."""
-    rows = []
-    temporary = path.with_name(path.name + ".tmp")
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
-        for index in indices:
-            clip = make(index)
-            writer.write(records.audio_example(**clip.fields))
-            rows.append(json.dumps(_metadata(clip)))
-            tick()
-    _metadata_path(path).write_text("".join(row + "\n" for row in rows))
-    temporary.rename(path)
-
-
-def _metadata_path(shard: pathlib.Path) -> pathlib.Path:
-    return shard.parent / ".metadata" / f"{shard.stem}.jsonl"
-
-
-def _check_settings(folder: pathlib.Path, settings: dict) -> None:
-    """A folder holds one corpus: the settings of the first run are kept, others are refused."""
-    path = folder / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != settings:
-            raise ValueError(f"{folder} holds a corpus with {found}, asked for {settings}: choose another --output")
-    else:
-        path.write_text(json.dumps(settings) + "\n")
-
-
 def build(
     output: str, seed: int, hours: float, worker: tuple[int, int] = (0, 1), progress: Callable[[str], None] = print
 ) -> bool:
@@ -168,44 +133,21 @@ def build(
     """
     counts = clip_counts(hours)  # first: it refuses bad hours before minutes of parsing
     folder = pathlib.Path(output).expanduser()
-    (folder / ".metadata").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     found, missing = scores.load_scores(folder / ".scores", progress)
     compositions.group(found)
     settings = {"version": CORPUS_VERSION, "seed": seed, "hours": hours, "scores": len(found)}
-    _check_settings(folder, settings)
+    shards.check_settings(folder, settings)
     pools = compositions.split_scores(found)
-    shards = []
-    for split in ("test", "validation", "train"):
-        edges = np.linspace(0, counts[split], SHARDS[split] + 1).astype(int)
-        shards += [
-            (split, records.shard_path(folder, split, i, SHARDS[split]), range(int(edges[i]), int(edges[i + 1])))
-            for i in range(SHARDS[split])
-        ]
-    mine = [shard for number, shard in enumerate(shards) if number % worker[1] == worker[0] and not shard[1].exists()]
-    todo, done, began = sum(len(indices) for _, _, indices in mine), 0, time.monotonic()
-    progress(f"corpus: {sum(counts.values())} clips in {len(shards)} shards, {todo} clips to make here")
-    last = began
+    renderer = rendering.Renderer()
 
-    def tick() -> None:
-        nonlocal done, last
-        done += 1
-        now = time.monotonic()
-        if now - last >= 10:
-            rate = done / (now - began)
-            progress(f"corpus: {done}/{todo} clips, {rate:.1f} clips/s, {(todo - done) / rate / 60:.1f} min left")
-            last = now
+    def make(split: str, index: int) -> tuple[bytes, dict]:
+        clip = make_clip(renderer, pools[split], seed, split, index)
+        return records.audio_example(**clip.fields), _metadata(clip)
 
-    if mine:
-        renderer = rendering.Renderer()
-    for split, path, indices in mine:
-        make = functools.partial(make_clip, renderer, pools[split], seed, split)
-        _write_shard(path, make, indices, tick)
-        progress(f"corpus: wrote {path.name}")
-    if not all(path.exists() for _, path, _ in shards):
-        progress("corpus: this worker is done, others are still at work")
+    rows = shards.write(folder, counts, make, worker, progress)
+    if rows is None:
         return False
-    rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pool_sizes = {split: len({score.composition for score in pool}) for split, pool in pools.items()}
     (folder / "CARD.md").write_text(card.card(rows, found, pool_sizes, missing, settings))
     progress(f"corpus: complete, {len(rows)} clips, {len(rows) * arrangement.CLIP_SECONDS / 3600:.2f} h in {folder}")

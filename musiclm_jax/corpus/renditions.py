@@ -6,6 +6,7 @@ each rendition alone.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,13 @@ class Passage:
     notes: np.ndarray
 
 
+class Rendition(NamedTuple):
+    """A rendition: who plays (of PLAYERS), and float32 `[samples]` of SECONDS, 24 kHz."""
+
+    player: str
+    audio: np.ndarray
+
+
 def passage(rng: np.random.Generator, score: Score) -> Passage:
     """Draws a passage of a tune book's tune, from the beginning of a bar.
 
@@ -63,8 +71,8 @@ def passage(rng: np.random.Generator, score: Score) -> Passage:
     return Passage(score, float(start), per_quarter, notes[:, [0, 1, 2, 4]].astype(np.float32))
 
 
-def render(rng: np.random.Generator, renderer: rendering.Renderer, played: Passage) -> np.ndarray:
-    """One rendition: float32 `[samples]` of SECONDS, 24 kHz.
+def render(rng: np.random.Generator, renderer: rendering.Renderer, played: Passage) -> Rendition:
+    """Draws and plays one rendition.
 
     Raises:
       SilentError: if an instrument makes no sound.
@@ -88,7 +96,8 @@ def render(rng: np.random.Generator, renderer: rendering.Renderer, played: Passa
         levels.append(-20.0 - float(rng.uniform(4.0, 10.0)))
     mixed = rendering.mix(stems, levels)
     room = str(rng.choice(list(rendering.ROOMS)))
-    return rendering.set_loudness(rendering.add_room(mixed, room, rng), float(rng.uniform(-10.0, 4.0)))[0]
+    audio, _ = rendering.set_loudness(rendering.add_room(mixed, room, rng), float(rng.uniform(-10.0, 4.0)))
+    return Rendition(player, audio)
 
 
 def in_seconds(notes: np.ndarray, start: float, per_quarter: float, offset: float) -> np.ndarray:

@@ -19,7 +19,9 @@ SUNG_RANGE = (45, 76)  # MIDI pitches
 WHISTLED_RANGE = (76, 100)
 
 
-def pitch_curve(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def pitch_curve(
+    notes: np.ndarray, seconds: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pitch and loudness of one voice, every STEP samples.
 
     Args:
@@ -28,7 +30,8 @@ def pitch_curve(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> 
       rng: of vibrato and of how far notes are off.
 
     Returns:
-      MIDI pitch and amplitude (0 in rests), float64 `[points]`.
+      MIDI pitch and amplitude (0 in rests), float64 `[points]`; number of the note that sounds or sounded last, in the
+      order of their starts, int `[points]`.
     """
     times = np.arange(0, round(seconds * SAMPLE_RATE), STEP) / SAMPLE_RATE
     notes = notes[np.argsort(notes[:, 0], kind="stable")]
@@ -43,15 +46,14 @@ def pitch_curve(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> 
     pitch = pitch + depth * np.clip((since - 0.15) / 0.2, 0, 1) * np.sin(2 * np.pi * rate * times + phase)
     loud = np.where(sounding, 10 ** ((notes[current, 3] - 100) / 40), 0.0)
     window = np.hanning(2 * round(0.03 * SAMPLE_RATE / STEP) + 1)
-    return pitch, np.convolve(loud, window / window.sum(), mode="same")
+    return pitch, np.convolve(loud, window / window.sum(), mode="same"), current
 
 
 def sung(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """A tune on changing vowels: float32 `[samples]`; arguments as in `pitch_curve`, in SUNG_RANGE."""
-    pitch, loud = pitch_curve(notes, seconds, rng)
+    pitch, loud, current = pitch_curve(notes, seconds, rng)
     hz = 440 * 2 ** ((pitch - 69) / 12)
-    starts = np.clip(np.searchsorted(notes[:, 0], np.arange(len(hz)) * STEP / SAMPLE_RATE, side="right") - 1, 0, None)
-    formants = np.array(list(VOWELS.values()), float)[rng.integers(0, len(VOWELS), len(notes))][starts]
+    formants = np.array(list(VOWELS.values()), float)[rng.integers(0, len(VOWELS), len(notes))][current]
     formants *= rng.uniform(0.92, 1.18)  # the length of a throat
     phase = 2 * np.pi * np.cumsum(_samples(hz, seconds)) / SAMPLE_RATE
     audio = np.zeros(len(phase))
@@ -69,7 +71,7 @@ def sung(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndar
 
 def whistled(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """A tune whistled with the lips, nearly a sine: float32 `[samples]`; as `sung`, in WHISTLED_RANGE."""
-    pitch, loud = pitch_curve(notes, seconds, rng)
+    pitch, loud, _ = pitch_curve(notes, seconds, rng)
     hz = 440 * 2 ** ((pitch - 69) / 12)
     phase = 2 * np.pi * np.cumsum(_samples(hz, seconds)) / SAMPLE_RATE
     tone = np.sin(phase) + 0.03 * np.sin(2 * phase)

@@ -10,9 +10,12 @@ from musiclm_jax.tokens import MELODY, SAMPLE_RATE
 class MelodyConfig:
     """Sizes of the melody model; the defaults are the paper's.
 
-    The paper leaves open: the size of a head (512 is no multiple of 6 heads; here 64), the spectrogram, how many of its
-    frames make a patch, how patches are pooled (here their mean), the order of the 72 tokens (here the first level of
-    the 3 windows, then the second, ...).
+    The paper leaves open: the size of a head (512 is no multiple of 6 heads; here 64), the mel spectrogram's settings,
+    how many of its frames make a patch, how patches are pooled (here their mean), the order of the 72 tokens (here the
+    first level of the 3 windows, then the second, ...).
+
+    What the paper does not have, for small models and little data: filters by semitone (`semitones`), over which
+    patches lower than the spectrum slide (`patch_mels`), so that the key does not matter by construction.
     """
 
     window_seconds: float = 4.0  # of audio, that one embedding stands for
@@ -22,9 +25,14 @@ class MelodyConfig:
     mel_hop: int = 480  # samples between frames (20 ms)
     mel_fft_size: int = 2048  # points of the transform
     num_mels: int = 128  # mel filters
+    semitones: bool = False  # a filter every semitone instead, from lowest_pitch on
+    lowest_pitch: int = 40  # MIDI pitch of the first of them
+    mel_floor: float = 1e-5  # added before the logarithm
     mel_mean: float = -5.6  # subtracted from the log-mel
     mel_scale: float = 2.2  # and divided by
-    patch_frames: int = 4  # frames of all mels that make one input of the Transformer
+    patch_frames: int = 4  # frames of a patch, one input of the Transformer
+    patch_hop: int = 4  # frames between patches
+    patch_mels: int = 128  # filters of a patch; with fewer than there are, the best match at any height counts
     num_layers: int = 12  # of the Transformer
     num_heads: int = 6  # its attention heads
     head_dim: int = 64  # channels of one of them
@@ -38,12 +46,19 @@ class MelodyConfig:
         """Checks the values.
 
         Raises:
-          ValueError: if the window is no whole number of patches, or the tokens are not those of the stream.
+          ValueError: if the window is no whole number of patches, a patch does not fit, or the tokens are not those of
+            the stream.
         """
-        if self.window_samples % (self.mel_hop * self.patch_frames):
+        if self.window_samples % (self.mel_hop * self.patch_hop):
             raise ValueError(
                 f"window_seconds {self.window_seconds} are {self.window_samples} samples, expected a multiple of "
-                f"mel_hop x patch_frames ({self.mel_hop * self.patch_frames})"
+                f"mel_hop x patch_hop ({self.mel_hop * self.patch_hop})"
+            )
+        if not 1 <= self.patch_mels <= self.num_mels or not 1 <= self.patch_hop <= self.patch_frames:
+            raise ValueError(
+                f"a patch has patch_mels {self.patch_mels} of num_mels {self.num_mels} filters and patch_frames "
+                f"{self.patch_frames} frames, patch_hop {self.patch_hop} apart: expected 1 to num_mels, and 1 to "
+                "patch_frames"
             )
         if self.windows * self.num_quantizers != MELODY.quantizers:
             raise ValueError(
@@ -67,13 +82,22 @@ class MelodyConfig:
         return self.window_samples + (self.windows - 1) * self.hop_samples
 
     @property
+    def frames(self) -> int:
+        """Frames of the spectrogram of one window."""
+        return self.window_samples // self.mel_hop
+
+    @property
     def patches(self) -> int:
         """Inputs of the Transformer for one window."""
-        return self.window_samples // (self.mel_hop * self.patch_frames)
+        return self.window_samples // (self.mel_hop * self.patch_hop)
 
     @property
     def mel(self) -> LogMelConfig:
         """The spectrogram that the model sees."""
         return LogMelConfig(
-            window=self.mel_window, hop=self.mel_hop, fft_size=self.mel_fft_size, num_mels=self.num_mels
+            window=self.mel_window,
+            hop=self.mel_hop,
+            fft_size=self.mel_fft_size,
+            num_mels=self.num_mels,
+            floor=self.mel_floor,
         )

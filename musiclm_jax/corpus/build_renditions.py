@@ -1,0 +1,107 @@
+"""Builds what the melody model is trained on: passages of the corpus's tunes, each in several renditions."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from musiclm_jax import records
+from musiclm_jax.corpus import compositions, rendering, renditions, scores, shards
+from musiclm_jax.corpus.arrangement import UnsuitableError
+from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
+
+VERSION = 1  # raise it when the same seed gives other renditions
+RENDITIONS = 4  # of a passage
+MAX_DRAWS = 40
+OWN_DRAWS = 8  # of them of the composition whose turn it is
+
+
+def make_passage(
+    renderer: rendering.Renderer, pools: dict[str, list[Score]], seed: int, split: str, index: int
+) -> tuple[bytes, dict]:
+    """Draws passage `index` of a split and plays it RENDITIONS times; depends on nothing but its arguments.
+
+    Args:
+      renderer: the synthesizer.
+      pools: tunes of each split.
+      seed: of the build.
+      split: name of the split.
+      index: number of the passage; compositions take turns, so that a few passages are of as many tunes.
+
+    Returns:
+      The record and its metadata.
+
+    Raises:
+      RuntimeError: if no draw of MAX_DRAWS makes a passage.
+    """
+    rng = np.random.default_rng((seed, shards.SPLIT_NUMBERS[split], index))
+    known = sorted({score.composition for score in pools[split]})
+    order = np.random.default_rng((seed, shards.SPLIT_NUMBERS[split])).permutation(len(known))
+    reasons = []
+    for draw in range(MAX_DRAWS):
+        turn = order[index % len(known)] if draw < OWN_DRAWS else rng.integers(len(known))
+        same = [score for score in pools[split] if score.composition == known[turn]]
+        score = same[rng.integers(len(same))]
+        try:
+            played = renditions.passage(rng, score)
+            made = [renditions.render(rng, renderer, played) for _ in range(RENDITIONS)]
+            break
+        except (UnsuitableError, rendering.SilentError) as error:
+            reasons.append(str(error))
+    else:
+        raise RuntimeError(f"passage {split}-{index}: none of {MAX_DRAWS} draws makes one; the last: {reasons[-3:]}")
+    name, players = f"{split}-{index:05d}", [rendition.player for rendition in made]
+    audio = np.stack([rendition.audio for rendition in made])
+    record = records.rendition_example(id=name, renditions=audio, players=players, composition=score.composition)
+    metadata = {
+        "id": name,
+        "split": split,
+        "composition": score.composition,
+        "score": score.id,
+        "title": score.title,
+        "start": played.start,
+        "players": players,
+        "redrawn": len(reasons),
+    }
+    return record, metadata
+
+
+def build(
+    output: str, seed: int, passages: int, worker: tuple[int, int] = (0, 1), progress: Callable[[str], None] = print
+) -> bool:
+    """Builds the renditions, or what is missing of them.
+
+    Args:
+      output: folder of the records.
+      seed: every seed gives other passages of the same tunes.
+      passages: in all splits together; they share the corpus's splits.
+      worker: (index, count): this process makes every count-th shard.
+      progress: called with lines of text.
+
+    Returns:
+      Whether they are complete (other workers may still be at work).
+
+    Raises:
+      ValueError: if the folder holds a build with other settings, or there are too few passages for the splits.
+    """
+    counts = {split: round(passages * share) for split, share in compositions.SHARES.items()}
+    if min(counts.values()) < 2:
+        raise ValueError(f"passages = {passages} make {counts}: expected two or more in each split; ask for 50 or more")
+    folder = pathlib.Path(output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    found, _ = scores.load_scores(folder / ".scores", progress)
+    compositions.group(found)
+    settings = {"version": VERSION, "seed": seed, "passages": passages, "renditions": RENDITIONS, "scores": len(found)}
+    shards.check_settings(folder, settings)
+    pools = {
+        split: [score for score in pool if score.source in TUNE_BOOKS]
+        for split, pool in compositions.split_scores(found).items()
+    }
+    make = functools.partial(make_passage, rendering.Renderer(), pools, seed)
+    rows = shards.write(folder, counts, make, worker, progress, what="passages")
+    if rows is None:
+        return False
+    seconds = len(rows) * RENDITIONS * renditions.SECONDS
+    progress(f"corpus: complete, {len(rows)} passages, {seconds / 3600:.2f} h of renditions in {folder}")
+    return True

@@ -1,0 +1,102 @@
+"""Writes a folder of records, resumable shard by shard: a shard gets its name when it is complete."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from musiclm_jax import records
+
+SHARDS = {"train": 16, "validation": 4, "test": 4}
+SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # in the seed of each example
+Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, metadata
+
+
+def check_settings(folder: pathlib.Path, settings: dict) -> None:
+    """A folder holds one build: the settings of the first run are kept.
+
+    Raises:
+      ValueError: if the folder was built with others.
+    """
+    path = folder / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != settings:
+            raise ValueError(f"{folder} holds a corpus with {found}, asked for {settings}: choose another --output")
+    else:
+        path.write_text(json.dumps(settings) + "\n")
+
+
+def write(
+    folder: pathlib.Path,
+    counts: Mapping[str, int],
+    make: Make,
+    worker: tuple[int, int],
+    progress: Callable[[str], None],
+    what: str = "clips",
+) -> list[dict] | None:
+    """Writes the shards of a folder, or what is missing of them.
+
+    Args:
+      folder: exists already.
+      counts: examples of each split.
+      make: record and metadata of an example; depends on nothing but its arguments.
+      worker: (index, count): this process writes every count-th shard.
+      progress: called with lines of text.
+      what: the examples are called in them.
+
+    Returns:
+      Metadata of all examples, also in metadata.jsonl; None while other workers are still at work.
+    """
+    (folder / ".metadata").mkdir(exist_ok=True)
+    shards = []
+    for split in ("test", "validation", "train"):
+        edges = np.linspace(0, counts[split], SHARDS[split] + 1).astype(int)
+        shards += [
+            (split, records.shard_path(folder, split, i, SHARDS[split]), range(int(edges[i]), int(edges[i + 1])))
+            for i in range(SHARDS[split])
+        ]
+    mine = [shard for number, shard in enumerate(shards) if number % worker[1] == worker[0] and not shard[1].exists()]
+    todo, done, began = sum(len(indices) for _, _, indices in mine), 0, time.monotonic()
+    progress(f"corpus: {sum(counts.values())} {what} in {len(shards)} shards, {todo} {what} to make here")
+    last = began
+
+    def tick() -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= 10:
+            rate = done / (now - began)
+            progress(f"corpus: {done}/{todo} {what}, {rate:.1f} {what}/s, {(todo - done) / rate / 60:.1f} min left")
+            last = now
+
+    for split, path, indices in mine:
+        _write_shard(path, split, make, indices, tick)
+        progress(f"corpus: wrote {path.name}")
+    if not all(path.exists() for _, path, _ in shards):
+        progress("corpus: this worker is done, others are still at work")
+        return None
+    rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _write_shard(path: pathlib.Path, split: str, make: Make, indices: range, tick: Callable[[], None]) -> None:
+    """Writes one shard and, beside the parsed scores, its metadata; both complete or not there."""
+    rows = []
+    temporary = path.with_name(path.name + ".tmp")
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for index in indices:
+            record, metadata = make(split, index)
+            writer.write(record)
+            rows.append(json.dumps(metadata))
+            tick()
+    _metadata_path(path).write_text("".join(row + "\n" for row in rows))
+    temporary.rename(path)
+
+
+def _metadata_path(shard: pathlib.Path) -> pathlib.Path:
+    return shard.parent / ".metadata" / f"{shard.stem}.jsonl"

@@ -1,0 +1,51 @@
+"""A log spectrum with a filter every semitone: a melody in another key is the same picture, moved along an axis."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.spectrogram import LogMelConfig, frame
+
+
+@functools.cache
+def semitone_filters(sample_rate: int, fft_size: int, count: int, lowest: int) -> np.ndarray:
+    """Triangular filters around MIDI pitches, as wide as a semitone to either side, or as a bin where that is wider.
+
+    Args:
+      sample_rate: Hz.
+      fft_size: points of the transform.
+      count: number of filters.
+      lowest: MIDI pitch of the first.
+
+    Returns:
+      float32 `[bins, count]`, of bins 0 to the last that a filter reads.
+    """
+    centres = 440.0 * 2 ** ((lowest + np.arange(count) - 69) / 12)
+    widths = np.maximum(centres * (2 ** (1 / 12) - 1), sample_rate / fft_size)
+    hz = np.arange(fft_size // 2 + 1)[:, None] * sample_rate / fft_size
+    filters = np.maximum(0.0, 1.0 - np.abs(hz - centres) / widths)
+    filters /= filters.sum(axis=0)
+    return filters[: int(np.flatnonzero(filters.any(axis=1))[-1]) + 1].astype(np.float32)
+
+
+def log_semitones(audio: jax.Array, config: LogMelConfig, lowest: int) -> jax.Array:
+    """Log magnitudes around each semitone, with exactly `samples // hop` frames, as `spectrogram.log_mel` has them.
+
+    Args:
+      audio: float32 `[batch, samples]`.
+      config: window, hop, transform and number of filters.
+      lowest: MIDI pitch of the first filter.
+
+    Returns:
+      float32 `[batch, samples // hop, filters]`.
+    """
+    filters = semitone_filters(config.sample_rate, config.fft_size, config.num_mels, lowest)
+    excess = config.window - config.hop
+    padded = jnp.pad(audio, ((0, 0), (excess // 2, excess - excess // 2)))
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
+    frames = frame(padded, config.window, config.hop) * (2.0 / hann.sum() * hann).astype(np.float32)
+    # A fast transform: a product with the Fourier basis would cost more than the model.
+    spectrum = jnp.abs(jnp.fft.rfft(frames, config.fft_size)[..., : len(filters)])
+    return jnp.log(spectrum @ filters + config.floor)

@@ -1,0 +1,83 @@
+"""The melody model: a few of the renditions of each passage, others each epoch."""
+
+import functools
+
+import seqio
+import tensorflow as tf
+
+from musiclm_jax import records
+from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.tasks import streams
+from musiclm_jax.tokens import SAMPLE_RATE
+
+_PCM_SCALE = 32767.0
+_COMPOSITIONS = 2**31 - 2  # numbers that a composition's name is hashed to
+
+
+def melody_task(
+    data_dir: str | None, window_seconds: float = 4.0, renditions: int = 2, name: str = "melody"
+) -> TaskSpec:
+    """Registers the task with seqio.
+
+    Args:
+      data_dir: folder of rendition records, from `musiclm corpus --passages`; None for shapes alone.
+      window_seconds: length of a rendition.
+      renditions: drawn of each passage.
+      name: in seqio's registry.
+
+    Returns:
+      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, renditions * samples]`, the renditions one after
+      the other, and "melody" int32 `[b, 1]`, a number for the composition.
+
+    Raises:
+      ValueError: if fewer than 2 renditions are asked for, or the records hold fewer or of another length.
+    """
+    samples = round(window_seconds * SAMPLE_RATE)
+    if renditions < 2 or samples < 1:
+        raise ValueError(
+            f"renditions is {renditions} and window_seconds {window_seconds}: expected 2 or more and more than 0"
+        )
+    if data_dir is not None:
+        check_renditions(data_dir, renditions, samples)
+    composition = seqio.Feature(seqio.PassThroughVocabulary(_COMPOSITIONS + 1), add_eos=False, dtype=tf.int32, rank=1)
+    streams.register(
+        name,
+        streams.source(data_dir, records.parse_rendition_example),
+        [functools.partial(draw_renditions, count=renditions, samples=samples)],
+        {"audio": streams.audio_feature(), "melody": composition},
+        example_bytes=4 * renditions * samples,
+    )
+    return TaskSpec(name, {"audio": renditions * samples, "melody": 1})
+
+
+def check_renditions(data_dir: str, renditions: int, samples: int) -> None:
+    """Looks at the first record.
+
+    Raises:
+      ValueError: if it has fewer renditions, or of another length.
+    """
+    paths = records.shard_paths(data_dir, "train")[:1]
+    found = next((record["renditions"].shape for record in records.read_rendition_records(paths)), None)
+    if found is not None and (found[0] < renditions or found[1] != samples):
+        raise ValueError(
+            f"{data_dir} holds {found[0]} renditions of {found[1]} samples: asked for {renditions} of {samples}; build "
+            "renditions with musiclm corpus --passages"
+        )
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def draw_renditions(example, seed, count, samples):
+    """Draws `count` different renditions and joins them.
+
+    Args:
+      example: as `records.parse_rendition_example` gives it.
+      seed: pair of integers.
+      count: how many.
+      samples: of one of them.
+    """
+    pcm = example["renditions"]
+    drawn = tf.argsort(tf.random.stateless_uniform([tf.shape(pcm)[0]], seed))[:count]
+    audio = tf.cast(tf.gather(pcm, drawn), tf.float32) / _PCM_SCALE
+    number = tf.strings.to_hash_bucket_fast(example["composition"], _COMPOSITIONS)
+    # + 1: like a code, see feature_converter.py.
+    return {"audio": tf.reshape(audio, [count * samples]), "melody": tf.cast(number, tf.int32)[None] + 1}
