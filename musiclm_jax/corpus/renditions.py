@@ -50,8 +50,8 @@ class Rendition(NamedTuple):
     audio: np.ndarray
 
 
-def passage(rng: np.random.Generator, score: Score) -> Passage:
-    """Draws a passage of a tune book's tune, from the beginning of a bar.
+def passage(rng: np.random.Generator, score: Score, seconds: float = SECONDS) -> Passage:
+    """Draws a passage of a tune book's tune, from the beginning of a bar, for renditions of so many seconds.
 
     Raises:
       UnsuitableError: if it rests, hardly moves, or the score is no single tune.
@@ -59,13 +59,13 @@ def passage(rng: np.random.Generator, score: Score) -> Passage:
     if score.source not in TUNE_BOOKS:
         raise UnsuitableError(f"{score.id} is no tune of a tune book")
     per_quarter = 60.0 / float(rng.uniform(*TEMPI)) / harmony.beat_quarters(score.meter)
-    length = SECONDS * FASTER / per_quarter
+    length = seconds * FASTER / per_quarter
     bars = max(int((score.quarters - score.pickup - length) / score.bar), 0)
     start = score.pickup + score.bar * int(rng.integers(bars + 1))
     notes = score.notes[(score.notes[:, 0] >= start - 1e-4) & (score.notes[:, 0] < start + length)]
     order = np.lexsort((-notes[:, 2], np.round(notes[:, 0], 2)))
     notes = notes[order][np.unique(np.round(notes[order, 0], 2), return_index=True)[1]]
-    heard = notes[notes[:, 0] < start + SECONDS / FASTER / per_quarter]  # in the slowest rendition
+    heard = notes[notes[:, 0] < start + seconds / FASTER / per_quarter]  # in the slowest rendition
     if len(heard) < MIN_NOTES or len(np.unique(heard[:, 2])) < MIN_PITCHES:
         raise UnsuitableError(f"{score.id} has fewer than {MIN_NOTES} notes from quarter {start:g} on")
     return Passage(score, float(start), per_quarter, notes[:, [0, 1, 2, 4]].astype(np.float32))

@@ -1,0 +1,161 @@
+"""Does music follow the melody that it is given? python -m benchmarks.melody_following --corpus DIR --work DIR
+
+Tunes of the test split, which no model has heard, are sung or whistled (`corpus/voices.py`) and given to `--melody`,
+each with a caption of another held-out clip. How well pitch classes agree at the same time, as correlation of chroma,
+is compared between a piece and its own melody, and between the piece and the other melodies: the difference is what the
+melody brought about. Melodies are the same in any key for the model, so pitches agree in the transposition that suits a
+pair best, own or other. Agreement of the notes' onsets is beside it.
+
+The same is measured for an instrument that plays the tune from its score (the most that can be asked), and for pieces
+of the same captions without a melody (which must show no difference). Pieces stay in --work: an interrupted run goes
+on.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+import musiclm_jax
+from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
+from benchmarks.token_roles import chroma, chroma_similarity, onset_strength, rhythm_similarity
+from musiclm_jax import audio as sound
+from musiclm_jax import metrics
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.corpus import compositions, instruments, rendering, renditions, scores, voices
+from musiclm_jax.corpus.arrangement import UnsuitableError
+
+SECONDS = 10.0
+ARMS = ("an instrument plays the tune", "music under the melody", "music without melody")
+
+
+def tunes(corpus: str, count: int, seed: int) -> list[renditions.Passage]:
+    """Passages of SECONDS of held-out tunes, one of a composition.
+
+    Raises:
+      ValueError: if there are fewer.
+    """
+    found, _ = scores.load_scores(pathlib.Path(corpus).expanduser() / ".scores")
+    compositions.group(found)
+    rng = np.random.default_rng(seed)
+    held_out = compositions.split_scores(found)["test"]
+    passages: dict[str, renditions.Passage] = {}
+    for index in rng.permutation(len(held_out)):
+        score = held_out[index]
+        if len(passages) < count and score.composition not in passages:
+            try:
+                passages[score.composition] = renditions.passage(rng, score, SECONDS)
+            except UnsuitableError:
+                continue
+    if len(passages) < count:
+        raise ValueError(f"--tunes {count}: the test split has {len(passages)} tunes that are long enough")
+    return list(passages.values())
+
+
+def performances(renderer: rendering.Renderer, played: renditions.Passage, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A passage by a voice, and by an instrument: float32 `[samples]` each, at the same tempo in the same key."""
+    rng = np.random.default_rng((seed, int(played.start * 1000)))
+    tune = renditions.in_seconds(played.notes, played.start, played.per_quarter, 0.0)
+    voice, reach = [(voices.sung, voices.SUNG_RANGE), (voices.whistled, voices.WHISTLED_RANGE)][int(rng.integers(2))]
+    lead = instruments.LEADS[rng.integers(len(instruments.LEADS))]
+    in_range = tune.copy()
+    in_range[:, 2] += renditions.octaves(tune[:, 2], reach)
+    tune[:, 2] += renditions.octaves(tune[:, 2], (lead.low, lead.high))
+    return voice(in_range, SECONDS, rng), renderer.stem([(lead.font, lead.program, False, tune)], SECONDS)
+
+
+def in_best_key(first: np.ndarray, second: np.ndarray) -> float:
+    """`chroma_similarity` in the transposition of the second that suits best."""
+    return max(chroma_similarity(first, np.roll(second, key, axis=1)) for key in range(12))
+
+
+MEASURES = {
+    "pitch agreement": (chroma, in_best_key),
+    "pitch agreement in the same key": (chroma, chroma_similarity),
+    "onset agreement": (onset_strength, rhythm_similarity),
+}
+
+
+def agreements(melodies: Sequence[np.ndarray], pieces: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """A measure between all pieces and melodies of audio `[samples]`: `[pieces, melodies]`."""
+    hear, compare = MEASURES[name]
+    heard, played = [hear(melody) for melody in melodies], [hear(piece) for piece in pieces]
+    return np.array([[compare(melody, piece) for melody in heard] for piece in played])
+
+
+def above_shuffled(matrix: np.ndarray) -> np.ndarray:
+    """Of each piece, agreement with its own melody less the mean of that with all others, `[pieces]`."""
+    own = np.diagonal(matrix)
+    return own - (matrix.sum(axis=1) - own) / (len(matrix) - 1)
+
+
+def make_pieces(
+    bundle: Bundle, prompts: Sequence[str], melodies: Sequence[np.ndarray | None], folder: pathlib.Path, seed: int
+) -> list[np.ndarray]:
+    """A piece under each prompt and melody; those that `folder` holds are read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for index, (prompt, melody) in enumerate(zip(prompts, melodies, strict=True)):
+        file = folder / f"{index:03d}.flac"
+        if not file.exists():
+            [made] = bundle.generate([prompt], seconds=SECONDS, seed=seed, melody=melody)
+            sound.write(file, made.audio, force=True)
+        pieces.append(sound.load(file))
+        print(f"{folder.name}: {index + 1} of {len(prompts)} pieces", flush=True)
+    return pieces
+
+
+def figures(matrices: dict[str, dict[str, np.ndarray]], seed: int) -> list[Figure]:
+    """Lines of the table from `[pieces, melodies]` of each measure and arm."""
+    lines = []
+    for name, arms in matrices.items():
+        for arm, matrix in arms.items():
+            own = metrics.bootstrap(np.diagonal(matrix), seed=seed)
+            more = metrics.bootstrap(above_shuffled(matrix), seed=seed)
+            asked = arm == ARMS[1] and name == "pitch agreement"
+            lines.append(Figure(f"{name}, {arm}", own))
+            target, met = ("> 0", more.low > 0) if asked else ("", None)
+            lines.append(Figure(f"{name}, {arm}, above shuffled melodies", more, target, met))
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark.
+
+    Raises:
+      ValueError: if the arguments, the corpus or the bundle cannot be used.
+    """
+    parser: argparse.ArgumentParser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--work", required=True, help="folder for the pieces")
+    parser.add_argument("--tunes", type=int, default=48, help="held-out tunes, one piece each")
+    args = parser.parse_args(argv)
+    if args.tunes < 2:
+        raise ValueError(f"--tunes {args.tunes}: give 2 or more")
+    bundle, work = musiclm_jax.load(args.bundle), pathlib.Path(args.work).expanduser()
+    parts = {name: entry["sha256"] for name, entry in bundle.config["parts"].items()}
+    check_settings(work, {"parts": parts, "tunes": args.tunes, "seed": args.seed})
+    prompts = [clip["caption"][0] for clip in sample_clips(args.corpus, "test", args.tunes, args.seed)]
+    renderer = rendering.Renderer()
+    played = [performances(renderer, passage, args.seed) for passage in tunes(args.corpus, args.tunes, args.seed)]
+    melodies = [voice for voice, _ in played]
+    for index, melody in enumerate(melodies):
+        sound.write(work / f"melody-{index:03d}.flac", melody, force=True)
+    arms = dict(
+        zip(
+            ARMS,
+            (
+                [instrument for _, instrument in played],
+                make_pieces(bundle, prompts, melodies, work / "with_melody", args.seed),
+                make_pieces(bundle, prompts, [None] * len(prompts), work / "without_melody", args.seed),
+            ),
+            strict=True,
+        )
+    )
+    matrices = {name: {arm: agreements(melodies, own, name) for arm, own in arms.items()} for name in MEASURES}
+    details = {name: {arm: matrix.tolist() for arm, matrix in own.items()} for name, own in matrices.items()}
+    publish("melody_following", figures(matrices, args.seed), args.output, details)
+
+
+if __name__ == "__main__":
+    main()
