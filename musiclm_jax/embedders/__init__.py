@@ -36,7 +36,6 @@ LOADERS = {
 }
 EMBEDDERS = ("mulan", "musicnn", "vggish", "trill")
 CLASSIFIERS = ("musicnn_tags", "yamnet")
-WINDOWS_AT_ONCE = 32  # rows of a compiled call at most, for each device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Embedder:
       ending: what is done with a clip whose end does not fill a window. "drop": the rest is left out, a clip shorter
         than a window has no vector; "repeat": the same, but such a clip is repeated to fill one window; "pad": zeros
         fill the last window.
+      at_once: windows of a compiled call at most, for each device.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Embedder:
     params: Any = dataclasses.field(default=None, repr=False)
     margin: int = 0
     ending: Literal["drop", "repeat", "pad"] = "drop"
+    at_once: int = 32
 
     @property
     def min_seconds(self) -> float:
@@ -108,7 +109,7 @@ def embed(embedder: Embedder, clips: Iterable[np.ndarray]) -> Iterator[np.ndarra
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(embedder.params, everywhere)
-    size = WINDOWS_AT_ONCE * mesh.size
+    size = embedder.at_once * mesh.size
 
     def vectors(batch: np.ndarray) -> np.ndarray:
         # A last batch is filled up to a power of two for each device, so that few programs are compiled.
@@ -119,7 +120,8 @@ def embed(embedder: Embedder, clips: Iterable[np.ndarray]) -> Iterator[np.ndarra
             return np.asarray(embedder.apply(params, jax.device_put(filled, rows)), np.float32)[: len(batch)]
 
     waiting: list[int] = []  # windows of the clips that are not complete
-    pending = np.zeros((0, embedder.window), np.float32)
+    pending: list[np.ndarray] = []
+    count = 0  # windows in `pending`
     done: list[np.ndarray] = []
     dim = 0
 
@@ -134,13 +136,18 @@ def embed(embedder: Embedder, clips: Iterable[np.ndarray]) -> Iterator[np.ndarra
     for clip in clips:
         cut = embedder.windows(clip)
         waiting.append(len(cut))
-        pending = np.concatenate([pending, cut])
-        while len(pending) >= size:
-            done.append(vectors(pending[:size]))
-            pending, dim = pending[size:], done[-1].shape[1]
+        pending.append(cut)
+        count += len(cut)
+        if count < size:
+            continue
+        joined = np.concatenate(pending)
+        for start in range(0, count - size + 1, size):
+            done.append(vectors(joined[start : start + size]))
+            dim = done[-1].shape[1]
             yield from complete()
-    if len(pending):
-        done.append(vectors(pending))
+        pending, count = [joined[count - count % size :]], count % size
+    if count:
+        done.append(vectors(np.concatenate(pending)))
         dim = done[-1].shape[1]
     yield from complete()
 

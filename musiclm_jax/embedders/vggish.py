@@ -5,13 +5,14 @@ Weights: `vggish_model.ckpt` of the AudioSet models (tensorflow/models, research
 and without the PCA of the AudioSet release, as frechet-audio-distance does by default.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.embedders import EMBEDDINGS, Embedder
+from musiclm_jax.embedders import EMBEDDINGS, Embedder, winograd
 from musiclm_jax.embedders.audioset import HOP, PATCH_FRAMES, PATCH_SAMPLES, SAMPLE_RATE, log_mel
 from musiclm_jax.embedders.weights import (
     WeightsError,
@@ -23,6 +24,9 @@ from musiclm_jax.embedders.weights import (
 
 VARIABLE = "MUSICLM_VGGISH"
 LOG_OFFSET = 0.01
+PATCHES_IN_CACHE = 8  # of a CPU
+# At once: the dense layers have 270 MB of weights, which are read for every batch.
+PATCHES = 128
 # Layers in order; a 2 x 2 maximum follows each group of convolutions.
 CONVOLUTIONS = (("conv1",), ("conv2",), ("conv3/conv3_1", "conv3/conv3_2"), ("conv4/conv4_1", "conv4/conv4_2"))
 DENSE = ("fc1/fc1_1", "fc1/fc1_2", "fc2")
@@ -83,6 +87,15 @@ def forward(params: Params, mel: jax.Array) -> jax.Array:
     Returns:
       float32 `[patches, 128]`.
     """
+    x = jax.lax.platform_dependent(params, mel, cpu=_features_on_cpu, default=_features)
+    for name in DENSE:
+        x = x @ params[name]["kernel"] + params[name]["bias"]
+        x = x if name == DENSE[-1] else jax.nn.relu(x)
+    return x
+
+
+def _features(params: Params, mel: jax.Array) -> jax.Array:
+    """The convolutions: `[patches, 12288]`."""
     x = mel[..., None]
     for group in CONVOLUTIONS:
         for name in group:
@@ -90,11 +103,28 @@ def forward(params: Params, mel: jax.Array) -> jax.Array:
             x = jax.lax.conv_general_dilated(x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=dims)
             x = jax.nn.relu(x + params[name]["bias"])
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    x = x.reshape(len(x), -1)
-    for name in DENSE:
-        x = x @ params[name]["kernel"] + params[name]["bias"]
-        x = x if name == DENSE[-1] else jax.nn.relu(x)
-    return x
+    return x.reshape(len(x), -1)
+
+
+def _features_on_cpu(params: Params, mel: jax.Array) -> jax.Array:
+    """The same, twice as fast on a CPU: fewer products, and few patches at once, which stay in its cache."""
+    first, *later = [name for group in CONVOLUTIONS for name in group]
+    kernels = {name: winograd.transformed(params[name]["kernel"]) for name in later}
+    last = {group[-1] for group in CONVOLUTIONS}
+
+    def of_few(mel: jax.Array) -> jax.Array:
+        # The maximum comes before bias and rectifier: both keep the order, and four times less is left for them.
+        x = jax.nn.relu(
+            winograd.maximum(winograd.tiles_of_one_channel(mel, params[first]["kernel"])) + params[first]["bias"]
+        )
+        for name in later:
+            outputs = winograd.tiles(x, kernels[name])
+            joined = winograd.maximum(outputs) if name in last else winograd.image(outputs)
+            x = jax.nn.relu(joined + params[name]["bias"])
+        return x.reshape(len(x), -1)
+
+    few = math.gcd(len(mel), PATCHES_IN_CACHE)
+    return jax.lax.map(of_few, mel.reshape(-1, few, *mel.shape[1:])).reshape(len(mel), -1)
 
 
 @jax.jit
@@ -113,6 +143,7 @@ def embedder(params: Params, version: str) -> Embedder:
         hop=PATCH_FRAMES * HOP,
         apply=_embedding,
         params=params,
+        at_once=PATCHES,
     )
 
 
