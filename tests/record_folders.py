@@ -75,6 +75,23 @@ def audio_folder(folder: pathlib.Path) -> pathlib.Path:
     return _write(folder, make)
 
 
+def rendition_folder(folder: pathlib.Path, samples: int = 96_000) -> pathlib.Path:
+    """Writes passages of four renditions; sample 0 tells the passage, sample 1 the rendition, the rest is noise.
+
+    Passages 0 and 1 are of one composition.
+    """
+
+    def make(name: str, number: int) -> bytes:
+        audio = np.random.default_rng(number).uniform(-0.5, 0.5, (4, samples)).astype(np.float32)
+        audio[:, 0], audio[:, 1] = 0.1 * number, 0.1 * np.arange(4)
+        players = ["instrument", "sung", "whistled", "instrument"]
+        return records.rendition_example(
+            id=name, renditions=audio, players=players, composition=f"tune {max(number, 1)}"
+        )
+
+    return _write(folder, make)
+
+
 def vocabulary(file: pathlib.Path) -> pathlib.Path:
     """Writes a vocab.txt for the captions above."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "first", "second", "caption", "jig", "flute", "fast", ","]

@@ -30,6 +30,7 @@ def folders(tmp_path_factory):
     return {
         "audio": record_folders.audio_folder(base / "audio"),
         "tokens": record_folders.token_folder(base / "tokens"),
+        "renditions": record_folders.rendition_folder(base / "renditions"),
     }
 
 
@@ -42,7 +43,8 @@ def forget_gin():
 def parse(name, folders):
     text = (FOLDER / name).read_text()
     stage = any(part in name for part in STAGES)
-    bindings = [f"DATA_DIR = '{folders['tokens' if stage else 'audio']}'"]
+    kind = "tokens" if stage else "renditions" if name.startswith("melody") else "audio"
+    bindings = [f"DATA_DIR = '{folders[kind]}'"]
     bindings += [f"{macro} = {value}" for macro, value in REQUIRED.items() if f"{macro} = %gin.REQUIRED" in text]
     train.parse_gin([name], bindings)
     return gin.get_bindings("train")
@@ -74,6 +76,8 @@ def test_task_and_learner_agree_on_the_crop(name, folders):
     elif learner.family == "mulan":
         assert 12_000 <= lengths["audio"] <= learner.config.window_samples, "a window, or a part of one"
         assert arguments["task"].text.max_length == learner.config.max_text_tokens
+    elif learner.family == "melody":
+        assert lengths["audio"] == 2 * learner.config.window_samples
     else:
         assert lengths["audio"] >= 12_000
 

@@ -11,8 +11,8 @@ from musiclm_jax.melody.encoder import features
 from musiclm_jax.optimizers import OptimizerConfig
 
 SMALL = MelodyConfig(
-    mel_hop=1200, num_mels=24, patch_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16, embedding_dim=12,
-    codebook_size=8,
+    mel_hop=1200, num_mels=24, patch_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16,
+    embedding_dim=12, codebook_size=8,
 )  # fmt: skip
 
 

@@ -108,6 +108,23 @@ def test_streams_that_do_not_match_are_refused(semantic, acoustic, mulan):
         )
 
 
+def test_rendition_record_round_trip(tmp_path):
+    renditions = np.stack([_audio(seed=seed) for seed in range(3)])
+    fields = {"id": "train-7", "players": ["sung", "instrument", "whistled"], "composition": "airdsAirs/3"}
+    _write(tmp_path, "train", 0, 1, [records.rendition_example(renditions=renditions, **fields)])
+    (record,) = records.read_rendition_records(records.shard_paths(tmp_path, "train"))
+    np.testing.assert_allclose(record.pop("renditions"), renditions, atol=0.5 / 32767 + 1e-7)
+    assert record == fields
+    parsed = records.parse_rendition_example(records.rendition_example(renditions=renditions, **fields))
+    assert parsed["renditions"].dtype == tf.int16 and parsed["renditions"].shape == (3, 480)
+
+
+@pytest.mark.parametrize(("count", "players"), [(1, ["sung"]), (3, ["sung", "whistled"])])
+def test_a_passage_without_a_pair_or_a_player_is_refused(count, players):
+    with pytest.raises(ValueError, match=rf"passage p has renditions \({count}, 480\) by {len(players)} players"):
+        records.rendition_example(id="p", renditions=np.zeros((count, 480)), players=players, composition="c")
+
+
 def test_shard_paths_are_sorted_and_complete(tmp_path):
     for index in (2, 0, 1):
         _write(tmp_path, "train", index, 3, [])

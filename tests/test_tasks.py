@@ -8,7 +8,7 @@ import record_folders
 import seqio
 
 from musiclm_jax.datasets import TaskDataset
-from musiclm_jax.tasks import coarse, fine, mulan, semantic, soundstream, streams, w2v_bert
+from musiclm_jax.tasks import coarse, fine, melody, mulan, semantic, soundstream, streams, w2v_bert
 from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 
@@ -115,6 +115,39 @@ def test_captions_alone_when_aspects_are_off(audio, tmp_path):
     vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
     task = mulan.mulan_task(audio, vocab, max_text_tokens=9, crop_seconds=2.0, aspect_probability=0.0)
     assert all(example["text_mask"].sum() == 5 for example in epoch(task))
+
+
+@pytest.fixture(scope="module")
+def renditions(tmp_path_factory):
+    return str(record_folders.rendition_folder(tmp_path_factory.mktemp("records") / "renditions", samples=240))
+
+
+def test_melody_draws_different_renditions_of_one_passage(renditions):
+    task = melody.melody_task(renditions, window_seconds=0.01)
+    pairs, tunes = set(), {}
+    for number in range(8):
+        examples = epoch(task, number)
+        assert len(examples) == record_folders.CLIPS
+        for example in examples:
+            first, second = example["audio"].reshape(2, 240)
+            assert first[0] == second[0] and example["melody"].shape == (1,) and example["melody"].dtype == np.int32
+            pairs.add((round(float(first[1]) / 0.1), round(float(second[1]) / 0.1)))
+            tunes.setdefault(round(float(first[0]) / 0.1), set()).add(int(example["melody"][0]))
+    assert pairs == set(itertools.permutations(range(4), 2)), "another two each epoch"
+    assert all(len(found) == 1 for found in tunes.values())
+    numbers = [tunes[passage].pop() for passage in range(record_folders.CLIPS)]
+    assert numbers[0] == numbers[1] and len(set(numbers)) == record_folders.CLIPS - 1
+    again = [example["audio"] for example in epoch(task, 3)]
+    np.testing.assert_array_equal(again, [example["audio"] for example in epoch(task, 3)])
+
+
+def test_melody_names_what_does_not_fit(renditions):
+    with pytest.raises(ValueError, match="holds 4 renditions of 240 samples: asked for 5 of 240"):
+        melody.melody_task(renditions, window_seconds=0.01, renditions=5)
+    with pytest.raises(ValueError, match="asked for 2 of 96000"):
+        melody.melody_task(renditions)
+    with pytest.raises(ValueError, match="renditions is 1 and"):
+        melody.melody_task(renditions, renditions=1)
 
 
 def test_tasks_are_seqio_tasks(tokens):

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import miniature
 import numpy as np
 import pytest
+import record_folders
 import tensorflow as tf
 
-from musiclm_jax import audio, bundles, checkpoints, melody, mulan, records, tokenizers, w2v_bert
+from musiclm_jax import audio, bundles, checkpoints, melody, mulan, quantization, records, tokenizers, w2v_bert
 from musiclm_jax.launch import export, main, train
+from musiclm_jax.melody import MelodyLearner
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.soundstream.learner import SoundStreamLearner
@@ -241,6 +243,46 @@ def test_export_of_mulan_fits_the_quantizer_and_writes_candidates(corpus, tmp_pa
     codes = mulan.tokens(*part, mulan.embed_text(*part, ["a slow piano"]), "text")
     assert codes.shape == (1, 12)
     assert json.loads((tmp_path / "b" / "tags.json").read_text())["tags"] == ["jig", "piano", "slow"]
+
+
+def test_export_of_the_melody_model_fits_the_quantizer(tmp_path, capsys):
+    folder = record_folders.rendition_folder(tmp_path / "renditions")
+    learner = MelodyLearner(miniature.MELODY)
+    state = training_run(tmp_path / "run", learner)
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--corpus", folder]
+    code, out, _ = run(capsys, "export", "--family", "melody", *options)
+    assert code == 0 and "melody 0.0" in out
+    config, variables = bundles.load(tmp_path / "b").part("melody")
+    assert config == miniature.MELODY
+    close(variables["params"], state.params)
+    # The codebooks are those of the training split's renditions: all 24 of them, 16 codes in each level.
+    audio = np.concatenate(
+        [row["renditions"] for row in records.read_rendition_records(records.shard_paths(folder, "train"))]
+    )
+    vectors = melody.embed(config, variables, audio)[:, 0]
+    decoded = quantization.decode(variables["codebooks"], quantization.encode(variables["codebooks"], vectors))
+    assert np.mean((decoded - vectors) ** 2) < 0.01 * np.var(vectors)
+
+    code, _, err = run(capsys, "export", "--family", "melody", *options, "--clips", "3")
+    assert code == 2 and "embeddings are (12, 8), expected [n, 8] with n of at least codebook_size = 16" in err
+    short = record_folders.rendition_folder(tmp_path / "short", samples=2400)
+    code, _, err = run(capsys, "export", "--family", "melody", *options[:-1], short)
+    assert code == 2 and "holds renditions of 2400 samples, the model's window is 96000" in err
+
+
+def test_export_tells_a_semantic_stage_that_follows_a_melody(tmp_path, capsys):
+    learner = StageLearner(miniature.MELODIC, miniature.TRANSFORMER, OptimizerConfig())
+    state = training_run(tmp_path / "run", learner)
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]
+    code, _, err = run(capsys, "export", "--family", "semantic", *options)
+    assert code == 2 and "trained the semantic_melody stage, not the semantic one: give --family semantic_melody" in err
+    assert run(capsys, "export", "--family", "semantic_melody", *options)[0] == 0
+    bundle = bundles.load(tmp_path / "b")
+    assert list(bundle.config["parts"]) == ["semantic_melody"]
+    close(bundle.part("semantic_melody").variables["params"], state.params)
+    training_run(tmp_path / "plain", StageLearner(miniature.STAGES["semantic"], miniature.TRANSFORMER))
+    code, _, err = run(capsys, "export", "--family", "semantic_melody", "--model_dir", tmp_path / "plain", *options[2:])
+    assert code == 2 and "trained the semantic stage, not the semantic_melody one" in err
 
 
 def test_export_refuses_bad_runs(tmp_path, capsys):

@@ -1,0 +1,87 @@
+"""The melody model's retrieval: python -m benchmarks.melody_retrieval --corpus RENDITIONS --bundle BUNDLE
+
+Among renditions of tunes that were never trained on, one of each tune: how often is that of a query's passage the
+nearest, and among the ten nearest? RENDITIONS are made by `musiclm corpus --passages`. Of each tune one passage is taken;
+one of its renditions is to be found, the others are queries: by who plays or sings the query, and with both sides
+quantized, by the first levels of the RVQ alone (what a stage is conditioned on) or all of them. Intervals are
+bootstrapped over the tunes.
+"""
+
+import numpy as np
+
+import musiclm_jax
+from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import melody, metrics, quantization
+
+TOP = 10
+FIRST_LEVELS = 4  # of the RVQ
+BATCH = 16  # passages
+
+
+def ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How many of the gallery are nearer to each query than the right one; half of the equally near ones count.
+
+    Args:
+      queries: float `[queries, dim]`.
+      gallery: float `[tunes, dim]`.
+      right: int `[queries]`, the tune of each query.
+
+    Returns:
+      float `[queries]`, 0 where the right one is found first.
+    """
+    distances = np.sum((queries[:, None] - gallery[None]) ** 2, axis=-1)
+    own = distances[np.arange(len(queries)), right][:, None]
+    return np.sum(distances < own, axis=1) + (np.sum(distances == own, axis=1) - 1) / 2
+
+
+def recall(ranked: np.ndarray, tunes: np.ndarray, top: int, seed: int) -> metrics.Estimate:
+    """Share of queries found among the first `top`, averaged within each tune: a tune's queries are not independent."""
+    found = [np.mean(ranked[tunes == tune] < top) for tune in np.unique(tunes)]
+    return metrics.bootstrap(found, seed=seed)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    from musiclm_jax import records  # here: it imports TensorFlow
+
+    parser = arguments(__doc__.splitlines()[0])
+    args = parser.parse_args()
+    config, variables = musiclm_jax.load(args.bundle).part("melody")
+    rng = np.random.default_rng(args.seed)
+    passages: dict[str, dict] = {}
+    for record in records.read_rendition_records(records.shard_paths(args.corpus, "test")):
+        passages.setdefault(record["composition"], record)
+    if len(passages) < 2:
+        raise ValueError(f"{args.corpus} holds {len(passages)} tunes in its test split: expected two or more")
+    tunes = list(passages.values())
+    embedded, players = [], []
+    for i in range(0, len(tunes), BATCH):
+        audio = np.concatenate([tune["renditions"] for tune in tunes[i : i + BATCH]])
+        embedded.append(np.asarray(melody.embed(config, variables, audio))[:, 0])
+        players += [tune["players"] for tune in tunes[i : i + BATCH]]
+    vectors = np.concatenate(embedded).reshape(len(tunes), -1, config.embedding_dim)
+    wanted = rng.integers(vectors.shape[1], size=len(tunes))
+    is_query = np.ones(vectors.shape[:2], bool)
+    is_query[np.arange(len(tunes)), wanted] = False
+    tune_of = np.nonzero(is_query)[0]
+    player_of = np.array(players)[is_query]
+    codes = quantization.encode(variables["codebooks"], vectors)
+    forms = {"": vectors}
+    for levels in (FIRST_LEVELS, config.num_quantizers):
+        decoded = quantization.decode(variables["codebooks"], codes[..., :levels])
+        forms[f", the first {levels} levels"] = np.asarray(decoded)
+    figures, details = [], {"tunes": len(tunes), "queries": len(tune_of)}
+    for form, space in forms.items():
+        ranked = ranks(space[is_query], space[np.arange(len(tunes)), wanted], tune_of)
+        for player in ("all", "instrument", "sung", "whistled"):
+            chosen = (player_of == player) | (player == "all")
+            details[f"{player}{form}"] = {"queries": int(chosen.sum()), "median rank": float(np.median(ranked[chosen]))}
+            for top in (1, TOP):
+                found = recall(ranked[chosen], tune_of[chosen], top, args.seed)
+                note = f"chance {top / len(tunes):.4f}"
+                figures.append(Figure(f"recall at {top} of {len(tunes)}, {player}{form}", found, note=note))
+    publish("melody", figures, args.output, details)
+
+
+if __name__ == "__main__":
+    main()
