@@ -38,6 +38,7 @@ import numpy as np
 from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import decoding, metrics, stages
 from musiclm_jax.int8 import int8_kernels
+from musiclm_jax.kernels import transposed_kernels
 from musiclm_jax.request import WEIGHTS
 from musiclm_jax.tokens import STAGES
 from musiclm_jax.transformer import TransformerConfig
@@ -182,7 +183,7 @@ def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: 
     """Steps of the stage, beside memory and MusicGen."""
     config = TransformerConfig(num_layers=layers, dropout=0.0)
     params = random_params(config, stages.coarse_stage().vocabulary.rows, 0)
-    kinds = {"float32": params, "int8": jax.tree.map(jnp.asarray, int8_kernels(params))}
+    kinds = {"float32": transposed_kernels(params), "int8": int8_kernels(params)}
     figures, details = [], {}
     for position in positions:
         parties: dict[str, Callable[[], float]] = {"kernels": kernels_read(params, layers)}

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musiclm_jax.kernels import transposed_kernels
 from musiclm_jax.stages import ConditionSpan, Stage, condition_ids, flatten
 from musiclm_jax.transformer import (
     KeysValues,
@@ -100,7 +101,7 @@ def sample(
     Args:
       config: the model.
       stage: the stage.
-      params: of the model, unboxed; stacked, or from `unstack_layers`, which saves a copy in each call.
+      params: of the model, unboxed; stacked, or from `unstacked`, which saves a copy in each call.
       conditioning: raw streams of `stage.conditioning`, int32, of any length; see `stages.condition_ids`.
       prefix: int32 [b, frames, q], target codes that are known already and go on; None or no frames for none.
       num_frames: frames of the target in all, those of the prefix included.
@@ -121,8 +122,17 @@ def sample(
 
 
 def unstacked(params: Params) -> Params:
-    """`unstack_layers`, for parameters that may be so already."""
-    return unstack_layers(params) if "layers" in params else params
+    """Parameters laid out for decoding: layers taken apart, kernels transposed. Those taken apart already stay.
+
+    Args:
+      params: of the model, unboxed.
+    """
+    return _laid_out(params) if "layers" in params else params
+
+
+@jax.jit
+def _laid_out(params: Params) -> Params:
+    return transposed_kernels(unstack_layers(params))
 
 
 def prefill(
@@ -147,11 +157,11 @@ def prefill(
             f"the {stage.name} stage never saw its conditioning dropped and cannot be guided: leave its guidance at 1, "
             "or train it with condition_dropout"
         )
-    ids, valid = condition_ids(stage, conditioning)
+    ids, valid = _conditions(stage, guided, dict(conditioning))
     rows, start = ids.shape
+    rows //= 1 + guided
     if prefix is None:
-        prefix = jnp.zeros((rows, 0, target.levels), jnp.int32)
-    prefix = jnp.asarray(prefix, jnp.int32)
+        prefix = np.zeros((rows, 0, target.levels), np.int32)
     if prefix.ndim != 3 or prefix.shape[0] != rows or prefix.shape[2] != target.levels:
         raise ValueError(
             f"prefix has shape {prefix.shape}, expected [{rows}, frames, {target.levels}] as the conditioning"
@@ -161,26 +171,15 @@ def prefill(
     if keys.shape != (rows,):
         raise ValueError(f"keys have shape {keys.shape}, expected [{rows}], one typed key (jax.random.key) per row")
 
-    if guided:
-        dropped_ids, dropped_valid = condition_ids(stage, conditioning, jnp.ones(rows, bool))
-        ids, valid = jnp.concatenate([ids, dropped_ids]), jnp.concatenate([valid, dropped_valid])
-        prefix, rows = jnp.concatenate([prefix, prefix]), 2 * rows
-    known = jnp.concatenate([ids, flatten(stage, target, prefix)], axis=1)
-    bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
-    inputs = jnp.concatenate([bos, known], axis=1)  # the last one is the first input of decode_frames
-    position, end = inputs.shape[1] - 1, start + num_frames * target.levels
+    position, end = start + prefix.shape[1] * target.levels, start + num_frames * target.levels
     filled, full = _round_up(position), _round_up(end)
-    tokens = jnp.pad(inputs[:, :-1], ((0, 0), (0, filled - position)))
-    # Generated tokens are there, and so is the prefix where it has codes.
-    valid = jnp.concatenate([jnp.ones((rows, 1), bool), valid, (prefix >= 0).reshape(rows, -1)], axis=1)
-    valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
+    inputs, token, tokens, valid = _known(stage, filled, full, ids, valid, prefix)
     frames = tuple(_frames(stage, part.stream, conditioning) for part in stage.conditioning)
     times = np.pad(stage.times((*frames, num_frames)), (0, full), constant_values=-1)[:full]
     params, spans = unstacked(params), stage.spans((*frames, num_frames))
-    conditioned = inputs[:, : start + 1]  # whatever the length of the prefix, one program
-    features = _features(config, spans, full, params, conditioned, time_features(times, config.d_model))
-    caches = _prefill(config, params, tokens, features[:, :filled], valid[:, :filled])
-    return DecodeState(start, position, end, inputs[:, -1], keys, valid, features, caches)
+    features = _features(config, spans, full, params, inputs, time_features(times, config.d_model))
+    caches = _prefill(config, params, tokens, *_first(filled, features, valid))
+    return DecodeState(start, position, end, token, keys, valid, features, caches)
 
 
 def decode_frames(
@@ -208,10 +207,11 @@ def decode_frames(
         raise ValueError(f"guidance is {sampling.guidance}: prefill must be told with `guided` that it is not 1")
     top_k = None if not sampling.top_k or sampling.top_k >= size else int(sampling.top_k)
     top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
-    params, pieces = unstacked(params), []
+    params, pieces, counts = unstacked(params), [], []
     while state.position < last:
         length = _round_up(state.position + 1)
-        caches = [_grow(cache, length) for cache in state.caches]
+        caches = _grown(length, state.caches) if state.caches[0][0].shape[2] < length else state.caches
+        features, valid = _first(length, state.features, state.valid)
         count = min(length, last) - state.position
         codes, token, caches = _decode(
             config,
@@ -222,8 +222,8 @@ def decode_frames(
             caches,
             state.token,
             state.keys,
-            state.valid[:, :length],
-            state.features[:, :length],
+            valid,
+            features,
             state.start,
             state.position,
             count,
@@ -231,10 +231,10 @@ def decode_frames(
             top_p,
             float(sampling.guidance),
         )
-        pieces.append(codes[:, :count])
+        pieces.append(codes)
+        counts.append(count)
         state = state._replace(position=state.position + count, token=token, caches=caches)
-    codes = jnp.concatenate(pieces, axis=1)
-    return state, codes.reshape(codes.shape[0], num_frames, levels)
+    return state, _joined(levels, tuple(counts), pieces)
 
 
 def choose(
@@ -269,13 +269,57 @@ def _round_up(length: int) -> int:
     return max(1, -(-length // CACHE_STEP)) * CACHE_STEP
 
 
-def _grow(cache: KeysValues, length: int) -> KeysValues:
-    """Pads keys and values [b, h, l, c] to at least `length`."""
-    missing = length - cache[0].shape[2]
-    if missing <= 0:
-        return cache
-    widths = ((0, 0), (0, 0), (0, missing), (0, 0))
-    return jnp.pad(cache[0], widths), jnp.pad(cache[1], widths)
+# What is done around the passes is compiled, too: each operation by itself would be a program for JAX to look up.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _conditions(stage: Stage, guided: bool, conditioning: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`condition_ids`; with guidance, after them the same rows with the streams per clip dropped."""
+    ids, valid = condition_ids(stage, conditioning)
+    if not guided:
+        return ids, valid
+    dropped_ids, dropped_valid = condition_ids(stage, conditioning, jnp.ones(len(ids), bool))
+    return jnp.concatenate([ids, dropped_ids]), jnp.concatenate([valid, dropped_valid])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _known(
+    stage: Stage, filled: int, full: int, ids: jax.Array, valid: jax.Array, prefix: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of conditioning [r, l] and prefix [b, frames, q]: what `prefill` goes on with.
+
+    Returns:
+      Decoder inputs up to the first target [r, l + 1], whatever the prefix; the last input [r], which is the first of
+      `decode_frames`; those before it [r, filled]; and where anything may be seen [r, full].
+    """
+    rows, start = ids.shape
+    prefix = jnp.tile(jnp.asarray(prefix, jnp.int32), (rows // len(prefix), 1, 1))
+    bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
+    inputs = jnp.concatenate([bos, ids, flatten(stage, stage.target, prefix)], axis=1)
+    tokens = jnp.pad(inputs[:, :-1], ((0, 0), (0, filled - inputs.shape[1] + 1)))
+    # Generated tokens are there, and so is the prefix where it has codes.
+    valid = jnp.concatenate([jnp.ones((rows, 1), bool), valid, (prefix >= 0).reshape(rows, -1)], axis=1)
+    valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
+    return inputs[:, : start + 1], inputs[:, -1], tokens, valid
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first(length: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The first so many positions of arrays [r, l, ...]."""
+    return tuple(array[:, :length] for array in arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _grown(length: int, caches: list[KeysValues]) -> list[KeysValues]:
+    """Pads keys and values [b, h, l, c] to `length`."""
+    return jax.tree.map(lambda kept: jnp.pad(kept, ((0, 0), (0, 0), (0, length - kept.shape[2]), (0, 0))), caches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _joined(levels: int, counts: tuple[int, ...], pieces: list[jax.Array]) -> jax.Array:
+    """Codes [b, frames, levels] of pieces [b, n] of which so many are filled."""
+    codes = jnp.concatenate([piece[:, :count] for piece, count in zip(pieces, counts, strict=True)], axis=1)
+    return codes.reshape(len(codes), -1, levels)
 
 
 def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:

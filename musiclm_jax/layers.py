@@ -14,6 +14,7 @@ import numpy as np
 
 from musiclm_jax.flash_attention import MASKED, flash_attention
 from musiclm_jax.int8 import SCALE, int8_product
+from musiclm_jax.kernels import TRANSPOSED, transposed_product
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -185,10 +186,12 @@ def linear(
       axes: logical names of the axes.
       fan_in: inputs.
     """
-    if module.has_variable("params", name + SCALE):
-        values = module.get_variable("params", name)
-        scale = module.get_variable("params", name + SCALE)
-        return lambda x: int8_product(x, values, scale)
+    if module.has_variable("params", name + TRANSPOSED):
+        laid_out = module.get_variable("params", name + TRANSPOSED)
+        if module.has_variable("params", name + SCALE):
+            scale = module.get_variable("params", name + SCALE)
+            return lambda x: int8_product(x, laid_out, scale)
+        return lambda x: transposed_product(x.reshape(-1, fan_in), laid_out.astype(x.dtype)).reshape(*x.shape[:-1], -1)
     kernel = module.param(name, nn.with_logical_partitioning(_normal(fan_in), axes), shape)
     return lambda x: product(x, kernel.reshape(fan_in, -1).astype(x.dtype))
 

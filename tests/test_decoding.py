@@ -90,7 +90,7 @@ def test_logits_with_cache_are_those_without(params, conditioning, keys):
     codes = rng.integers(0, 16, (ROWS, 7, 3))
     expected = logits_of(params, conditioning, codes)[:, 6, 0]
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :6], FRAMES, keys)
-    caches = [decoding._grow(cache, state.valid.shape[1]) for cache in state.caches]
+    caches = decoding._grown(state.valid.shape[1], state.caches)
     model = transformer.Transformer(CONFIG, STAGE.vocabulary.rows, stacked=False)
     added = state.features[:, state.position]
     hidden, _ = model.apply(

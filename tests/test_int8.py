@@ -6,6 +6,7 @@ import pytest
 from musiclm_jax import decoding, transformer
 from musiclm_jax.decoding import Sampling
 from musiclm_jax.int8 import int8_kernels, int8_product, rounded
+from musiclm_jax.kernels import FEW, transposed_kernels
 from musiclm_jax.partitioning import unbox
 from musiclm_jax.stages import condition_ids, flatten, semantic_stage, shift_right
 from musiclm_jax.transformer import TransformerConfig
@@ -27,7 +28,7 @@ def test_rounding_keeps_the_largest_and_errs_by_half_a_step():
     assert (np.abs(values - whole * scale[:, None]) <= 0.501 * scale[:, None]).all()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, FEW + 1])
 def test_a_product_of_whole_numbers_is_exact(rows):
     rng = np.random.default_rng(rows)
     x, kernel = rng.integers(-127, 128, (rows, 1, 20)), rng.integers(-127, 128, (20, 6))
@@ -75,7 +76,16 @@ def test_only_kernels_change(params):
     small = int8_kernels(params)
     layer = small["layers_0"]
     assert small["embedding"] is params["embedding"] and layer["mlp_norm"] == params["layers_0"]["mlp_norm"]
-    assert layer["attention"]["qkv"].shape == (48, 16) and layer["attention"]["out_scale"].shape == (16,)
-    assert sorted(layer["mlp"]) == ["down", "down_scale", "gate", "gate_scale", "up", "up_scale"]
+    assert layer["attention"]["qkv_transposed"].shape == (48, 16) and layer["attention"]["out_scale"].shape == (16,)
+    assert sorted(layer["mlp"]) == [
+        f"{name}_{part}" for name in ("down", "gate", "up") for part in ("scale", "transposed")
+    ]
     with pytest.raises(ValueError, match="the layers are stacked"):
         int8_kernels(transformer.stack_layers(params))
+
+
+def test_transposed_kernels_are_rounded_alike(params):
+    for one, other in zip(
+        jax.tree.leaves(int8_kernels(transposed_kernels(params))), jax.tree.leaves(int8_kernels(params)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -22,7 +22,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -318,7 +318,7 @@ def unpack(tensors: dict[str, np.ndarray]) -> dict:
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = jnp.asarray(array)
+        node[last] = jax.device_put(array)  # jnp.asarray compiles a program for each shape
     return variables
 
 
