@@ -1,9 +1,9 @@
 """The melody model's retrieval: python -m benchmarks.melody_retrieval --corpus RENDITIONS --bundle BUNDLE
 
 Among renditions of tunes that were never trained on, one of each tune: how often is that of a query's passage the
-nearest, and among the ten nearest? RENDITIONS are made by `musiclm corpus --passages`. Of each tune one passage is taken;
-one of its renditions is to be found, the others are queries: by who plays or sings the query, and with both sides
-quantized, by the first levels of the RVQ alone (what a stage is conditioned on) or all of them. Intervals are
+nearest, and among the ten nearest? RENDITIONS are made by `musiclm corpus --passages`. Of each tune one passage is
+taken; one of its renditions is to be found, the others are queries: by who plays or sings the query, and with both
+sides quantized, by the first levels of the RVQ alone (what a stage is conditioned on) or by all. Intervals are
 bootstrapped over the tunes.
 """
 
@@ -69,7 +69,7 @@ def main() -> None:
     forms = {"": vectors}
     for levels in (FIRST_LEVELS, config.num_quantizers):
         decoded = quantization.decode(variables["codebooks"], codes[..., :levels])
-        forms[f", the first {levels} levels"] = np.asarray(decoded)
+        forms[f", by {levels} levels of the RVQ"] = np.asarray(decoded)
     figures, details = [], {"tunes": len(tunes), "queries": len(tune_of)}
     for form, space in forms.items():
         ranked = ranks(space[is_query], space[np.arange(len(tunes)), wanted], tune_of)
@@ -78,7 +78,7 @@ def main() -> None:
             details[f"{player}{form}"] = {"queries": int(chosen.sum()), "median rank": float(np.median(ranked[chosen]))}
             for top in (1, TOP):
                 found = recall(ranked[chosen], tune_of[chosen], top, args.seed)
-                note = f"chance {top / len(tunes):.4f}"
+                note = f"chance {min(top / len(tunes), 1):.4f}"
                 figures.append(Figure(f"recall at {top} of {len(tunes)}, {player}{form}", found, note=note))
     publish("melody", figures, args.output, details)
 

@@ -22,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", required=True, help="folder of the corpus; a second run goes on where the first stopped"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every choice (default: 0)")
-    parser.add_argument("--hours", type=float, default=14.0, help="hours of audio in all splits together (default: 14)")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--hours", type=float, default=14.0, help="hours of audio in all splits together (default: 14)")
+    what.add_argument(
         "--passages",
         type=int,
         help="instead of clips: so many passages of tunes, each in four renditions of 4 s that\n"
@@ -39,10 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--seed {args.seed} --worker {args.worker} --workers {args.workers}: "
             "expected seed >= 0 and 0 <= worker < workers"
         )
-    from musiclm_jax.corpus import (
-        build,
-        build_renditions,
-    )  # late: TensorFlow takes seconds to import, --help should not
+    # Late: TensorFlow takes seconds to import, --help should not.
+    from musiclm_jax.corpus import build, build_renditions
 
     worker = (args.worker, args.workers)
     try:

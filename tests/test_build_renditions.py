@@ -15,6 +15,7 @@ from musiclm_jax.launch import corpus as launch_corpus
 def sources(monkeypatch):
     monkeypatch.setattr(scores, "load_scores", lambda folder, progress: (test_corpus._scores(), {}))
     monkeypatch.setattr(rendering, "Renderer", test_corpus.SineRenderer)
+    monkeypatch.setattr(build_renditions, "RENDITIONS", 2)
 
 
 def read(folder):
@@ -80,4 +81,4 @@ def test_the_command_builds_renditions_when_passages_are_asked_for(sources, tmp_
     assert launch_corpus.main(command) == 0
     assert "others are still at work" in capsys.readouterr().out
     assert launch_corpus.main([*command, "--worker", "1"]) == 0
-    assert "complete, 50 passages, 0.22 h of renditions" in capsys.readouterr().out
+    assert "complete, 50 passages, 0.11 h of renditions" in capsys.readouterr().out
