@@ -21,6 +21,7 @@ have at most. Held-out bits with 8-bit kernels are measured for the bundle's sta
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import resource
@@ -38,7 +39,7 @@ import numpy as np
 from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import decoding, metrics, stages
 from musiclm_jax.int8 import int8_kernels
-from musiclm_jax.kernels import transposed_kernels
+from musiclm_jax.kernels import TRANSPOSED, transposed_kernels, transposed_product
 from musiclm_jax.request import WEIGHTS
 from musiclm_jax.tokens import STAGES
 from musiclm_jax.transformer import TransformerConfig
@@ -150,9 +151,9 @@ def _musicgen(layers: int, model: Any, config: Any) -> Any:
 
 def kernels_read(params: decoding.Params, layers: int) -> Callable[[], float]:
     """Products of one row with gate and up of all layers: bytes of kernels read per second of processor time."""
-    kernels = [params[f"layers_{i}"]["mlp"][name] for i in range(layers) for name in ("gate", "up")]
-    row = jnp.ones((1, kernels[0].shape[0]))
-    products = jax.jit(lambda row, kernels: [row @ kernel for kernel in kernels])
+    kernels = [params[f"layers_{i}"]["mlp"][name + TRANSPOSED] for i in range(layers) for name in ("gate", "up")]
+    row = jnp.ones((1, kernels[0].shape[1]))
+    products = jax.jit(lambda row, kernels: [transposed_product(row, kernel) for kernel in kernels])
 
     def run() -> float:
         began = time.process_time()
@@ -182,8 +183,8 @@ def step_bytes(config: TransformerConfig, params: decoding.Params, position: int
 def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: bool) -> tuple[list[Figure], dict]:
     """Steps of the stage, beside memory and MusicGen."""
     config = TransformerConfig(num_layers=layers, dropout=0.0)
-    params = random_params(config, stages.coarse_stage().vocabulary.rows, 0)
-    kinds = {"float32": transposed_kernels(params), "int8": int8_kernels(params)}
+    params = transposed_kernels(random_params(config, stages.coarse_stage().vocabulary.rows, 0))
+    kinds = {"float32": params, "int8": int8_kernels(params)}
     figures, details = [], {}
     for position in positions:
         parties: dict[str, Callable[[], float]] = {"kernels": kernels_read(params, layers)}
@@ -216,25 +217,24 @@ def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: 
 
 
 def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
-    """What XLA makes of other kernels: 8.4M weights with 1, 2 and 8 rows, in ms."""
+    """What XLA makes of kernels and of their order: 8.4M weights with 1 to 64 rows, in ms."""
     rng, inward, outward = np.random.default_rng(0), 1024, 8192
     wide = [jnp.asarray(rng.standard_normal((inward, outward), np.float32)) for _ in range(4)]
 
-    def product(contracted: int, dtype: Any, rows: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(rows, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=dtype)
+    def product(contracted: int, sums: Any, rows: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(rows, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=sums)
 
-    kinds = {
-        "float32": (wide, 0, jnp.float32, jnp.float32),
-        "bfloat16": ([k.astype(jnp.bfloat16) for k in wide], 0, jnp.bfloat16, jnp.float32),
-        "bfloat16, transposed": ([k.T.astype(jnp.bfloat16) for k in wide], 1, jnp.bfloat16, jnp.float32),
-        "int8": ([(30 * k).astype(jnp.int8) for k in wide], 0, jnp.int8, jnp.int32),
-        "int8, transposed": ([(30 * k).T.astype(jnp.int8) for k in wide], 1, jnp.int8, jnp.int32),
-    }
     parties = {}
-    for kind, (kernels, contracted, dtype, sums) in kinds.items():
-        own = functools.partial(product, contracted, sums)
-        every = jax.jit(lambda rows, kernels, own=own: [own(rows, kernel) for kernel in kernels])
-        for count in (1, 2, 8):
+    for dtype, sums in ((jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.int8, jnp.int32)):
+        usual = [(30 * kernel).astype(dtype) for kernel in wide]
+        transposed = [kernel.T.copy() for kernel in usual]
+        kinds = {
+            "tokens first": (usual, functools.partial(product, 0, sums)),
+            "tokens first, transposed": (transposed, functools.partial(product, 1, sums)),
+            "kernel first": (transposed, functools.partial(transposed_product, sums=sums)),
+        }
+        for (kind, (kernels, own)), count in itertools.product(kinds.items(), (1, 2, 8, 64)):
+            every = jax.jit(lambda rows, kernels, own=own: [own(rows, kernel) for kernel in kernels])
             rows = jnp.ones((count, inward), dtype)
             jax.block_until_ready(every(rows, kernels))
 
@@ -243,7 +243,7 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
                 jax.block_until_ready(every(rows, kernels))
                 return (time.process_time() - began) / len(kernels)
 
-            parties[f"8.4M weights, {kind}, {count} rows"] = run
+            parties[f"8.4M weights, {jnp.dtype(dtype).name}, {kind}, {count} rows"] = run
     rows, heads, length, channels = 8, 16, 2048, 64
     for dtype in (jnp.float32, jnp.bfloat16):
         keys = jnp.ones((rows, heads, length, channels), dtype)
