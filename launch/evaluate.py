@@ -143,7 +143,8 @@ def evaluate_system(
         scores.append(judges.score(row, heard))
     progress("scoring", 1 + len(rows), 1 + len(rows))
 
-    remarks = [*task.remarks, *found.problems(), *remarks, *warnings_of(scores[0])]
+    of_clips = [*found.problems(), *evaluate.unheard(listeners, hearing, found.seconds)]
+    remarks = [*task.remarks, *evaluate.silent_references(task), *of_clips, *remarks, *warnings_of(scores[0])]
     settings = {
         "bundle": str(models.path),
         "seconds": seconds,

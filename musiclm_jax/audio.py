@@ -45,6 +45,8 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
       AudioError: if the file is missing, not sound, holds no samples or holds NaN or infinity.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder, not a sound file")
     if not path.is_file():
         raise AudioError(f"{path}: no such sound file")
     if path.stat().st_size == 0:

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,12 +15,19 @@ from musiclm_jax.generate import Progress, Request, pieces
 from musiclm_jax.tokens import SAMPLE_RATE
 
 SILENT_DB = -60.0  # root mean square of full scale under which a clip counts as silent
+BEYOND = 1.5  # times full scale: lossy codecs come near to it, other sound does not
+LOUDEST = 100.0  # times full scale (40 dB): beyond it samples are no sound in -1..1
 SEGMENT_SECONDS = 10.0  # what KLD and MCC judge at once: a clip of 30 s counts as three
 
 
 def level_db(audio: np.ndarray) -> float:
     """Root mean square of `[samples]` in dB of full scale."""
     return float(20 * np.log10(np.sqrt(np.mean(np.square(audio, dtype=np.float64))) + 1e-9))
+
+
+def is_silent(audio: np.ndarray) -> bool:
+    """Whether `[samples]` are under `SILENT_DB`."""
+    return level_db(audio) < SILENT_DB
 
 
 def segments(audio: np.ndarray) -> list[np.ndarray]:
@@ -37,14 +44,16 @@ def segments(audio: np.ndarray) -> list[np.ndarray]:
 class Clips:
     """Clips of one system.
 
-    `read` fills `broken`, `silent`, `rates` and `seconds` when it has gone through the files once.
+    `read` fills `broken`, `silent`, `loud`, `rates` and `seconds` when it has gone through the files once.
 
     Attributes:
       paths: file of each clip, by its id.
       missing: ids without a file.
       strangers: names of sound files that are no id.
+      doubles: names of sound files of an id that has another one, which counts.
       broken: ids of files that cannot be read, and why; they are in no figure.
       silent: ids of silent clips; they are in the figures, since the system made them.
+      loud: ids of clips beyond full scale; they are in the figures as they are.
       rates: sample rates of the files and how many have them; all are brought to 24 kHz.
       seconds: length of each clip that could be read.
     """
@@ -52,8 +61,10 @@ class Clips:
     paths: dict[str, pathlib.Path]
     missing: list[str] = dataclasses.field(default_factory=list)
     strangers: list[str] = dataclasses.field(default_factory=list)
+    doubles: list[str] = dataclasses.field(default_factory=list)
     broken: dict[str, str] = dataclasses.field(default_factory=dict)
     silent: list[str] = dataclasses.field(default_factory=list)
+    loud: list[str] = dataclasses.field(default_factory=list)
     rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -67,24 +78,36 @@ class Clips:
             except sound.AudioError as error:
                 self.broken[name] = str(error)
                 continue
+            peak = float(np.abs(audio).max())
+            if peak > LOUDEST:
+                self.broken[name] = (
+                    f"{path}: samples up to {peak:g}, expected -1..1: are they integers stored as floats?"
+                )
+                continue
             if name not in self.seconds:
                 self.seconds[name] = len(audio) / SAMPLE_RATE
                 self.rates[sound.sample_rate_of(path)] += 1
-                if level_db(audio) < SILENT_DB:
+                if is_silent(audio):
                     self.silent.append(name)
+                if peak > BEYOND:
+                    self.loud.append(name)
             yield name, audio
 
     def problems(self) -> list[str]:
         """What a reader of the figures should know, a line each; to be asked after `read`."""
         found = []
         if self.missing:
-            found.append(f"{len(self.missing)} clips are missing: {_some(self.missing)}")
+            found.append(f"{len(self.missing)} clips are missing: {some(self.missing)}")
         if self.broken:
-            found.append(f"{len(self.broken)} clips cannot be read: {_some(self.broken.values())}")
+            found.append(f"{len(self.broken)} clips cannot be read: {some(self.broken.values())}")
         if self.silent:
-            found.append(f"{len(self.silent)} clips are silent (they count): {_some(self.silent)}")
+            found.append(f"{len(self.silent)} clips are silent (they count): {some(self.silent)}")
+        if self.loud:
+            found.append(f"{len(self.loud)} clips go beyond full scale (they count): {some(self.loud)}")
+        if self.doubles:
+            found.append(f"{len(self.doubles)} files have the id of another one, which counts: {some(self.doubles)}")
         if self.strangers:
-            found.append(f"{len(self.strangers)} files are named after no id: {_some(self.strangers)}")
+            found.append(f"{len(self.strangers)} files are named after no id: {some(self.strangers)}")
         others = {rate: count for rate, count in self.rates.items() if rate != SAMPLE_RATE}
         if others:
             listed = ", ".join(f"{count} of {rate or 'unknown'} Hz" for rate, count in others.items())
@@ -97,7 +120,8 @@ class Clips:
         return found
 
 
-def _some(names) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -115,13 +139,12 @@ def folder_clips(folder: str | pathlib.Path, ids: Sequence[str]) -> Clips:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in sound.READABLE)
     found = {path.stem: path for path in reversed(files) if path.stem in wanted}
     if not found and wanted:
-        raise ValueError(
-            f"{folder} holds {len(files)} sound files and none is named after an id of the task: expected such as "
-            f"{next(iter(ids))}.wav"
-        )
+        what = f"{len(files)} sound files and none is named after an id of the task" if files else "no sound files"
+        raise ValueError(f"{folder} holds {what}: expected such as {next(iter(ids))}.wav")
     paths = {name: found[name] for name in ids if name in found}
     strangers = [path.name for path in files if path.stem not in wanted]
-    return Clips(paths, [name for name in ids if name not in found], strangers)
+    doubles = [path.name for path in files if path.stem in wanted and path != found[path.stem]]
+    return Clips(paths, [name for name in ids if name not in found], strangers, doubles)
 
 
 def generate_clips(

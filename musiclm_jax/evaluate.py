@@ -19,7 +19,7 @@ from musiclm_jax import embedders as listeners
 from musiclm_jax import frechet, metrics, mulan, soundstream
 from musiclm_jax.audio import resample
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.clips import segments
+from musiclm_jax.clips import is_silent, segments, some
 from musiclm_jax.embedders import EMBEDDINGS, PROBABILITIES, Embedder, embed
 from musiclm_jax.embedders.weights import WeightsError
 from musiclm_jax.metrics import Estimate
@@ -324,6 +324,25 @@ def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[st
     kept = {tag: found for tag, found in of_tag.items() if len(found) >= MIN_TAG_CLIPS}
     ordered = sorted(kept, key=lambda tag: (-len(kept[tag]), tag))
     return {tag: (float(np.mean(kept[tag])), len(kept[tag])) for tag in ordered}
+
+
+def silent_references(evaluation_set: EvaluationSet) -> list[str]:
+    """Remarks that name silent clips among those that are compared with: they count, as those of a system do."""
+    sources = {"reference clips": evaluation_set.references, "clips that FAD compares with": evaluation_set.background}
+    silent = {
+        kind: [name for name, audio in source() if is_silent(audio)] for kind, source in sources.items() if source
+    }
+    return [f"{len(names)} {kind} are silent (they count): {some(names)}" for kind, names in silent.items() if names]
+
+
+def unheard(embedders: Sequence[Embedder], hearing: Hearing, ids: Iterable[str]) -> list[str]:
+    """Remarks that name the clips of `ids` in which an embedder hears nothing, since they are too short for it."""
+    remarks, ids = [], list(ids)
+    for embedder in embedders:
+        if names := [name for name in ids if name not in hearing[embedder.name]]:
+            needs = f"{embedder.name}, which needs {embedder.min_seconds:.2f} s"
+            remarks.append(f"{len(names)} clips are too short for {needs}: {some(names)}")
+    return remarks
 
 
 def shuffled(hearing: Hearing, ids: Sequence[str], seed: int) -> Hearing:

@@ -27,24 +27,38 @@ def test_a_folder_with_every_fault(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(tmp_path / "stranger.wav", loud, SAMPLE_RATE)
     (tmp_path / "notes.txt").write_text("no sound")
-    ids = ["good", "other rate", "silent", "broken", "empty", "gone", "lost"]
+    (tmp_path / "folder.wav").mkdir()
+    soundfile.write(
+        tmp_path / "not a number.wav", np.where(np.arange(SAMPLE_RATE) == 7, np.nan, 0.1), SAMPLE_RATE, "FLOAT"
+    )
+    soundfile.write(tmp_path / "integers.wav", 32768 * loud, SAMPLE_RATE, "FLOAT")
+    soundfile.write(tmp_path / "loud.wav", 20 * loud, SAMPLE_RATE, "FLOAT")
+    soundfile.write(tmp_path / "eight.wav", np.tile(rng.normal(0, 0.1, (96_000, 1)), 8), 96_000)
+    soundfile.write(tmp_path / "good.ogg", loud, SAMPLE_RATE)
+    unreadable = ["broken", "empty", "folder", "not a number", "integers"]
+    ids = ["good", "other rate", "silent", "loud", "eight", *unreadable, "gone", "lost"]
     found = clips.folder_clips(tmp_path, ids)
     heard = dict(found.read())
-    assert list(heard) == ["good", "other rate", "silent"]
-    np.testing.assert_allclose(heard["good"], loud, atol=1e-4)
+    assert list(heard) == ["good", "other rate", "silent", "loud", "eight"]
+    np.testing.assert_allclose(heard["loud"], 20 * loud, atol=1e-4)
+    assert len(heard["eight"]) == SAMPLE_RATE and heard["eight"].std() > 0.01
     assert abs(len(heard["other rate"]) - 2 * SAMPLE_RATE) < 3
-    assert found.missing == ["gone", "lost"] and set(found.broken) == {"broken", "empty"}
+    assert found.missing == ["gone", "lost"] and list(found.broken) == unreadable
+    assert "holds NaN" in found.broken["not a number"] and "integers stored as floats" in found.broken["integers"]
     assert found.silent == ["silent"] and found.strangers == ["stranger.wav"]
     assert [name for name, _ in found.read()] == list(heard)  # again: nothing is counted twice
-    assert found.rates == {SAMPLE_RATE: 2, 44_100: 1} and found.silent == ["silent"]
+    assert found.rates == {SAMPLE_RATE: 3, 44_100: 1, 96_000: 1} and found.silent == ["silent"]
     text = "\n".join(found.problems())
     for part in (
         "2 clips are missing: gone, lost",
-        "2 clips cannot be read",
+        "5 clips cannot be read",
         "the file is empty",
+        "folder.wav: is a folder, not a sound file",
         "1 clips are silent (they count): silent",
         "1 files are named after no id: stranger.wav",
-        "1 clips were resampled to 24000 Hz: 1 of 44100 Hz",
+        "1 clips go beyond full scale (they count): loud",
+        "1 files have the id of another one, which counts: good.wav",
+        "2 clips were resampled to 24000 Hz: 1 of 44100 Hz, 1 of 96000 Hz",
         "clips differ in length: 1.00 to 2.00 s",
     ):
         assert part in text
@@ -60,6 +74,8 @@ def test_a_flawless_folder_has_no_problems(tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         clips.folder_clips(tmp_path / "nowhere", ["a"])
+    with pytest.raises(ValueError, match=r"holds no sound files: expected such as a\.wav"):
+        clips.folder_clips(tmp_path, ["a"])
     soundfile.write(tmp_path / "song.wav", np.zeros(100), SAMPLE_RATE)
     with pytest.raises(ValueError, match=r"holds 1 sound files and none is named after an id .* a\.wav"):
         clips.folder_clips(tmp_path, ["a"])

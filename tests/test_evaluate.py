@@ -109,6 +109,30 @@ def test_missing_and_short_clips_are_counted_and_order_does_not_matter(judges):
     assert again["FAD"].estimate.value == pytest.approx(backwards["FAD"].estimate.value)
 
 
+def test_silent_references_and_clips_that_are_too_short_are_named(judges):
+    def silence():
+        yield from source(ids=IDS[:4])()
+        yield IDS[4], np.zeros(SAMPLE_RATE, np.float32)
+
+    asked = EvaluationSet("pitches", ITEMS, silence, background=silence)
+    assert evaluate.silent_references(asked) == [
+        "1 reference clips are silent (they count): clip 4",
+        "1 clips that FAD compares with are silent (they count): clip 4",
+    ]
+    assert evaluate.silent_references(evaluation_set()) == []
+
+    def short():
+        yield from source(ids=IDS[:2])()
+        yield IDS[2], tone(2, seconds=0.2)
+
+    needed = "which needs 0.50 s: clip 2"
+    assert evaluate.unheard(judges.embedders, judges.hear(short), IDS[:3]) == [
+        f"1 clips are too short for bands, {needed}",
+        f"1 clips are too short for band_classes, {needed}",
+    ]
+    assert evaluate.unheard(judges.embedders, judges.hear(source()), IDS) == []
+
+
 def test_too_few_clips_and_no_references_give_no_figure(judges):
     found = figures(scored(judges, source(ids=IDS[:1])))
     assert found["FAD"].estimate is None and "fewer than two clips" in found["FAD"].note

@@ -16,6 +16,7 @@ from musiclm_jax import clips, generate, gin_configs
 from musiclm_jax.launch import evaluate
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])
+SILENT_REFERENCE = musiccaps_folder.IDS[2]
 OWN = ("--gin.EMBEDDERS=('mulan', 'vggish')", f"--gin.BUNDLE='{miniature.path()}'")
 
 
@@ -29,10 +30,9 @@ def forget_gin(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     base = tmp_path_factory.mktemp("data")
-    return {
-        "evaluate.gin": record_folders.audio_folder(base / "records"),
-        "evaluate_musiccaps.gin": musiccaps_folder.write(base / "musiccaps"),
-    }
+    musiccaps = musiccaps_folder.write(base / "musiccaps")
+    soundfile.write(musiccaps / "clips" / f"{SILENT_REFERENCE}.wav", np.zeros(16_000), 16_000)
+    return {"evaluate.gin": record_folders.audio_folder(base / "records"), "evaluate_musiccaps.gin": musiccaps}
 
 
 def write_clips(folder, ids):
@@ -81,6 +81,9 @@ def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file
         assert part in remarks
     if file == "evaluate_musiccaps.gin":
         assert "references: 5 of 7 captions have a clip" in remarks
+        assert f"1 reference clips are silent (they count): {SILENT_REFERENCE}" in remarks
+    else:
+        assert "reference clips are silent" not in remarks
     out = capsys.readouterr().out
     assert "| FAD | mulan | riffs | " in out and "no figures of vggish" in out
 
