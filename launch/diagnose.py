@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clips", type=int, default=64, help="clips of it (default: 64)")
     p.add_argument("--train_clips", type=int, default=128, help="training clips to compare with (default: 128)")
     p.add_argument(
-        "--resynthesis", type=int, default=32, help="clips made again from true tokens; 0 for none (default: 32)"
+        "--resynthesis", type=int, default=16, help="clips made again from true tokens; 0 for none (default: 16)"
     )
     p.add_argument("--seed", type=int, default=0, help="of the choice of clips, the music and the intervals")
     p.add_argument("--output", default="", help="JSON file for the findings")

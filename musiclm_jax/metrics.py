@@ -230,7 +230,8 @@ def log_mel_distance(reference: np.ndarray, estimate: np.ndarray, sample_rate: i
         levels = []
         for audio in (reference, estimate):
             # scaling="spectrum" divides by the sum of the window: a full-scale sine has magnitude 0.5.
-            _, _, spectrum = scipy.signal.stft(np.asarray(audio, np.float64), nperseg=window, noverlap=window * 3 // 4)
+            # float32: its error is far below the floor, and it takes half the time.
+            _, _, spectrum = scipy.signal.stft(np.asarray(audio, np.float32), nperseg=window, noverlap=window * 3 // 4)
             levels.append(20 * np.log10(np.maximum(2 * np.abs(spectrum).T @ filters, MEL_FLOOR)))
         distances.append(np.mean(np.abs(levels[0] - levels[1])))
     return float(np.mean(distances))

@@ -372,3 +372,15 @@ def test_no_fault_and_weak_parts_are_told_apart():
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 def test_opus_is_there_with_ffmpeg():
     assert codec.opus_is_there()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_opus_of_many_clips_is_that_of_each():
+    time = np.arange(24_000) / 24_000
+    clips = [(0.3 * np.sin(2 * np.pi * hz * time)).astype(np.float32) for hz in (300, 700, 1900)]
+    for clip, joined in zip(clips, codec.opus_of_clips(clips, 12), strict=True):
+        alone = codec.opus(clip, 12)[0]
+        assert len(joined) == len(clip)
+        middle = slice(2_400, -2_400)  # a stream begins otherwise than it goes on
+        assert metrics.si_sdr(clip[middle], joined[middle]) > 10
+        assert metrics.si_sdr(alone[: len(clip)][middle], joined[middle]) > 10

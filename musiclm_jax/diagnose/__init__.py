@@ -61,7 +61,7 @@ class Diagnosis:
 
 
 def diagnose(
-    bundle: Bundle, clips: Clips, resynthesized: int = 32, seed: int = 0, progress: Progress = silent
+    bundle: Bundle, clips: Clips, resynthesized: int = 16, seed: int = 0, progress: Progress = silent
 ) -> Diagnosis:
     """Measures every part of a bundle that is there.
 
@@ -151,17 +151,17 @@ def _codec(
         with_opus = codec.opus_is_there()
         if not with_opus:
             found.left_out.append("Opus: ffmpeg is not installed (apt install ffmpeg)")
-        near, far = [], []
-        opus: dict[int, list] = {k: [] for k in codec.OPUS_KILOBITS if with_opus}
+        compared = {"near": decoded, "far": [decoded[i] for i in other]}
+        for k in codec.OPUS_KILOBITS if with_opus else ():
+            compared[k] = codec.opus_of_clips([clip["audio"] for clip in streams], k)
+        distances: dict[Any, list] = {name: [] for name in compared}
         for i, clip in enumerate(streams):
-            near.append(codec.distances(clip["audio"], decoded[i]))
-            far.append(codec.distances(clip["audio"], decoded[other[i]]))
-            for k, values in opus.items():
-                values.append(codec.distances(clip["audio"], codec.opus(clip["audio"], k)[0]))
+            for name, sounds in compared.items():
+                distances[name].append(codec.distances(clip["audio"], sounds[i]))
             progress("codec", len(streams) + i, len(streams) * 2)
-        beside = {k: np.array(values) for k, values in opus.items()}
+        near, far, *opus = (np.array(values) for values in distances.values())
         rate = codec.kilobits(levels, size)
-        found.findings += codec.round_trip(np.array(near), np.array(far), beside, rate, seed)
+        found.findings += codec.round_trip(near, far, dict(zip(codec.OPUS_KILOBITS, opus, strict=False)), rate, seed)
     every = np.concatenate(codes[: len(streams)])
     found.findings.append(codec.level_energy(part.variables["codebooks"], every))
     for level in range(levels):

@@ -24,7 +24,7 @@ from musiclm_jax.generate import piece_key
 from musiclm_jax.request import Request
 from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC, STAGES
 
-BATCH = 8  # clips at once
+BATCH = 16  # clips at once
 REAL, CODEC, COARSE_ALONE, TRUE_COARSE, TRUE_SEMANTIC, GENERATED = (
     "real renders",
     "codec",
