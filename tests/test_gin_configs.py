@@ -13,7 +13,7 @@ import record_folders
 from musiclm_jax import bundles, checkpoints, gin_configs
 from musiclm_jax.launch import main, train
 from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import MULAN, STAGES
+from musiclm_jax.tokens import STAGES, STREAMS
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])
 # T5X's own programs read t5x_*.gin (test_t5x_adapter.py), `musiclm evaluate` evaluate*.gin (test_evaluate_command.py).
@@ -53,7 +53,7 @@ def parse(name, folders):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_builds_and_uses_all_that_it_binds(name, folders):
     arguments = parse(name, folders)
-    family = name.removesuffix(".gin").split("_tiny")[0]
+    family = name.removesuffix(".gin").split("_tiny")[0].removesuffix("_melody")
     learner, task = arguments["learner"], arguments["task"]
     assert learner.family == ("stage" if family in STAGES else family) and task.name == family
     assert learner.optimizer.total_steps == arguments["total_steps"]
@@ -72,7 +72,7 @@ def test_task_and_learner_agree_on_the_crop(name, folders):
             if rate:
                 assert lengths[part.stream] == learner.stage.frames(part)
             else:  # records hold all levels of a clip; a stage may read the first ones alone
-                assert lengths[part.stream] == MULAN.quantizers >= part.levels
+                assert lengths[part.stream] == STREAMS[part.stream].quantizers >= part.levels
     elif learner.family == "mulan":
         assert 12_000 <= lengths["audio"] <= learner.config.window_samples, "a window, or a part of one"
         assert arguments["task"].text.max_length == learner.config.max_text_tokens
@@ -184,7 +184,7 @@ def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
     [
         ("--gin.TransformerConfig.depth=3", "parameter named 'depth': it has num_layers, num_heads, d_model,"),
         ("--gin.Nothing.x=3", "(in --gin.Nothing.x=3)"),
-        ("--gin.Nothing.x=3", "No configurable matching 'Nothing': gin files can name MulanConfig, "),
+        ("--gin.Nothing.x=3", "No configurable matching 'Nothing': gin files can name MelodyConfig, "),
         ("--gin.train.task=@jazz_task()", "No configurable matching reference '@jazz_task()'"),
         ("--gin.train.task='jazz'", "train.task is 'jazz', expected a task"),
         ("--gin.BATCH_SIZE=(", "a gin value is incomplete"),
