@@ -1,3 +1,5 @@
+"""Kernels laid out for decoding: the same products, in the order that stays fast."""
+
 import re
 
 import jax
