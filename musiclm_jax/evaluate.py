@@ -337,7 +337,8 @@ def silent_references(evaluation_set: EvaluationSet) -> list[str]:
 
 def unheard(embedders: Sequence[Embedder], hearing: Hearing, ids: Iterable[str]) -> list[str]:
     """Remarks that name the clips of `ids` in which an embedder hears nothing, since they are too short for it."""
-    remarks, ids = [], list(ids)
+    remarks: list[str] = []
+    ids = list(ids)
     for embedder in embedders:
         if names := [name for name in ids if name not in hearing[embedder.name]]:
             needs = f"{embedder.name}, which needs {embedder.min_seconds:.2f} s"

@@ -151,7 +151,7 @@ def _codec(
         with_opus = codec.opus_is_there()
         if not with_opus:
             found.left_out.append("Opus: ffmpeg is not installed (apt install ffmpeg)")
-        compared = {"near": decoded, "far": [decoded[i] for i in other]}
+        compared: dict[Any, Sequence[np.ndarray]] = {"near": decoded, "far": [decoded[i] for i in other]}
         for k in codec.OPUS_KILOBITS if with_opus else ():
             compared[k] = codec.opus_of_clips([clip["audio"] for clip in streams], k)
         distances: dict[Any, list] = {name: [] for name in compared}

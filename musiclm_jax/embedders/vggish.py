@@ -107,7 +107,7 @@ def _features(params: Params, mel: jax.Array) -> jax.Array:
 
 
 def _features_on_cpu(params: Params, mel: jax.Array) -> jax.Array:
-    """The same, twice as fast on a CPU: fewer products, and few patches at once, which stay in its cache."""
+    """The same with fewer products, and with few patches at once, which stay in the cache."""
     first, *later = [name for group in CONVOLUTIONS for name in group]
     kernels = {name: winograd.transformed(params[name]["kernel"]) for name in later}
     last = {group[-1] for group in CONVOLUTIONS}

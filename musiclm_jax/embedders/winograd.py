@@ -6,6 +6,8 @@ follows most layers of VGGish, so the outputs need not be put in order before it
 convolution and gain nothing.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -26,7 +28,8 @@ def transformed(kernel: jax.Array) -> jax.Array:
 
 
 def _sum(factors: Sequence[int], terms: Sequence[jax.Array]) -> jax.Array:
-    return sum(factor * term if factor != 1 else term for factor, term in zip(factors, terms, strict=True) if factor)
+    parts = (factor * term if factor != 1 else term for factor, term in zip(factors, terms, strict=True) if factor)
+    return functools.reduce(operator.add, parts)
 
 
 def tiles(x: jax.Array, kernel: jax.Array) -> Tiles:
@@ -63,7 +66,8 @@ def tiles_of_one_channel(image: jax.Array, kernel: jax.Array) -> Tiles:
 
     def output(row: int, column: int) -> jax.Array:
         shifted = ((i, j, padded[:, row + i :: 2, column + j :: 2]) for i in range(3) for j in range(3))
-        return sum(part[:, : height // 2, : width // 2, None] * kernel[i, j, 0] for i, j, part in shifted)
+        parts = (part[:, : height // 2, : width // 2, None] * kernel[i, j, 0] for i, j, part in shifted)
+        return functools.reduce(operator.add, parts)
 
     return [[output(row, column) for column in range(2)] for row in range(2)]
 
