@@ -28,6 +28,7 @@ by the task's ids (ID.wav). The same command goes on where an earlier one stoppe
 the clips."""
 CONTROLS = ("real", "codec", "shuffled", "noise")
 SAMPLES = 12  # clips that the page plays
+FAULTS = ("missing", "broken", "silent", "loud", "doubles", "strangers")  # of `clips.Clips`, named in full in the JSON
 
 
 def main(arguments: list[str]) -> int:
@@ -152,7 +153,7 @@ def evaluate_system(
         "seed": seed,
         "generated": generated,
     }
-    write_report(folder, task, scores, remarks, settings)
+    write_report(folder, task, scores, remarks, found, settings)
     print(table(scores))
     for remark in remarks:
         print(f"* {remark}")
@@ -195,14 +196,16 @@ def write_report(
     task: EvaluationSet,
     scores: Sequence[Scores],
     remarks: Sequence[str],
+    found: clips.Clips,
     settings: dict[str, Any],
 ) -> None:
-    """Writes report.json: figures, remarks, and the values of every clip and tag."""
+    """Writes report.json: figures, remarks, all names behind them, and the values of every clip and tag."""
     content: dict[str, Any] = {
         "task": task.name,
         "captions": len(task.items),
         "settings": settings,
         "remarks": list(remarks),
+        "clips": {name: getattr(found, name) for name in FAULTS},
         "systems": [dataclasses.asdict(row) for row in scores],
     }
     for system in content["systems"]:

@@ -70,6 +70,8 @@ def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file
     assert own["MCC"]["estimate"]["low"] <= own["MCC"]["estimate"]["value"] <= own["MCC"]["estimate"]["high"]
     assert figures["shuffled captions"]["FAD"]["estimate"] == own["FAD"]["estimate"]
     assert len(content["systems"][0]["by_clip"]["MCC mulan"]) == len(ids) - 2
+    assert content["clips"]["missing"] == [ids[-1]] and content["clips"]["silent"] == [ids[0]]
+    assert list(content["clips"]["broken"]) == [ids[-2]]
     remarks = "\n".join(content["remarks"])
     for part in (
         f"1 clips are missing: {ids[-1]}",
