@@ -140,7 +140,7 @@ def prefill(
     stage: Stage,
     params: Params,
     conditioning: Mapping[str, Any],
-    prefix: jax.Array | None,
+    prefix: jax.Array | np.ndarray | None,
     num_frames: int,
     keys: jax.Array,
     guided: bool = False,
