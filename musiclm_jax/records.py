@@ -340,7 +340,11 @@ def _plain(value: tf.Tensor) -> Any:
 def read_audio_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Reads audio records one by one, in order: strings as str, lists of them as list, audio float32 `[samples]`."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
-        yield {name: _plain(value) for name, value in parse_audio_example(serialized).items()}
+        yield _audio_record(serialized)
+
+
+def _audio_record(serialized: tf.Tensor) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in parse_audio_example(serialized).items()}
 
 
 def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -363,10 +367,10 @@ def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed
       Records as `read_audio_records` gives them, in their order on disk; all of them if there are fewer.
     """
     rng = np.random.default_rng(seed)
-    kept: list[tuple[int, dict[str, Any]]] = []
-    for index, record in enumerate(read_audio_records(shard_paths(folder, split))):
+    kept: list[tuple[int, tf.Tensor]] = []  # what is not drawn is never parsed, which takes most of the time
+    for index, serialized in enumerate(tf.data.TFRecordDataset(shard_paths(folder, split))):
         if len(kept) < count:
-            kept.append((index, record))
+            kept.append((index, serialized))
         elif (slot := int(rng.integers(0, index + 1))) < count:
-            kept[slot] = (index, record)
-    return [record for _, record in sorted(kept, key=lambda item: item[0])]
+            kept[slot] = (index, serialized)
+    return [_audio_record(serialized) for _, serialized in sorted(kept, key=lambda item: item[0])]
