@@ -26,7 +26,7 @@ VARIABLE = "MUSICLM_VGGISH"
 LOG_OFFSET = 0.01
 PATCHES_IN_CACHE = 8  # of a CPU
 # At once: the dense layers have 270 MB of weights, which are read for every batch.
-PATCHES = 128
+PATCHES = 256
 # Layers in order; a 2 x 2 maximum follows each group of convolutions.
 CONVOLUTIONS = (("conv1",), ("conv2",), ("conv3/conv3_1", "conv3/conv3_2"), ("conv4/conv4_1", "conv4/conv4_2"))
 DENSE = ("fc1/fc1_1", "fc1/fc1_2", "fc2")
