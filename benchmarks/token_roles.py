@@ -25,7 +25,7 @@ import scipy.ndimage
 import scipy.signal
 
 import musiclm_jax
-from benchmarks.report import Figure, arguments, publish, sample_clips
+from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
 from musiclm_jax import audio as sound
 from musiclm_jax import metrics, mulan
 from musiclm_jax.bundles import Bundle
@@ -166,7 +166,6 @@ def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace
       ValueError: if --work holds pieces of other settings.
     """
     work = pathlib.Path(args.work).expanduser()
-    work.mkdir(parents=True, exist_ok=True)
     settings = {
         "bundle": hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest(),
         "prompts": list(prompts),
@@ -174,11 +173,7 @@ def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace
         "seconds": args.seconds,
         "seed": args.seed,
     }
-    path = work / "settings.json"
-    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        differing = [name for name in settings if known.get(name) != settings[name]]
-        raise ValueError(f"{work} holds pieces of another run (other {', '.join(differing)}): choose another --work")
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    check_settings(work, settings)
     pieces: dict[str, list[list[np.ndarray]]] = {arm: [] for arm in ARMS}
     for index, prompt in enumerate(prompts):
         for arm, vary in ARMS.items():
