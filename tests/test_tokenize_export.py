@@ -280,7 +280,9 @@ def test_export_tells_a_semantic_stage_that_follows_a_melody(tmp_path, capsys):
     bundle = bundles.load(tmp_path / "b")
     assert list(bundle.config["parts"]) == ["semantic_melody"]
     close(bundle.part("semantic_melody").variables["params"], state.params)
-    training_run(tmp_path / "plain", StageLearner(miniature.STAGES["semantic"], miniature.TRANSFORMER))
+    training_run(
+        tmp_path / "plain", StageLearner(miniature.STAGES["semantic"], miniature.TRANSFORMER, OptimizerConfig())
+    )
     code, _, err = run(capsys, "export", "--family", "semantic_melody", "--model_dir", tmp_path / "plain", *options[2:])
     assert code == 2 and "trained the semantic stage, not the semantic_melody one" in err
 
