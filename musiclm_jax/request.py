@@ -81,7 +81,7 @@ class Request:
             raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stage)")
         if self.melody is not None and not (bundle.has("melody") and bundle.has("semantic_melody")):
             raise ValueError(
-                f"bundle {bundle.path} has no model of melodies: leave out the melody, or give another bundle"
+                f"bundle {bundle.path} has no stage that follows a melody: leave it out, or give another bundle"
             )
         for name, guidance in zip(STAGES, self.guidance, strict=False):
             if guidance != 1 and not bundle.part(self.part(name)).config.stage.condition_dropout:

@@ -308,7 +308,7 @@ def test_bad_melodies_are_one_line(melodic, options, message):
 
 
 def test_a_bundle_without_a_melody_model_says_so(bundle):
-    with pytest.raises(ValueError, match="has no model of melodies: leave out the melody"):
+    with pytest.raises(ValueError, match="has no stage that follows a melody: leave it out"):
         bundle.generate(["piano"], seconds=1.0, melody=miniature.tone())
 
 
