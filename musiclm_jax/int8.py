@@ -46,7 +46,7 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
     """x [b, l, d] times a kernel of `int8_kernels`, int8 [f, d] and float32 [f]: [b, l, f] in the dtype of x."""
     rows, own = rounded(x.reshape(-1, x.shape[-1]))
     count = len(rows)
-    # XLA's product of one row of integers is a plain loop, many times slower than that of two.
+    # XLA's product of one row of integers is a plain loop, slower than that of two.
     rows = jnp.repeat(rows, 2, axis=0) if count == 1 else rows
     whole = transposed_product(rows, kernel, jnp.int32)[:count]
     return (whole * own[:, None] * scale).reshape(*x.shape[:-1], -1).astype(x.dtype)

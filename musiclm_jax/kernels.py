@@ -1,8 +1,8 @@
 """Kernels laid out for decoding, where each step reads all of them for a few tokens.
 
-On a CPU, XLA's product with the kernel as its first factor, [outward, inward], reads memory as fast as it comes. The
-usual one, tokens times [inward, outward], first copies the kernel into another order in each step, for all but one
-token: eight tokens then take more than twice as long (benchmarks/decode.py --parts kernels).
+On a CPU, XLA's product with the kernel as its first factor, [outward, inward], reads it as it lies. The usual one,
+tokens times [inward, outward], first copies the kernel into another order in each step, for all but one token
+(benchmarks/decode.py --parts kernels sets the orders beside each other).
 """
 
 import math

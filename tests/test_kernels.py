@@ -30,7 +30,7 @@ def test_the_product_is_that_of_the_kernel(rows):
 
 @pytest.mark.parametrize("rows", [2, 8])
 def test_the_kernel_stays_the_first_factor(rows):
-    """XLA may swap the factors when the result is transposed, and is several times as slow then."""
+    """XLA may swap the factors when the result is transposed, and then copies the kernel in each step."""
     text = jax.jit(lambda x, kernel: transposed_product(x, kernel) + 1).lower(
         jnp.zeros((rows, 1024)), jnp.zeros((2048, 1024))
     )

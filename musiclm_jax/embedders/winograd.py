@@ -1,9 +1,8 @@
 """3 x 3 convolutions on CPUs with fewer products: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, arXiv 1509.09308).
 
-A tile of 2 x 2 outputs takes 16 products of channels instead of 36. It is float32 as the plain convolution is, and as
-exact: the transforms of input and output only add and subtract. A tile is also the window of the 2 x 2 maximum that
-follows most layers of VGGish, so the outputs need not be put in order before it. Accelerators have units for the plain
-convolution and gain nothing.
+A tile of 2 x 2 outputs takes 16 products of channels instead of 36. It is float32 as the plain convolution is, and the
+transforms of input and output only add and subtract. A tile is also the window of the 2 x 2 maximum that follows most
+layers of VGGish, so the outputs need not be put in order before it.
 """
 
 import functools
