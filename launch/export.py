@@ -185,9 +185,9 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
             raise ValueError(
                 f"{corpus} holds renditions of {audio.shape[-1]} samples, the model's window is {config.window_samples}"
             )
-        heard = np.asarray(melody.embed(config, variables, audio.reshape(-1, config.window_samples)))[:, 0]
+        heard = np.asarray(melody.describe(config, variables, audio.reshape(-1, config.window_samples)))[:, 0]
         embedded.append(heard[: len(batch) * audio.shape[1]])
-        progress("embeddings of the renditions", done, total)
+        progress("windows of the renditions", done, total)
     return config, melody.fit_quantizer(config, variables, np.concatenate(embedded), jax.random.key(seed))
 
 

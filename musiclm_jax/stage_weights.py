@@ -8,13 +8,16 @@ from musiclm_jax.stages import Stage
 from musiclm_jax.tokens import MELODY
 from musiclm_jax.transformer import Params
 
+WINDOW_SHARE = 0.25  # of a row's size: what tells a window of the melody from the others
+
 
 def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str, np.ndarray], seed: int = 0) -> Params:
     """Parameters of a stage with the embedding table of another stage's vocabulary.
 
     Levels of streams that both know keep their rows. Rows of the melody begin as a random projection of their codebook
-    entries, one projection for each window: near melodies then are near from the first step on, where rows that begin
-    at random would have to be learned code by code (open in the paper, which trains all at once). Others are drawn.
+    entries: near melodies then are near from the first step on, where rows that begin at random would have to be
+    learned code by code (open in the paper, which trains all at once). The projection is the same for all windows, and
+    a random vector for each of them is added. Others are drawn.
 
     Args:
       params: of the old stage, stacked or not.
@@ -34,18 +37,18 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
     rows = size * rng.standard_normal((new.vocabulary.rows, width)).astype(np.float32)
     known = {stream.name: stream for stream in old.streams}
     for stream in new.streams:
-        projections: dict[int, np.ndarray] = {}
+        entries = np.asarray(codebooks[stream.name]) if stream.name == MELODY.name and codebooks else None
+        if entries is not None:
+            projection = rng.standard_normal((entries.shape[2], width)).astype(np.float32)
+            of_window = WINDOW_SHARE * rng.standard_normal((stream.windows, width)).astype(np.float32)
         for level in range(stream.quantizers):
             own = slice(new.vocabulary.offset(stream.name, level), None)
             before = known.get(stream.name)
             if before and before.codebook_size == stream.codebook_size and level < before.quantizers:
                 first = old.vocabulary.offset(stream.name, level)
                 rows[own][: stream.codebook_size] = table[first : first + stream.codebook_size]
-            elif stream.name == MELODY.name and MELODY.name in codebooks:
-                entries = np.asarray(codebooks[MELODY.name])
-                rvq_level, window = divmod(level, MELODY.quantizers // len(entries))
-                if window not in projections:
-                    projections[window] = rng.standard_normal((entries.shape[2], width)).astype(np.float32)
-                rows[own][: stream.codebook_size] = size * entries[rvq_level] @ projections[window]
+            elif entries is not None:
+                rvq_level, window = divmod(level, stream.windows)
+                rows[own][: stream.codebook_size] = size * (entries[rvq_level] @ projection + of_window[window])
     rows[new.vocabulary.bos] = table[old.vocabulary.bos]
     return {**params, "embedding": rows}

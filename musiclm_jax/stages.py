@@ -72,11 +72,15 @@ class StreamSlice(NamedTuple):
 
 
 class ConditionSpan(NamedTuple):
-    """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target."""
+    """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target.
+
+    The last frame holds for all that follow. Tokens come frame by frame, or, `interleaved`, each level of all frames.
+    """
 
     frames: int
     levels: int
     positions: int
+    interleaved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,8 @@ class Stage:
             self.vocabulary.offset(part.stream, part.last_level)
             if part.levels < 1:
                 raise ValueError(f"{part} has no levels: last_level must be at least first_level")
+            if part.levels % (windows := self.stream(part.stream).windows):
+                raise ValueError(f"{part} has {part.levels} levels, expected a multiple of its {windows} windows")
         if self.stream(self.target.stream).frame_rate == 0:
             raise ValueError(f"the target {self.target.stream!r} has no frame rate: choose a stream of frames")
         if not 0 <= self.condition_dropout < 1:
@@ -150,7 +156,8 @@ class Stage:
     def spans(self, frames: tuple[int, ...] | None = None) -> tuple[ConditionSpan, ...]:
         """Which conditioning tokens hold while a target token sounds, part by part in the order of the sequence.
 
-        A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them.
+        A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them, or
+        each window of it from its beginning to that of the next one.
 
         Args:
           frames: of each part of the conditioning and of the target, by default those of a training crop.
@@ -161,9 +168,14 @@ class Stage:
         *counts, target_frames = frames or [self.frames(part) for part in (*self.conditioning, self.target)]
         target_rate, spans = self.stream(self.target.stream).frame_rate, []
         for part, count in zip(self.conditioning, counts, strict=True):
-            rate = self.stream(part.stream).frame_rate
+            stream = self.stream(part.stream)
+            rate, windows = stream.frame_rate, stream.windows
             if rate and target_rate % rate:
                 raise ValueError(f"{part.stream!r} has {rate} frames a second, expected a divisor of {target_rate}")
+            if windows > 1:
+                positions = round(stream.hop_seconds * target_rate) * self.target.levels
+                spans.append(ConditionSpan(windows, part.levels // windows, positions, interleaved=True))
+                continue
             target_of_frame = target_rate // rate if rate else target_frames
             spans.append(ConditionSpan(count, part.levels, target_of_frame * self.target.levels))
         return tuple(spans)
@@ -222,7 +234,8 @@ def semantic_stage(
       acoustic_codebook_size: codes of one acoustic quantizer; likewise.
       full_vocabulary: the ids of all three streams, as the paper's 430M parameters imply; else only those in use.
       condition_dropout: see `Stage`.
-      melody_quantizers: so many of the melody's 72 tokens follow those of MuLan; 0 for a stage without melody.
+      melody_quantizers: so many of the melody's 72 tokens follow those of MuLan, a multiple of its 3 windows; 0 for a
+        stage without melody.
       melody_codebook_size: codes of one melody quantizer.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)

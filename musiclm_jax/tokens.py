@@ -21,12 +21,16 @@ class TokenStream:
       frame_rate: frames per second, or 0 for a stream with one set of codes per clip.
       quantizers: codes per frame.
       codebook_size: codes of one quantizer are 0..codebook_size-1.
+      windows: of a stream per clip, windows whose codes take turns: code i is of window i % windows.
+      hop_seconds: between the beginnings of these windows.
     """
 
     name: str
     frame_rate: int
     quantizers: int
     codebook_size: int
+    windows: int = 1
+    hop_seconds: float = 0.0
 
     def frames(self, seconds: float) -> int:
         """Number of frames in `seconds` of audio; a stream per clip has one.
@@ -48,5 +52,5 @@ class TokenStream:
 SEMANTIC = TokenStream("semantic", frame_rate=25, quantizers=1, codebook_size=1024)
 ACOUSTIC = TokenStream("acoustic", frame_rate=50, quantizers=12, codebook_size=1024)
 MULAN = TokenStream("mulan", frame_rate=0, quantizers=12, codebook_size=1024)
-MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512)
+MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512, windows=3, hop_seconds=3.0)
 STREAMS = {stream.name: stream for stream in (SEMANTIC, ACOUSTIC, MULAN, MELODY)}

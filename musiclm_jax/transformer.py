@@ -236,9 +236,11 @@ class Transformer(nn.Module):
             for span in spans:
                 end = place + span.frames * span.levels
                 held = self._embed(tokens[:, place:end]).astype(jnp.float32)
-                held = jnp.sum(held.reshape(-1, span.frames, 1, span.levels, self.config.d_model), axis=3)
-                held = jnp.broadcast_to(held, (len(held), span.frames, span.positions, self.config.d_model))
-                held = held.reshape(len(held), -1, self.config.d_model)[:, : length - start]
+                shape = (span.levels, span.frames) if span.interleaved else (span.frames, span.levels)
+                held = held.reshape(-1, *shape, self.config.d_model).sum(axis=1 if span.interleaved else 2)
+                held = jnp.repeat(held, span.positions, axis=1)[:, : length - start]
+                if span.interleaved:  # windows, of which the last is longer than the hop
+                    held = jnp.pad(held, ((0, 0), (0, length - start - held.shape[1]), (0, 0)), mode="edge")
                 held = self.condition_gain[:, None, None] * held
                 features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))
                 place = end

@@ -8,6 +8,7 @@ import pytest
 from musiclm_jax import melody
 from musiclm_jax.melody import MelodyConfig, MelodyEncoder, MelodyLearner, semi_hard_triplet_loss
 from musiclm_jax.melody.encoder import features
+from musiclm_jax.melody.spectrum import log_semitones, pitch_classes
 from musiclm_jax.optimizers import OptimizerConfig
 
 SMALL = MelodyConfig(
@@ -129,7 +130,7 @@ def test_tokens_are_those_of_the_windows(learner):
     later = melody.embed(SMALL, variables, audio[:, 72_000 : 72_000 + 96_000])
     np.testing.assert_allclose(embedded[:, 1], later[:, 0], atol=1e-5)
     points = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"embeddings are \(7, 12\), expected \[n, 12\] with n of at least"):
+    with pytest.raises(ValueError, match=r"described is \(7, 12\), expected \[n, 12\] with n of at least"):
         melody.fit_quantizer(SMALL, variables, points[:7], jax.random.key(0))
     variables = melody.fit_quantizer(SMALL, variables, points, jax.random.key(0), iterations=2)
     codes = melody.tokens(SMALL, variables, audio)
@@ -140,7 +141,49 @@ def test_tokens_are_those_of_the_windows(learner):
     np.testing.assert_array_equal(short[:, ::3], codes[:, ::3])
 
 
+KEYED = dataclasses.replace(
+    SMALL, semitones=True, lowest_pitch=48, num_mels=54, patch_mels=18, mel_window=2048, mel_fft_size=2048,
+    mel_floor=1e-3, mel_mean=-5.9, mel_scale=1.0, chroma_parts=4, chroma_weight=2.0,
+)  # fmt: skip
+
+
+def tune(pitches):
+    """A window of sines, each of these MIDI pitches as long as the others."""
+    hz = np.repeat(440 * 2 ** ((np.array(pitches) - 69) / 12), KEYED.window_samples // len(pitches))
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(hz) / 24_000)).astype(np.float32)
+
+
+def test_pitch_classes_are_those_of_each_part_in_any_octave_and_loudness():
+    audio = np.stack([tune([57, 60, 64, 67]), 0.1 * tune([69, 72, 76, 79]), np.zeros(96_000, np.float32)])
+    spectra = log_semitones(jnp.asarray(audio), KEYED.mel, KEYED.lowest_pitch)
+    heard = np.asarray(pitch_classes(spectra, KEYED.lowest_pitch, 4)).reshape(3, 4, 12)
+    assert heard[0].argmax(axis=1).tolist() == heard[1].argmax(axis=1).tolist() == [9, 0, 4, 7]  # A, C, E, G
+    np.testing.assert_allclose(np.linalg.norm(heard, axis=(1, 2)), [1, 1, 0], atol=1e-4)
+    np.testing.assert_allclose(heard.mean(axis=2), 0, atol=1e-6)
+
+
+def test_tokens_may_tell_the_key_that_embeddings_do_not():
+    learner = MelodyLearner(KEYED)
+    variables = learner.variables(learner.init(jax.random.key(0)))
+    audio = np.stack([tune([60, 64, 67, 64]), tune([62, 66, 69, 66])])
+    described = np.asarray(melody.describe(KEYED, variables, audio))
+    assert described.shape == (2, 1, KEYED.token_dim) == (2, 1, 12 + 48)
+    np.testing.assert_array_equal(described[..., :12], melody.embed(KEYED, variables, audio))
+    classes = described[..., 12:].reshape(2, 4, 12)
+    np.testing.assert_allclose(np.linalg.norm(classes, axis=(1, 2)), 2, rtol=1e-4)  # chroma_weight
+    assert (classes.argmax(axis=2) == [[0, 4, 7, 4], [2, 6, 9, 6]]).all()
+    # Without pitch classes the model is the same.
+    plain = dataclasses.replace(KEYED, chroma_parts=0)
+    np.testing.assert_allclose(melody.describe(plain, variables, audio), described[..., :12], atol=1e-6)
+    points = np.random.default_rng(0).normal(size=(64, 60)).astype(np.float32)
+    variables = melody.fit_quantizer(KEYED, variables, points, jax.random.key(0), iterations=2)
+    first = np.argmin(np.sum((variables["codebooks"][0] - described) ** 2, axis=-1), axis=-1)
+    np.testing.assert_array_equal(melody.tokens(KEYED, variables, audio)[:, 0], first)
+
+
 def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"chroma_parts is 4: expected 0, or with semitones=True 1 to the 80 frames"):
+        dataclasses.replace(SMALL, chroma_parts=4)
     with pytest.raises(ValueError, match=r"windows x num_quantizers is 3 x 12, expected the 72 tokens"):
         dataclasses.replace(SMALL, num_quantizers=12)
     with pytest.raises(ValueError, match=r"window_seconds 4\.1 are 98400 samples, expected a multiple"):

@@ -51,21 +51,25 @@ def test_the_same_vocabulary_changes_nothing():
 
 
 def test_near_melodies_begin_near():
-    """Rows of a window's codes are as far from each other as the codebook's entries; windows have own directions."""
+    """Rows of a window's codes are as far from each other as the codebook's entries; windows differ by one vector."""
     rng = np.random.default_rng(1)
     codebooks = rng.normal(size=(24, miniature.CODES, 48)).astype(np.float32)
     codebooks[0, 1] = codebooks[0, 0] + 1e-3  # two entries that are nearly one
     params = {"embedding": table(SEMANTIC, width=2048)}
     carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {"melody": codebooks})
-    for level in range(6):  # two RVQ levels of three windows
-        own = rows(carried, MELODIC, "melody", level)
-        wanted = codebooks[level // 3] @ codebooks[level // 3].T
-        np.testing.assert_allclose(own @ own.T / 2048, wanted, atol=0.12 * 48)
-        assert np.corrcoef((own @ own.T).ravel(), wanted.ravel())[0, 1] > 0.99
-    first, second = rows(carried, MELODIC, "melody", 0), rows(carried, MELODIC, "melody", 1)
+    size = np.sqrt(np.mean(params["embedding"] ** 2))
+    of_level = [rows(carried, MELODIC, "melody", level) for level in range(6)]  # two RVQ levels of three windows
+    for level, own in enumerate(of_level):
+        entries = codebooks[level // 3] - codebooks[level // 3].mean(axis=0)
+        centred, wanted = own - own.mean(axis=0), entries @ entries.T
+        np.testing.assert_allclose(centred @ centred.T / 2048, size**2 * wanted, atol=0.12 * 48)
+        assert np.corrcoef((centred @ centred.T).ravel(), wanted.ravel())[0, 1] > 0.99
+    first, second = of_level[0], of_level[1]
     assert np.abs(first[0] - first[1]).max() < 0.02 * np.abs(first[0]).max()
-    cosine = np.sum(first * second, axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    assert np.abs(cosine).max() < 0.2
+    apart = second - first
+    np.testing.assert_allclose(apart, np.broadcast_to(apart[:1], apart.shape), atol=1e-4)
+    assert np.std(apart[0]) == pytest.approx(size * stage_weights.WINDOW_SHARE * 2**0.5, rel=0.1)
+    np.testing.assert_allclose(of_level[4] - of_level[3], apart, atol=1e-4)
 
 
 def test_without_codebooks_the_melodys_rows_are_drawn_as_large_as_the_others():

@@ -138,9 +138,14 @@ def test_times_are_in_acoustic_frames():
 
 def test_spans_say_for_how_many_targets_a_frame_holds():
     stage = coarse_stage(seconds=0.08, coarse_quantizers=2, **SMALL)
-    assert stage.spans() == ((1, 2, 8), (2, 1, 4))
-    assert stage.spans((1, 4, 8)) == ((1, 2, 16), (4, 1, 4))
-    assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8),)
+    assert stage.spans() == ((1, 2, 8, False), (2, 1, 4, False))
+    assert stage.spans((1, 4, 8)) == ((1, 2, 16, False), (4, 1, 4, False))
+    assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8, False),)
+    # Of a melody's three windows each level is told in turn; they begin 3 s apart.
+    melodic = semantic_stage(seconds=10, melody_quantizers=6, melody_codebook_size=8, **SMALL)
+    assert melodic.spans() == ((1, 2, 250, False), (3, 2, 75, True))
+    with pytest.raises(ValueError, match="has 4 levels, expected a multiple of its 3 windows"):
+        semantic_stage(melody_quantizers=4)
     reversed_rates = dataclasses.replace(
         stage, conditioning=(StreamSlice("acoustic", 0, 0),), target=stage.conditioning[1]
     )

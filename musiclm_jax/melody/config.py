@@ -15,7 +15,9 @@ class MelodyConfig:
     first level of the 3 windows, then the second, ...).
 
     What the paper does not have, for small models and little data: filters by semitone (`semitones`), over which
-    patches lower than the spectrum slide (`patch_mels`), so that the key does not matter by construction.
+    patches lower than the spectrum slide (`patch_mels`), so that the key does not matter by construction; and tokens
+    that tell pitch classes (`chroma_parts`) beside the embedding, which is the same in every key: a stage that has
+    heard a few thousand clips does not learn to find out the key and to transpose.
     """
 
     window_seconds: float = 4.0  # of audio, that one embedding stands for
@@ -41,6 +43,8 @@ class MelodyConfig:
     embedding_dim: int = 192  # of an embedding, of length 1
     num_quantizers: int = 24  # RVQ levels of one embedding
     codebook_size: int = MELODY.codebook_size  # entries of a level
+    chroma_parts: int = 0  # equal parts of a window whose pitch classes the tokens tell, too; 0 for none
+    chroma_weight: float = 1.0  # length of the vector of pitch classes, where an embedding has length 1
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -60,11 +64,21 @@ class MelodyConfig:
                 f"{self.patch_frames} frames, patch_hop {self.patch_hop} apart: expected 1 to num_mels, and 1 to "
                 "patch_frames"
             )
+        if self.chroma_parts and not (self.semitones and 0 < self.chroma_parts <= self.frames):
+            raise ValueError(
+                f"chroma_parts is {self.chroma_parts}: expected 0, or with semitones=True 1 to the {self.frames} "
+                "frames of a window"
+            )
         if self.windows * self.num_quantizers != MELODY.quantizers:
             raise ValueError(
                 f"windows x num_quantizers is {self.windows} x {self.num_quantizers}, expected the "
                 f"{MELODY.quantizers} tokens of the melody stream"
             )
+
+    @property
+    def token_dim(self) -> int:
+        """Dimensions of what is quantized: of an embedding, and of 12 pitch classes in each part of its window."""
+        return self.embedding_dim + 12 * self.chroma_parts
 
     @property
     def window_samples(self) -> int:

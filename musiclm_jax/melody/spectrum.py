@@ -49,3 +49,23 @@ def log_semitones(audio: jax.Array, config: LogMelConfig, lowest: int) -> jax.Ar
     # A fast transform: a product with the Fourier basis would cost more than the model.
     spectrum = jnp.abs(jnp.fft.rfft(frames, config.fft_size)[..., : len(filters)])
     return jnp.log(spectrum @ filters + config.floor)
+
+
+def pitch_classes(spectrum: jax.Array, lowest: int, parts: int) -> jax.Array:
+    """Which pitch classes sound in each part of a window, whatever the loudness and the octave.
+
+    Args:
+      spectrum: float32 `[batch, frames, filters]`, log magnitudes from `log_semitones`.
+      lowest: MIDI pitch of the first filter.
+      parts: of equal length, as nearly as frames allow.
+
+    Returns:
+      float32 `[batch, parts * 12]`, part by part, C first; of length 1, and of mean 0 in each part. Silence is 0.
+    """
+    frames, count = spectrum.shape[1:]
+    of_class = ((lowest + np.arange(count))[:, None] % 12 == np.arange(12)).astype(np.float32)
+    of_part = (np.arange(frames)[:, None] * parts // frames == np.arange(parts)).astype(np.float32)
+    of_class, of_part = of_class / of_class.sum(axis=0), of_part / of_part.sum(axis=0)
+    heard = jnp.einsum("bfc,fp->bpc", jnp.exp(spectrum) @ of_class, of_part)
+    heard = (heard - heard.mean(axis=2, keepdims=True)).reshape(len(spectrum), -1)
+    return heard / jnp.maximum(jnp.linalg.norm(heard, axis=1, keepdims=True), 1e-4)
