@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the tiny bundle from nothing: corpus, three tokenizer families, the melody model, tokens, three stages.
+# Makes the tiny bundle from nothing: corpus, three tokenizer families, the melody model, tokens, three stages, and a
+# semantic stage that follows melodies.
 #
 #   launch/train_tiny_bundle.sh WORK_DIR [TRAIN_ARGUMENT...]
 #
@@ -13,7 +14,7 @@
 set -euo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -75,6 +76,11 @@ for stage in semantic coarse fine; do
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best \
     --guidance 2 3 --temperature 1.0 0.85 0.4
 done
+
+# Begins with the weights of the stage that follows the text alone.
+step train_semantic_melody train semantic_tiny_melody "$tokens" "--start_from=$bundle"
+step export_semantic_melody musiclm export --family semantic_melody --model_dir "$work/semantic_tiny_melody" \
+  --bundle "$bundle" --best
 
 cat <<END
 The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To hear it, and to measure it:

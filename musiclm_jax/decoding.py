@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.kernels import transposed_kernels
+from musiclm_jax.kernels import LARGE, transposed_kernels
 from musiclm_jax.stages import ConditionSpan, Stage, condition_ids, flatten
 from musiclm_jax.transformer import (
     KeysValues,
@@ -122,7 +122,7 @@ def sample(
 
 
 def unstacked(params: Params) -> Params:
-    """Parameters laid out for decoding: layers taken apart, kernels transposed. Those taken apart already stay.
+    """Parameters laid out for decoding: layers taken apart, large kernels transposed. Those apart already stay.
 
     Args:
       params: of the model, unboxed.
@@ -132,7 +132,7 @@ def unstacked(params: Params) -> Params:
 
 @jax.jit
 def _laid_out(params: Params) -> Params:
-    return transposed_kernels(unstack_layers(params))
+    return transposed_kernels(unstack_layers(params), LARGE)
 
 
 def prefill(

@@ -13,15 +13,17 @@ import jax
 
 TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
+LARGE = 2**20  # weights; products of smaller kernels, which caches hold, are as fast or faster in the usual order
 FEW = 64  # tokens; with more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
 
-def transposed_kernels(params: Params) -> Params:
+def transposed_kernels(params: Params, smallest: int = 0) -> Params:
     """Parameters of unrolled layers whose kernels are [outward, inward]: "gate" becomes "gate_transposed", and so on.
 
     Args:
       params: from `transformer.unstack_layers`, or transposed already.
+      smallest: kernels of fewer weights stay as they are.
 
     Returns:
       The same tree; `layers.linear` knows such kernels by their names.
@@ -29,11 +31,15 @@ def transposed_kernels(params: Params) -> Params:
     Raises:
       ValueError: if the layers are stacked.
     """
-    return change_kernels(params, lambda name, kernel: {name + TRANSPOSED: kernel})
+    return change_kernels(params, lambda name, kernel: {name + TRANSPOSED: kernel}, smallest)
 
 
-def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, jax.Array]]) -> dict[str, Any]:
+def change_kernels(
+    params: Params, change: Callable[[str, jax.Array], dict[str, jax.Array]], smallest: int = 0
+) -> dict[str, Any]:
     """The tree with each kernel replaced by what `change` makes of its name and of itself, [outward, inward].
+
+    Kernels of fewer weights than `smallest` stay as they are.
 
     Raises:
       ValueError: if the layers are stacked.
@@ -44,8 +50,8 @@ def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, 
     for name, value in params.items():
         plain = name.removesuffix(TRANSPOSED)
         if isinstance(value, Mapping):
-            changed[name] = change_kernels(value, change)
-        elif plain not in INPUT_AXES:
+            changed[name] = change_kernels(value, change, smallest)
+        elif plain not in INPUT_AXES or value.size < smallest:
             changed[name] = value
         elif plain != name:
             changed |= change(plain, value)

@@ -16,6 +16,7 @@ import sharded_steps
 
 from musiclm_jax import decoding, partitioning, transformer
 from musiclm_jax.decoding import Sampling
+from musiclm_jax.kernels import transposed_kernels
 
 ROWS, FRAMES = 8, 8
 
@@ -24,6 +25,8 @@ def codes(mesh: jax.sharding.Mesh, boxed: dict, params: dict) -> tuple[list[np.n
     """Codes of both ways of drawing, and the number of different parts of the embedding table."""
     stage, config = sharded_steps.STAGE, sharded_steps.LEARNER.config
     sharded = jax.device_put(params, partitioning.state_sharding(mesh, boxed))
+    # As those of the paper's size are laid out; by itself, decoding leaves such small ones as they are.
+    sharded = jax.jit(lambda params: transposed_kernels(transformer.unstack_layers(params)))(sharded)
     parts = len({str(shard.index) for shard in sharded["embedding"].addressable_shards})
     rng = np.random.default_rng(0)
     conditioning = {"mulan": rng.integers(0, 16, (ROWS, 12)), "semantic": rng.integers(0, 16, (ROWS, 4))}

@@ -8,6 +8,7 @@ import pytest
 
 from musiclm_jax import decoding, transformer
 from musiclm_jax.decoding import Sampling
+from musiclm_jax.kernels import transposed_kernels
 from musiclm_jax.partitioning import unbox
 from musiclm_jax.stages import coarse_stage, flatten, shift_right
 from musiclm_jax.transformer import TransformerConfig
@@ -112,6 +113,15 @@ def test_guidance_is_the_difference_that_the_conditioning_makes(params, conditio
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :5], FRAMES, keys, guided=True)
     np.testing.assert_array_equal(
         decoding.decode_frames(CONFIG, STAGE, params, state, FRAMES - 5, sampling)[1], codes[:, 5:]
+    )
+
+
+def test_transposed_kernels_draw_the_same_codes(params, conditioning, keys):
+    expected = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
+    transposed = transposed_kernels(params)
+    assert "gate_transposed" in transposed["layers_0"]["mlp"]
+    np.testing.assert_array_equal(
+        decoding.sample(CONFIG, STAGE, transposed, conditioning, None, FRAMES, keys), expected
     )
 
 

@@ -55,12 +55,20 @@ def test_a_model_with_transposed_kernels_computes_the_same(stacked):
 
 def test_parameters_for_decoding_are_made_once(stacked):
     made = decoding.unstacked(stacked)
-    expected = transposed_kernels(transformer.unstack_layers(stacked))
+    expected = transformer.unstack_layers(stacked)  # the kernels are small
     assert jax.tree.structure(made) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, made, expected)
     assert decoding.unstacked(made) is made
     with pytest.raises(ValueError, match="the layers are stacked"):
         transposed_kernels(stacked)
+
+
+def test_kernels_of_the_papers_size_are_transposed_for_decoding():
+    boxed = jax.eval_shape(lambda: transformer.init_params(TransformerConfig(num_layers=1), 128, jax.random.key(0)))
+    made = jax.eval_shape(decoding.unstacked, unbox(boxed))["layers_0"]
+    assert sorted(made["attention"]) == ["out_transposed", "qkv_transposed"]
+    assert sorted(made["mlp"]) == ["down_transposed", "gate_transposed", "up_transposed"]
+    assert made["mlp"]["down_transposed"].shape == (1024, 4096)
 
 
 def test_names_of_kernels_are_those_of_the_layers(stacked):
