@@ -57,20 +57,19 @@ def main() -> None:
     embedded, players = [], []
     for i in range(0, len(tunes), BATCH):
         audio = np.concatenate([tune["renditions"] for tune in tunes[i : i + BATCH]])
-        embedded.append(np.asarray(melody.describe(config, variables, audio))[:, 0])
+        embedded.append(np.asarray(melody.embed(config, variables, audio))[:, 0])
         players += [tune["players"] for tune in tunes[i : i + BATCH]]
-    described = np.concatenate(embedded).reshape(len(tunes), -1, config.token_dim)
-    wanted = rng.integers(described.shape[1], size=len(tunes))
-    is_query = np.ones(described.shape[:2], bool)
+    vectors = np.concatenate(embedded).reshape(len(tunes), -1, config.embedding_dim)
+    wanted = rng.integers(vectors.shape[1], size=len(tunes))
+    is_query = np.ones(vectors.shape[:2], bool)
     is_query[np.arange(len(tunes)), wanted] = False
     tune_of = np.nonzero(is_query)[0]
     player_of = np.array(players)[is_query]
-    codes = quantization.encode(variables["codebooks"], described)
-    # Pitch classes, which the tokens may tell as well, differ with the key: a tune is found by its embedding alone.
-    forms = {"": described[..., : config.embedding_dim]}
-    for levels in (FIRST_LEVELS, config.num_quantizers):
+    codes = quantization.encode(variables["codebooks"], vectors)
+    forms = {"": vectors}
+    for levels in (FIRST_LEVELS, len(variables["codebooks"])):
         decoded = quantization.decode(variables["codebooks"], codes[..., :levels])
-        forms[f", by {levels} levels of the RVQ"] = np.asarray(decoded)[..., : config.embedding_dim]
+        forms[f", by {levels} levels of the RVQ"] = np.asarray(decoded)
     figures, details = [], {"tunes": len(tunes), "queries": len(tune_of)}
     for form, space in forms.items():
         ranked = ranks(space[is_query], space[np.arange(len(tunes)), wanted], tune_of)

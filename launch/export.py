@@ -178,17 +178,20 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
 
     config, variables = learner.config, learner.variables(state)
     progress = command.Progress()
-    embedded = []
+    embedded, heard = [], []
     for done, total, batch in corpus_batches(corpus, passages, seed, records.read_rendition_records):
         audio = np.stack([passage["renditions"] for passage in filled(batch)])
         if audio.shape[-1] != config.window_samples:
             raise ValueError(
                 f"{corpus} holds renditions of {audio.shape[-1]} samples, the model's window is {config.window_samples}"
             )
-        heard = np.asarray(melody.describe(config, variables, audio.reshape(-1, config.window_samples)))[:, 0]
-        embedded.append(heard[: len(batch) * audio.shape[1]])
+        windows, count = audio.reshape(-1, config.window_samples), len(batch) * audio.shape[1]
+        embedded.append(np.asarray(melody.embed(config, variables, windows))[:count, 0])
+        if config.chroma_parts:
+            heard.append(np.asarray(melody.chroma(config, windows))[:count, 0].reshape(-1, 12))
         progress("windows of the renditions", done, total)
-    return config, melody.fit_quantizer(config, variables, np.concatenate(embedded), jax.random.key(seed))
+    classes = np.concatenate(heard) if heard else None
+    return config, melody.fit_quantizer(config, variables, np.concatenate(embedded), classes, jax.random.key(seed))
 
 
 def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, clips: int, seed: int) -> dict[str, int]:

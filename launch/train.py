@@ -19,7 +19,7 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import bundles, dry_run, partitioning, stage_weights, trainer
+from musiclm_jax import bundles, dry_run, melody, partitioning, stage_weights, trainer
 from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.divergence import DivergedError
 from musiclm_jax.launch import command, gin_bindings
@@ -254,7 +254,7 @@ def weights_of(bundle: bundles.Bundle, learner: Learner) -> dict[str, Any]:
     config, variables = bundle.part(part_name(learner))
     if not isinstance(learner, StageLearner):
         return variables
-    codebooks = {MELODY.name: bundle.part("melody").variables["codebooks"]} if bundle.has("melody") else {}
+    codebooks = {MELODY.name: melody.entries(*bundle.part("melody"))} if bundle.has("melody") else {}
     params = stage_weights.carried_over(variables["params"], config.stage, learner.stage, codebooks)
     return {"params": params}
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from musiclm_jax.stages import Stage
 from musiclm_jax.tokens import MELODY
-from musiclm_jax.transformer import Params
+from musiclm_jax.transformer import CONDITION_GAIN, Params
 
 WINDOW_SHARE = 0.25  # of a row's size: what tells a window of the melody from the others
+MOST_STRENGTH = 10.0  # times the size of other rows
 
 
 def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str, np.ndarray], seed: int = 0) -> Params:
@@ -17,7 +18,9 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
     Levels of streams that both know keep their rows. Rows of the melody begin as a random projection of their codebook
     entries: near melodies then are near from the first step on, where rows that begin at random would have to be
     learned code by code (open in the paper, which trains all at once). The projection is the same for all windows, and
-    a random vector for each of them is added. Others are drawn.
+    a random vector for each of them is added. Where a stage has learned to add little of its conditions to its targets
+    (`aligned_condition`), the melody's rows are larger by as much: it is heard as the conditions of a new stage are.
+    Others are drawn.
 
     Args:
       params: of the old stage, stacked or not.
@@ -35,6 +38,8 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
     width = table.shape[1]
     size = np.sqrt(np.mean(np.square(table)))  # of the rows that are there: a new one neither drowns them nor drowns
     rows = size * rng.standard_normal((new.vocabulary.rows, width)).astype(np.float32)
+    gain = abs(float(np.asarray(params.get("condition_gain", [CONDITION_GAIN]))[0]))
+    strength = min(CONDITION_GAIN / max(gain, 1e-6), MOST_STRENGTH)
     known = {stream.name: stream for stream in old.streams}
     for stream in new.streams:
         entries = np.asarray(codebooks[stream.name]) if stream.name == MELODY.name and codebooks else None
@@ -49,6 +54,7 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
                 rows[own][: stream.codebook_size] = table[first : first + stream.codebook_size]
             elif entries is not None:
                 rvq_level, window = divmod(level, stream.windows)
-                rows[own][: stream.codebook_size] = size * (entries[rvq_level] @ projection + of_window[window])
+                described = entries[rvq_level] @ projection + of_window[window]
+                rows[own][: stream.codebook_size] = strength * size * described
     rows[new.vocabulary.bos] = table[old.vocabulary.bos]
     return {**params, "embedding": rows}

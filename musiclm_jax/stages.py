@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SEMANTIC, TokenStream
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MELODY_SECONDS, MULAN, SEMANTIC, TokenStream
 
 PADDING = -1  # code of frames that are not there
 TIME_RATE = 50  # times within a crop are counted in 1/50 s, the frame of the fastest stream
@@ -74,13 +74,14 @@ class StreamSlice(NamedTuple):
 class ConditionSpan(NamedTuple):
     """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target.
 
-    The last frame holds for all that follow. Tokens come frame by frame, or, `interleaved`, each level of all frames.
+    Where `slots` are given, the tokens do not come frame by frame: each slot names those that hold for `positions`
+    tokens of the target, the last one for all that follow.
     """
 
     frames: int
     levels: int
     positions: int
-    interleaved: bool = False
+    slots: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Stage:
         """Which conditioning tokens hold while a target token sounds, part by part in the order of the sequence.
 
         A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them, or
-        each window of it from its beginning to that of the next one.
+        each window of it from its beginning to that of the next one, and in there each part in its own time.
 
         Args:
           frames: of each part of the conditioning and of the target, by default those of a training crop.
@@ -173,12 +174,25 @@ class Stage:
             if rate and target_rate % rate:
                 raise ValueError(f"{part.stream!r} has {rate} frames a second, expected a divisor of {target_rate}")
             if windows > 1:
-                positions = round(stream.hop_seconds * target_rate) * self.target.levels
-                spans.append(ConditionSpan(windows, part.levels // windows, positions, interleaved=True))
+                seconds = stream.part_seconds if stream.parts else stream.hop_seconds
+                positions = round(seconds * target_rate) * self.target.levels
+                spans.append(ConditionSpan(1, part.levels, positions, _slots(stream, part.levels // windows)))
                 continue
             target_of_frame = target_rate // rate if rate else target_frames
             spans.append(ConditionSpan(count, part.levels, target_of_frame * self.target.levels))
         return tuple(spans)
+
+
+def _slots(stream: TokenStream, levels: int) -> tuple[tuple[int, ...], ...]:
+    """Which tokens of a stream of windows hold one after the other: see `ConditionSpan`."""
+    a_window = round(stream.hop_seconds / stream.part_seconds) if stream.parts else 1
+    slots = []
+    for slot in range(a_window * (stream.windows - 1) + max(stream.parts, 1)):
+        window = min(slot // a_window, stream.windows - 1)
+        part = slot - a_window * window
+        own = [level for level in range(levels) if level == part or level >= stream.parts]
+        slots.append(tuple(level * stream.windows + window for level in own))
+    return tuple(slots)
 
 
 def _make_stage(
@@ -222,6 +236,7 @@ def semantic_stage(
     condition_dropout: float = 0.0,
     melody_quantizers: int = 0,
     melody_codebook_size: int = MELODY.codebook_size,
+    melody_parts: int = 0,
 ) -> Stage:
     """p(semantic | MuLan): 12 + 750 tokens in the paper's 30 s; with a melody 72 tokens more (section 3.3).
 
@@ -237,6 +252,7 @@ def semantic_stage(
       melody_quantizers: so many of the melody's 72 tokens follow those of MuLan, a multiple of its 3 windows; 0 for a
         stage without melody.
       melody_codebook_size: codes of one melody quantizer.
+      melody_parts: parts of a window of 4 s that its first codes tell, `MelodyConfig.chroma_parts`.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
     streams = _streams(mulan, semantic_codebook_size, acoustic)
@@ -245,7 +261,10 @@ def semantic_stage(
     if melody_quantizers:
         conditioning += (StreamSlice("melody", 0, melody_quantizers - 1),)
         # Last, so that the ids of the other streams are those of a stage without melody.
-        streams += (dataclasses.replace(MELODY, quantizers=melody_quantizers, codebook_size=melody_codebook_size),)
+        own = {"quantizers": melody_quantizers, "codebook_size": melody_codebook_size}
+        if melody_parts:
+            own |= {"parts": melody_parts, "part_seconds": MELODY_SECONDS / melody_parts}
+        streams += (dataclasses.replace(MELODY, **own),)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
 
 

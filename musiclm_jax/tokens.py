@@ -23,6 +23,8 @@ class TokenStream:
       codebook_size: codes of one quantizer are 0..codebook_size-1.
       windows: of a stream per clip, windows whose codes take turns: code i is of window i % windows.
       hop_seconds: between the beginnings of these windows.
+      parts: of a window, each of which one of its first codes tells; 0 if all codes tell the whole window.
+      part_seconds: length of a part.
     """
 
     name: str
@@ -31,6 +33,8 @@ class TokenStream:
     codebook_size: int
     windows: int = 1
     hop_seconds: float = 0.0
+    parts: int = 0
+    part_seconds: float = 0.0
 
     def frames(self, seconds: float) -> int:
         """Number of frames in `seconds` of audio; a stream per clip has one.
@@ -53,4 +57,5 @@ SEMANTIC = TokenStream("semantic", frame_rate=25, quantizers=1, codebook_size=10
 ACOUSTIC = TokenStream("acoustic", frame_rate=50, quantizers=12, codebook_size=1024)
 MULAN = TokenStream("mulan", frame_rate=0, quantizers=12, codebook_size=1024)
 MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512, windows=3, hop_seconds=3.0)
+MELODY_SECONDS = 4.0  # of a window of the melody stream
 STREAMS = {stream.name: stream for stream in (SEMANTIC, ACOUSTIC, MULAN, MELODY)}

@@ -24,6 +24,7 @@ from musiclm_jax.stages import ConditionSpan
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("blocks", "flash")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
+CONDITION_GAIN = 0.3  # of conditions beside their targets, before training
 Params = Mapping[str, Any]
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [b, h, l, c]
 
@@ -135,7 +136,7 @@ class Transformer(nn.Module):
             self.time_gain = self.param("time_gain", nn.initializers.ones, (1,))
         if config.aligned_condition:
             # Small at first: at full size the conditions' vectors drown the token that they are added to.
-            self.condition_gain = self.param("condition_gain", nn.initializers.constant(0.3), (1,))
+            self.condition_gain = self.param("condition_gain", nn.initializers.constant(CONDITION_GAIN), (1,))
         block = Block
         if config.remat != "none":
             policy = None if config.remat == "full" else _saved_by(config.remat)
@@ -236,10 +237,12 @@ class Transformer(nn.Module):
             for span in spans:
                 end = place + span.frames * span.levels
                 held = self._embed(tokens[:, place:end]).astype(jnp.float32)
-                shape = (span.levels, span.frames) if span.interleaved else (span.frames, span.levels)
-                held = held.reshape(-1, *shape, self.config.d_model).sum(axis=1 if span.interleaved else 2)
+                if span.slots:
+                    held = jnp.stack([held[:, list(slot)].sum(axis=1) for slot in span.slots], axis=1)
+                else:
+                    held = jnp.sum(held.reshape(-1, span.frames, span.levels, self.config.d_model), axis=2)
                 held = jnp.repeat(held, span.positions, axis=1)[:, : length - start]
-                if span.interleaved:  # windows, of which the last is longer than the hop
+                if span.slots:
                     held = jnp.pad(held, ((0, 0), (0, length - start - held.shape[1]), (0, 0)), mode="edge")
                 held = self.condition_gain[:, None, None] * held
                 features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))

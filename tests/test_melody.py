@@ -130,9 +130,9 @@ def test_tokens_are_those_of_the_windows(learner):
     later = melody.embed(SMALL, variables, audio[:, 72_000 : 72_000 + 96_000])
     np.testing.assert_allclose(embedded[:, 1], later[:, 0], atol=1e-5)
     points = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"described is \(7, 12\), expected \[n, 12\] with n of at least"):
-        melody.fit_quantizer(SMALL, variables, points[:7], jax.random.key(0))
-    variables = melody.fit_quantizer(SMALL, variables, points, jax.random.key(0), iterations=2)
+    with pytest.raises(ValueError, match=r"embeddings are \(7, 12\), expected \[n, 12\] with n of at least"):
+        melody.fit_quantizer(SMALL, variables, points[:7], None, jax.random.key(0))
+    variables = melody.fit_quantizer(SMALL, variables, points, None, jax.random.key(0), iterations=2)
     codes = melody.tokens(SMALL, variables, audio)
     assert codes.shape == (2, 72) and codes.min() >= 0 and codes.max() < 8
     first = np.argmin(np.sum((variables["codebooks"][0] - embedded[:, :, None]) ** 2, axis=-1), axis=-1)
@@ -143,7 +143,7 @@ def test_tokens_are_those_of_the_windows(learner):
 
 KEYED = dataclasses.replace(
     SMALL, semitones=True, lowest_pitch=48, num_mels=54, patch_mels=18, mel_window=2048, mel_fft_size=2048,
-    mel_floor=1e-3, mel_mean=-5.9, mel_scale=1.0, chroma_parts=4, chroma_weight=2.0,
+    mel_floor=1e-3, mel_mean=-5.9, mel_scale=1.0, chroma_parts=4,
 )  # fmt: skip
 
 
@@ -154,35 +154,46 @@ def tune(pitches):
 
 
 def test_pitch_classes_are_those_of_each_part_in_any_octave_and_loudness():
-    audio = np.stack([tune([57, 60, 64, 67]), 0.1 * tune([69, 72, 76, 79]), np.zeros(96_000, np.float32)])
-    spectra = log_semitones(jnp.asarray(audio), KEYED.mel, KEYED.lowest_pitch)
-    heard = np.asarray(pitch_classes(spectra, KEYED.lowest_pitch, 4)).reshape(3, 4, 12)
+    fading = tune([57, 60, 64, 67]) * np.repeat([1, 0.3, 0.03, 0], 24_000)
+    audio = np.stack([tune([57, 60, 64, 67]), 0.1 * tune([69, 72, 76, 79]), fading, np.zeros(96_000)])
+    spectra = log_semitones(jnp.asarray(audio, jnp.float32), KEYED.mel, KEYED.lowest_pitch)
+    heard = np.asarray(pitch_classes(spectra, KEYED.lowest_pitch, 4))
+    assert heard.shape == (4, 4, 12)
     assert heard[0].argmax(axis=1).tolist() == heard[1].argmax(axis=1).tolist() == [9, 0, 4, 7]  # A, C, E, G
-    np.testing.assert_allclose(np.linalg.norm(heard, axis=(1, 2)), [1, 1, 0], atol=1e-4)
+    lengths = np.linalg.norm(heard, axis=2)
+    np.testing.assert_allclose(lengths[:2], 1, atol=1e-4)
+    np.testing.assert_allclose(lengths[2, :2], 1, atol=1e-4)
+    assert 0.15 < lengths[2, 2] < 0.6 and lengths[2, 3] < 0.1  # -30 dB, and what rings on from there
+    np.testing.assert_allclose(lengths[3], 0, atol=1e-4)
     np.testing.assert_allclose(heard.mean(axis=2), 0, atol=1e-6)
 
 
 def test_tokens_may_tell_the_key_that_embeddings_do_not():
-    learner = MelodyLearner(KEYED)
+    learner, rng = MelodyLearner(KEYED), np.random.default_rng(0)
     variables = learner.variables(learner.init(jax.random.key(0)))
-    audio = np.stack([tune([60, 64, 67, 64]), tune([62, 66, 69, 66])])
-    described = np.asarray(melody.describe(KEYED, variables, audio))
-    assert described.shape == (2, 1, KEYED.token_dim) == (2, 1, 12 + 48)
-    np.testing.assert_array_equal(described[..., :12], melody.embed(KEYED, variables, audio))
-    classes = described[..., 12:].reshape(2, 4, 12)
-    np.testing.assert_allclose(np.linalg.norm(classes, axis=(1, 2)), 2, rtol=1e-4)  # chroma_weight
-    assert (classes.argmax(axis=2) == [[0, 4, 7, 4], [2, 6, 9, 6]]).all()
-    # Without pitch classes the model is the same.
-    plain = dataclasses.replace(KEYED, chroma_parts=0)
-    np.testing.assert_allclose(melody.describe(plain, variables, audio), described[..., :12], atol=1e-6)
-    points = np.random.default_rng(0).normal(size=(64, 60)).astype(np.float32)
-    variables = melody.fit_quantizer(KEYED, variables, points, jax.random.key(0), iterations=2)
-    first = np.argmin(np.sum((variables["codebooks"][0] - described) ** 2, axis=-1), axis=-1)
-    np.testing.assert_array_equal(melody.tokens(KEYED, variables, audio)[:, 0], first)
+    audio = np.tile(np.stack([tune([60, 64, 67, 64]), tune([62, 66, 69, 66])]), 3)[:, :240_000]
+    heard = np.asarray(melody.chroma(KEYED, audio))
+    assert heard.shape == (2, 3, 4, 12)
+    assert (heard.argmax(axis=3)[:, 0] == [[0, 4, 7, 4], [2, 6, 9, 6]]).all()
+    points, classes = rng.normal(size=(64, 12)), rng.normal(size=(64, 12))
+    with pytest.raises(ValueError, match="chroma_parts is 4: give pitch classes"):
+        melody.fit_quantizer(KEYED, variables, points, None, jax.random.key(0))
+    variables = melody.fit_quantizer(KEYED, variables, points, classes, jax.random.key(0), iterations=2)
+    assert variables["codebooks"].shape == (20, 8, 12) and variables["chroma_codebook"].shape == (8, 12)
+    codes = np.asarray(melody.tokens(KEYED, variables, audio)).reshape(2, 24, 3)
+    nearest = np.argmin(np.sum((variables["chroma_codebook"] - heard[..., None, :]) ** 2, axis=-1), axis=-1)
+    np.testing.assert_array_equal(codes[:, :4], nearest.swapaxes(1, 2))
+    plain = dataclasses.replace(KEYED, chroma_parts=0)  # the RVQ goes on where it would begin
+    np.testing.assert_array_equal(codes[:, 4:].reshape(2, -1), melody.tokens(plain, variables, audio))
+    stand_for = melody.entries(KEYED, variables)
+    assert stand_for.shape == (24, 8, 24)
+    np.testing.assert_array_equal(stand_for[2], np.pad(variables["chroma_codebook"], ((0, 0), (12, 0))))
+    np.testing.assert_array_equal(stand_for[4, :, :12], variables["codebooks"][0])
+    assert not stand_for[4:, :, 12:].any()
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"chroma_parts is 4: expected 0, or with semitones=True 1 to the 80 frames"):
+    with pytest.raises(ValueError, match=r"chroma_parts is 4: expected 0, or with semitones=True 1 to 23, fewer"):
         dataclasses.replace(SMALL, chroma_parts=4)
     with pytest.raises(ValueError, match=r"windows x num_quantizers is 3 x 12, expected the 72 tokens"):
         dataclasses.replace(SMALL, num_quantizers=12)

@@ -4,7 +4,7 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, stage_weights, stages
+from musiclm_jax import bundles, melody, stage_weights, stages
 from musiclm_jax.launch import train
 from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.stage_learner import StageLearner
@@ -72,6 +72,19 @@ def test_near_melodies_begin_near():
     np.testing.assert_allclose(of_level[4] - of_level[3], apart, atol=1e-4)
 
 
+@pytest.mark.parametrize("gain, strength", [(0.3, 1), (-0.06, 5), (0.001, stage_weights.MOST_STRENGTH)])
+def test_the_melody_is_heard_beside_the_targets_as_in_a_new_stage(gain, strength):
+    codebooks = {"melody": np.random.default_rng(1).normal(size=(24, miniature.CODES, 8)).astype(np.float32)}
+    params = {"embedding": table(SEMANTIC)}
+    plain = stage_weights.carried_over(params, SEMANTIC, MELODIC, codebooks)
+    params["condition_gain"] = np.array([gain], np.float32)
+    carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, codebooks)
+    for level in range(6):
+        expected = strength * rows(plain, MELODIC, "melody", level)
+        np.testing.assert_allclose(rows(carried, MELODIC, "melody", level), expected, rtol=1e-5)
+    np.testing.assert_array_equal(rows(carried, MELODIC, "mulan", 0), rows(plain, MELODIC, "mulan", 0))
+
+
 def test_without_codebooks_the_melodys_rows_are_drawn_as_large_as_the_others():
     params = {"embedding": 3.0 * table(SEMANTIC)}
     carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {})
@@ -88,7 +101,7 @@ def test_a_run_that_follows_melodies_begins_with_the_bundles_semantic_stage(tmp_
     assert params["layers"] is own["layers"]
     semantic = miniature.STAGES["semantic"]
     np.testing.assert_array_equal(rows(params, miniature.MELODIC, "mulan", 11), rows(own, semantic, "mulan", 11))
-    codebooks = bundle.part("melody").variables["codebooks"]
+    codebooks = melody.entries(*bundle.part("melody"))
     expected = stage_weights.carried_over(own, semantic, miniature.MELODIC, {"melody": codebooks})
     np.testing.assert_array_equal(params["embedding"], expected["embedding"])
     without = stage_weights.carried_over(own, semantic, miniature.MELODIC, {})

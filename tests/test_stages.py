@@ -138,12 +138,18 @@ def test_times_are_in_acoustic_frames():
 
 def test_spans_say_for_how_many_targets_a_frame_holds():
     stage = coarse_stage(seconds=0.08, coarse_quantizers=2, **SMALL)
-    assert stage.spans() == ((1, 2, 8, False), (2, 1, 4, False))
-    assert stage.spans((1, 4, 8)) == ((1, 2, 16, False), (4, 1, 4, False))
-    assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8, False),)
+    assert stage.spans() == ((1, 2, 8, ()), (2, 1, 4, ()))
+    assert stage.spans((1, 4, 8)) == ((1, 2, 16, ()), (4, 1, 4, ()))
+    assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8, ()),)
     # Of a melody's three windows each level is told in turn; they begin 3 s apart.
     melodic = semantic_stage(seconds=10, melody_quantizers=6, melody_codebook_size=8, **SMALL)
-    assert melodic.spans() == ((1, 2, 250, False), (3, 2, 75, True))
+    assert melodic.spans() == ((1, 2, 250, ()), (1, 6, 75, ((0, 3), (1, 4), (2, 5))))
+    # Here the levels tell seconds of a window, one after the other; the fourth is not read.
+    melodic = semantic_stage(seconds=10, melody_quantizers=9, melody_codebook_size=8, melody_parts=4, **SMALL)
+    firsts = [(0,), (3,), (6,), (1,), (4,), (7,), (2,), (5,), (8,), ()]  # 4 s and a hop of 3: seconds 0 to 9
+    assert melodic.spans()[1] == (1, 9, 25, tuple(firsts))
+    melodic = semantic_stage(seconds=10, melody_quantizers=15, melody_codebook_size=8, melody_parts=4, **SMALL)
+    assert melodic.spans()[1].slots[4] == (4, 13) and melodic.spans()[1].slots[9] == (11, 14)
     with pytest.raises(ValueError, match="has 4 levels, expected a multiple of its 3 windows"):
         semantic_stage(melody_quantizers=4)
     reversed_rates = dataclasses.replace(

@@ -157,19 +157,20 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
     assert (change[:5] < 1e-5).all() and (change[5:] > 0.01).all()
 
 
-def test_windows_that_take_turns_hold_one_after_the_other_and_the_last_to_the_end(params, tokens):
+def test_slots_hold_one_after_the_other_and_the_last_to_the_end(params, tokens):
     config = dataclasses.replace(SMALL, time_embedding=False)
     without = {name: value for name, value in params.items() if name != "time_gain"}
     model = transformer.Transformer(config, ROWS)
-    span, length = ConditionSpan(frames=3, levels=2, positions=4, interleaved=True), 22
+    slots, length = ((0, 3), (1,), (), (2, 4, 5)), 22
+    span = ConditionSpan(frames=1, levels=6, positions=3, slots=slots)
     times = np.zeros((length, 16), np.float32)
     features = model.apply(
         {"params": without}, tokens, times, (span,), length, method=transformer.Transformer.input_features
     )
     table, gain = np.asarray(params["embedding"]), float(params["condition_gain"][0])
-    for i in range(6, length):  # inputs 1 to 6 are the windows'; input 6 predicts the first target
-        window = min((i - 6) // 4, 2)
-        expected = gain * (table[tokens[:, 1 + window]] + table[tokens[:, 4 + window]])
+    for i in range(6, length):  # inputs 1 to 6 are the conditioning; input 6 predicts the first target
+        slot = slots[min((i - 6) // 3, 3)]
+        expected = gain * table[tokens[:, [1 + token for token in slot]]].sum(axis=1)
         np.testing.assert_allclose(features[:, i], expected, rtol=1e-5, atol=1e-6)
     assert not np.any(features[:, :6])
 

@@ -1,7 +1,7 @@
 """The melody embedding: near for renditions of one melody, whatever plays it (MusicLM, arXiv 2301.11325, 3.3)."""
 
 from musiclm_jax.melody.config import MelodyConfig
-from musiclm_jax.melody.embed import describe, embed, fit_quantizer, tokens
+from musiclm_jax.melody.embed import chroma, embed, entries, fit_quantizer, tokens
 from musiclm_jax.melody.encoder import MelodyEncoder
 from musiclm_jax.melody.learner import MelodyLearner
 from musiclm_jax.melody.triplet import semi_hard_triplet_loss
@@ -10,8 +10,9 @@ __all__ = [
     "MelodyConfig",
     "MelodyEncoder",
     "MelodyLearner",
-    "describe",
+    "chroma",
     "embed",
+    "entries",
     "fit_quantizer",
     "semi_hard_triplet_loss",
     "tokens",

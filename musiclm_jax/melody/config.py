@@ -16,7 +16,7 @@ class MelodyConfig:
 
     What the paper does not have, for small models and little data: filters by semitone (`semitones`), over which
     patches lower than the spectrum slide (`patch_mels`), so that the key does not matter by construction; and tokens
-    that tell pitch classes (`chroma_parts`) beside the embedding, which is the same in every key: a stage that has
+    that tell pitch classes (`chroma_parts`) before the embedding, which is the same in every key: a stage that has
     heard a few thousand clips does not learn to find out the key and to transpose.
     """
 
@@ -43,8 +43,7 @@ class MelodyConfig:
     embedding_dim: int = 192  # of an embedding, of length 1
     num_quantizers: int = 24  # RVQ levels of one embedding
     codebook_size: int = MELODY.codebook_size  # entries of a level
-    chroma_parts: int = 0  # equal parts of a window whose pitch classes the tokens tell, too; 0 for none
-    chroma_weight: float = 1.0  # length of the vector of pitch classes, where an embedding has length 1
+    chroma_parts: int = 0  # equal parts of a window; of its codes the first ones tell their pitch classes; 0 for none
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -64,21 +63,16 @@ class MelodyConfig:
                 f"{self.patch_frames} frames, patch_hop {self.patch_hop} apart: expected 1 to num_mels, and 1 to "
                 "patch_frames"
             )
-        if self.chroma_parts and not (self.semitones and 0 < self.chroma_parts <= self.frames):
+        if self.chroma_parts and not (self.semitones and 0 < self.chroma_parts < self.num_quantizers):
             raise ValueError(
-                f"chroma_parts is {self.chroma_parts}: expected 0, or with semitones=True 1 to the {self.frames} "
-                "frames of a window"
+                f"chroma_parts is {self.chroma_parts}: expected 0, or with semitones=True 1 to "
+                f"{self.num_quantizers - 1}, fewer than num_quantizers"
             )
         if self.windows * self.num_quantizers != MELODY.quantizers:
             raise ValueError(
                 f"windows x num_quantizers is {self.windows} x {self.num_quantizers}, expected the "
                 f"{MELODY.quantizers} tokens of the melody stream"
             )
-
-    @property
-    def token_dim(self) -> int:
-        """Dimensions of what is quantized: of an embedding, and of 12 pitch classes in each part of its window."""
-        return self.embedding_dim + 12 * self.chroma_parts
 
     @property
     def window_samples(self) -> int:

@@ -1,7 +1,7 @@
 """Inference with the melody model: embeddings of recordings and their tokens.
 
-`variables` is {"params": of the encoder, and from `fit_quantizer` "codebooks", float32 `[quantizers, codebook_size,
-token_dim]`}.
+`variables` is {"params": of the encoder}, and from `fit_quantizer` {"codebooks": float32 `[levels, codebook_size,
+embedding_dim]`} and, with `chroma_parts`, {"chroma_codebook": float32 `[codebook_size, 12]`}.
 """
 
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from musiclm_jax import quantization
 from musiclm_jax.melody.config import MelodyConfig
@@ -19,48 +20,29 @@ Variables = dict[str, Any]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _described(config: MelodyConfig, params: Variables, windows: jax.Array) -> jax.Array:
-    """Of windows `[n, window_samples]`: embeddings and, with `chroma_parts`, pitch classes, `[n, token_dim]`."""
-    spectrum = features(config, windows)
-    embedded = MelodyEncoder(config).apply({"params": params}, spectrum)
-    if not config.chroma_parts:
-        return embedded
-    levels = config.mel_scale * spectrum + config.mel_mean
-    heard = config.chroma_weight * pitch_classes(levels, config.lowest_pitch, config.chroma_parts)
-    return jnp.concatenate([embedded, heard], axis=1)
+def _embed(config: MelodyConfig, params: Variables, windows: jax.Array) -> jax.Array:
+    return MelodyEncoder(config).apply({"params": params}, features(config, windows))
 
 
-def embed(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Embeds the windows of a recording.
+@functools.partial(jax.jit, static_argnums=0)
+def _pitch_classes(config: MelodyConfig, windows: jax.Array) -> jax.Array:
+    levels = config.mel_scale * features(config, windows) + config.mel_mean
+    return pitch_classes(levels, config.lowest_pitch, config.chroma_parts)
+
+
+def windows_of(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
+    """Windows of recordings.
 
     Args:
       config: the model's.
-      variables: see the module.
       audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a window, it is filled up with silence. A last part
         shorter than the hop is left out.
 
     Returns:
-      float32 `[batch, windows, embedding_dim]`, of length 1 each.
+      float32 `[batch, windows, window_samples]`.
 
     Raises:
       ValueError: if `audio` is not `[batch, samples]` with at least one sample.
-    """
-    return describe(config, variables, audio)[..., : config.embedding_dim]
-
-
-def describe(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
-    """What the tokens stand for: the embeddings of `embed`, then pitch classes if `chroma_parts` asks for them.
-
-    Args:
-      config: the model's.
-      variables: see the module.
-      audio: as in `embed`.
-
-    Returns:
-      float32 `[batch, windows, token_dim]`.
-
-    Raises:
-      ValueError: as `embed`.
     """
     audio = jnp.asarray(audio, jnp.float32)
     if audio.ndim != 2 or not audio.shape[1]:
@@ -68,46 +50,104 @@ def describe(config: MelodyConfig, variables: Variables, audio: jax.typing.Array
     window, hop = config.window_samples, config.hop_samples
     audio = jnp.pad(audio, ((0, 0), (0, max(0, window - audio.shape[1]))))
     starts = range(0, audio.shape[1] - window + 1, hop)
-    windows = jnp.stack([audio[:, start : start + window] for start in starts], axis=1)
-    return _described(config, variables["params"], windows.reshape(-1, window)).reshape(*windows.shape[:2], -1)
+    return jnp.stack([audio[:, start : start + window] for start in starts], axis=1)
+
+
+def embed(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
+    """Embeds the windows of recordings.
+
+    Args:
+      config: the model's.
+      variables: see the module.
+      audio: as in `windows_of`, whose errors are raised.
+
+    Returns:
+      float32 `[batch, windows, embedding_dim]`, of length 1 each.
+    """
+    windows = windows_of(config, audio)
+    return _embed(config, variables["params"], _rows(windows)).reshape(*windows.shape[:2], -1)
+
+
+def chroma(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
+    """Pitch classes in the parts of the windows of recordings, see `spectrum.pitch_classes`.
+
+    Args:
+      config: the model's, with `chroma_parts`.
+      audio: as in `windows_of`, whose errors are raised.
+
+    Returns:
+      float32 `[batch, windows, chroma_parts, 12]`.
+    """
+    windows = windows_of(config, audio)
+    return _pitch_classes(config, _rows(windows)).reshape(*windows.shape[:2], -1, 12)
+
+
+def _rows(windows: jax.Array) -> jax.Array:
+    return windows.reshape(-1, windows.shape[-1])
 
 
 def fit_quantizer(
-    config: MelodyConfig, variables: Variables, described: jax.typing.ArrayLike, key: jax.Array, iterations: int = 30
+    config: MelodyConfig,
+    variables: Variables,
+    embeddings: jax.typing.ArrayLike,
+    classes: jax.typing.ArrayLike | None,
+    key: jax.Array,
+    iterations: int = 30,
 ) -> Variables:
-    """Fits the RVQ to windows of the training split.
+    """Fits the codebooks to windows of the training split.
 
     Args:
       config: the model's.
       variables: of the trained model.
-      described: float32 `[n, token_dim]` from `describe`, n at least `codebook_size`.
+      embeddings: float32 `[n, embedding_dim]`, n at least `codebook_size`.
+      classes: float32 `[n, 12]` from `chroma`, with `chroma_parts`; else None.
       key: for k-means.
       iterations: of k-means a level.
 
     Returns:
-      `variables` with "codebooks".
+      `variables` with the codebooks.
 
     Raises:
-      ValueError: if there are fewer windows than the codebook has entries.
+      ValueError: if there are fewer windows than a codebook has entries, or pitch classes are missing.
     """
-    points = jnp.asarray(described, jnp.float32)
-    if points.ndim != 2 or points.shape[1] != config.token_dim or len(points) < config.codebook_size:
+    points = jnp.asarray(embeddings, jnp.float32)
+    if points.ndim != 2 or len(points) < config.codebook_size:
         raise ValueError(
-            f"described is {points.shape}, expected [n, {config.token_dim}] with n of at least codebook_size = "
+            f"embeddings are {points.shape}, expected [n, {config.embedding_dim}] with n of at least codebook_size = "
             f"{config.codebook_size}"
         )
-    rvq = quantization.RVQConfig(config.num_quantizers, config.codebook_size, config.token_dim)
-    return variables | {"codebooks": quantization.fit_rvq(key, points, rvq, iterations)}
+    levels = config.num_quantizers - config.chroma_parts
+    rvq = quantization.RVQConfig(levels, config.codebook_size, config.embedding_dim)
+    fitted = {"codebooks": quantization.fit_rvq(key, points, rvq, iterations)}
+    if config.chroma_parts:
+        if classes is None or len(classes) < config.codebook_size:
+            raise ValueError(f"chroma_parts is {config.chroma_parts}: give pitch classes of the windows, too")
+        of_part = quantization.RVQConfig(1, config.codebook_size, 12)
+        fitted["chroma_codebook"] = quantization.fit_rvq(key, jnp.asarray(classes), of_part, iterations)[0]
+    return variables | fitted
+
+
+def entries(config: MelodyConfig, variables: Variables) -> np.ndarray:
+    """What the codes of each level stand for: float32 `[num_quantizers, codebook_size, embedding_dim + 12]`.
+
+    Pitch classes, in the last 12 dimensions, and embeddings share no dimension.
+    """
+    rvq = np.pad(np.asarray(variables["codebooks"]), ((0, 0), (0, 0), (0, 12)))
+    if not config.chroma_parts:
+        return rvq
+    heard = np.pad(np.asarray(variables["chroma_codebook"]), ((0, 0), (config.embedding_dim, 0)))
+    return np.concatenate([np.broadcast_to(heard, (config.chroma_parts, *heard.shape)), rvq])
 
 
 def tokens(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
     """Tokens of the first clip of a recording, level by level: the first 3 k are the first k levels of its 3 windows.
 
     The paper leaves their order open. So a stage can be conditioned on the coarsest levels alone, the first tokens.
+    With `chroma_parts`, the first levels tell the pitch classes of each part, and the RVQ of the embedding follows.
 
     Args:
       config: the model's.
-      variables: with "codebooks".
+      variables: with the codebooks.
       audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a clip, it is filled up with silence.
 
     Returns:
@@ -121,5 +161,8 @@ def tokens(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLi
         raise ValueError(f"audio is {audio.shape}, expected [batch, samples]")
     audio = audio[:, : config.clip_samples]
     audio = jnp.pad(audio, ((0, 0), (0, config.clip_samples - audio.shape[1])))
-    codes = quantization.encode(variables["codebooks"], describe(config, variables, audio))  # [batch, windows, levels]
+    codes = quantization.encode(variables["codebooks"], embed(config, variables, audio))  # [batch, windows, levels]
+    if config.chroma_parts:
+        heard = quantization.encode(variables["chroma_codebook"][None], chroma(config, audio))[..., 0]
+        codes = jnp.concatenate([heard, codes], axis=-1)
     return codes.swapaxes(1, 2).reshape(len(audio), -1)

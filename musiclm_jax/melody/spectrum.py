@@ -60,12 +60,14 @@ def pitch_classes(spectrum: jax.Array, lowest: int, parts: int) -> jax.Array:
       parts: of equal length, as nearly as frames allow.
 
     Returns:
-      float32 `[batch, parts * 12]`, part by part, C first; of length 1, and of mean 0 in each part. Silence is 0.
+      float32 `[batch, parts, 12]`, C first, of mean 0 and length 1; shorter where a part is under a tenth of the
+      loudest one (-20 dB), and 0 in silence.
     """
     frames, count = spectrum.shape[1:]
     of_class = ((lowest + np.arange(count))[:, None] % 12 == np.arange(12)).astype(np.float32)
     of_part = (np.arange(frames)[:, None] * parts // frames == np.arange(parts)).astype(np.float32)
     of_class, of_part = of_class / of_class.sum(axis=0), of_part / of_part.sum(axis=0)
     heard = jnp.einsum("bfc,fp->bpc", jnp.exp(spectrum) @ of_class, of_part)
-    heard = (heard - heard.mean(axis=2, keepdims=True)).reshape(len(spectrum), -1)
-    return heard / jnp.maximum(jnp.linalg.norm(heard, axis=1, keepdims=True), 1e-4)
+    heard = heard - heard.mean(axis=2, keepdims=True)
+    size = jnp.linalg.norm(heard, axis=2, keepdims=True)
+    return heard / jnp.maximum(jnp.maximum(size, 0.1 * size.max(axis=1, keepdims=True)), 1e-4)
