@@ -173,6 +173,13 @@ def check_codebooks(bundle: Bundle, name: str) -> None:
     if bundle.has("melody"):
         tune = bundle.part("melody").config
         made[MELODY.name] = (MELODY.quantizers, tune.codebook_size)
+        parts = {own.parts for own in stage.streams if own.name == MELODY.name}
+        if parts - {tune.chroma_parts}:
+            raise BundleError(
+                f"bundle {bundle.path}: the {name} stage takes {parts.pop()} codes of a melody's window for its pitch "
+                f"classes (melody_parts), the melody model makes {tune.chroma_parts} (chroma_parts): export parts "
+                "trained together"
+            )
     if stage.name != "semantic":
         made[SEMANTIC.name] = (1, bundle.part("semantic").config.stage.stream(SEMANTIC.name).codebook_size)
     for part in (*stage.conditioning, stage.target):

@@ -312,6 +312,17 @@ def test_a_bundle_without_a_melody_model_says_so(bundle):
         bundle.generate(["piano"], seconds=1.0, melody=miniature.tone())
 
 
+def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
+    folder = miniature.melodic(tmp_path / "bundle")
+    part = bundles.load(folder).part("semantic_melody")
+    sizes = {"melody_quantizers": 6, "melody_codebook_size": miniature.CODES, "melody_parts": 2}
+    keyed = stages.semantic_stage(seconds=1.6, **sizes, **miniature.STAGE_SIZES)
+    config = dataclasses.replace(part.config, stage=keyed)
+    bundles.save_part(folder, "semantic_melody", config, part.variables)
+    with pytest.raises(bundles.BundleError, match=r"takes 2 codes .* \(melody_parts\), the melody model makes 0"):
+        bundles.load(folder).generate(["piano"], seconds=1.0, melody=miniature.tone())
+
+
 def test_a_stream_is_of_one_piece(bundle):
     for asked, options in [(["piano", "fiddle"], {}), (["piano"], {"num_samples": 2}), (["piano"], {"best_of": 2})]:
         with pytest.raises(ValueError, match="a stream is one piece"):
