@@ -165,7 +165,7 @@ def test_pitch_classes_are_those_of_each_part_in_any_octave_and_loudness():
     np.testing.assert_allclose(lengths[2, :2], 1, atol=1e-4)
     assert 0.15 < lengths[2, 2] < 0.6 and lengths[2, 3] < 0.1  # -30 dB, and what rings on from there
     np.testing.assert_allclose(lengths[3], 0, atol=1e-4)
-    np.testing.assert_allclose(heard.mean(axis=2), 0, atol=1e-6)
+    np.testing.assert_allclose(heard.mean(axis=2), 0, atol=1e-5)
 
 
 def test_tokens_may_tell_the_key_that_embeddings_do_not():
