@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   musiclm generate "a calm piano piece" --at 0:15 "a brass band" --at 0:30 "steel drums" --output story.wav
   musiclm generate --mix "jazz piano:0.7" "church organ:0.3" --output mix.wav
   musiclm generate "a brass band" --continue jig.wav --seconds 10 --output longer.wav
-  musiclm generate "a church organ" --melody hum.wav --bundle mine --output organ.wav
+  musiclm generate "a church organ" --melody hum.wav --output organ.wav
   musiclm generate --like jig.wav --num_samples 3 --output alike.wav
   musiclm generate "a calm piano piece" --seconds 60 --stream --output - | aplay -r 24000 -f S16_LE
 
