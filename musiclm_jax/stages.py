@@ -261,10 +261,10 @@ def semantic_stage(
     if melody_quantizers:
         conditioning += (StreamSlice("melody", 0, melody_quantizers - 1),)
         # Last, so that the ids of the other streams are those of a stage without melody.
-        own = {"quantizers": melody_quantizers, "codebook_size": melody_codebook_size}
+        melody = dataclasses.replace(MELODY, quantizers=melody_quantizers, codebook_size=melody_codebook_size)
         if melody_parts:
-            own |= {"parts": melody_parts, "part_seconds": MELODY_SECONDS / melody_parts}
-        streams += (dataclasses.replace(MELODY, **own),)
+            melody = dataclasses.replace(melody, parts=melody_parts, part_seconds=MELODY_SECONDS / melody_parts)
+        streams += (melody,)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
 
 

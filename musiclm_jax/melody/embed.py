@@ -120,7 +120,7 @@ def fit_quantizer(
     rvq = quantization.RVQConfig(levels, config.codebook_size, config.embedding_dim)
     fitted = {"codebooks": quantization.fit_rvq(key, points, rvq, iterations)}
     if config.chroma_parts:
-        if classes is None or len(classes) < config.codebook_size:
+        if classes is None or len(np.asarray(classes)) < config.codebook_size:
             raise ValueError(f"chroma_parts is {config.chroma_parts}: give pitch classes of the windows, too")
         of_part = quantization.RVQConfig(1, config.codebook_size, 12)
         fitted["chroma_codebook"] = quantization.fit_rvq(key, jnp.asarray(classes), of_part, iterations)[0]
