@@ -80,7 +80,7 @@ done
 # Begins with the weights of the stage that follows the text alone.
 step train_semantic_melody train semantic_tiny_melody "$tokens" "--start_from=$bundle"
 step export_semantic_melody musiclm export --family semantic_melody --model_dir "$work/semantic_tiny_melody" \
-  --bundle "$bundle" --best
+  --bundle "$bundle" --best --storage int8
 
 cat <<END
 The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To hear it, and to measure it:

@@ -173,10 +173,10 @@ def check_codebooks(bundle: Bundle, name: str) -> None:
     if bundle.has("melody"):
         tune = bundle.part("melody").config
         made[MELODY.name] = (MELODY.quantizers, tune.codebook_size)
-        parts = {own.parts for own in stage.streams if own.name == MELODY.name}
-        if parts - {tune.chroma_parts}:
+        takes = next((own.parts for own in stage.streams if own.name == MELODY.name), tune.chroma_parts)
+        if takes != tune.chroma_parts:
             raise BundleError(
-                f"bundle {bundle.path}: the {name} stage takes {parts.pop()} codes of a melody's window for its pitch "
+                f"bundle {bundle.path}: the {name} stage takes {takes} codes of a melody's window for its pitch "
                 f"classes (melody_parts), the melody model makes {tune.chroma_parts} (chroma_parts): export parts "
                 "trained together"
             )

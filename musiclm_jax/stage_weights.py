@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from musiclm_jax.stages import Stage
-from musiclm_jax.tokens import MELODY
 from musiclm_jax.transformer import CONDITION_GAIN, Params
 
 WINDOW_SHARE = 0.25  # of a row's size: what tells a window of the melody from the others
@@ -26,7 +25,7 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
       params: of the old stage, stacked or not.
       old: the stage that was trained.
       new: the stage to train.
-      codebooks: of a stream's RVQ, float32 `[levels, codebook_size, dim]`; only that of "melody" is used.
+      codebooks: of streams of windows, what the codes of each level stand for, float32 `[levels, codebook_size, dim]`.
       seed: of what is drawn.
 
     Returns:
@@ -42,7 +41,7 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
     strength = min(CONDITION_GAIN / max(gain, 1e-6), MOST_STRENGTH)
     known = {stream.name: stream for stream in old.streams}
     for stream in new.streams:
-        entries = np.asarray(codebooks[stream.name]) if stream.name == MELODY.name and codebooks else None
+        entries = codebooks.get(stream.name)
         if entries is not None:
             projection = rng.standard_normal((entries.shape[2], width)).astype(np.float32)
             of_window = WINDOW_SHARE * rng.standard_normal((stream.windows, width)).astype(np.float32)

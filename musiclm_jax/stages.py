@@ -17,45 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.tokens import ACOUSTIC, MELODY, MELODY_SECONDS, MULAN, SEMANTIC, TokenStream
+from musiclm_jax.tokens import ACOUSTIC, MELODY, MULAN, SEMANTIC, TokenStream
+from musiclm_jax.vocabulary import Vocabulary
 
 PADDING = -1  # code of frames that are not there
 TIME_RATE = 50  # times within a crop are counted in 1/50 s, the frame of the fastest stream
-ROWS_MULTIPLE = 128  # embedding tables are padded to it, so that they split over a mesh and fill TPU tiles
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Ids of a stage: a range for each level of each stream, then one special id, then unused rows of the table."""
-
-    streams: tuple[TokenStream, ...]
-
-    def offset(self, stream: str, level: int = 0) -> int:
-        """First id of a level of a stream.
-
-        Raises:
-          ValueError: if the vocabulary lacks that stream or level.
-        """
-        first = 0
-        for own in self.streams:
-            if own.name == stream:
-                if not 0 <= level < own.quantizers:
-                    raise ValueError(
-                        f"level {level} of stream {stream!r} is asked for, expected 0..{own.quantizers - 1}"
-                    )
-                return first + level * own.codebook_size
-            first += own.quantizers * own.codebook_size
-        raise ValueError(f"stream {stream!r} is not in the vocabulary, which has {[own.name for own in self.streams]}")
-
-    @property
-    def bos(self) -> int:
-        """The special id: begins a sequence, and stands for conditioning that is dropped or padded."""
-        return sum(own.quantizers * own.codebook_size for own in self.streams)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding table."""
-        return -(-(self.bos + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
 class StreamSlice(NamedTuple):
@@ -75,7 +41,7 @@ class ConditionSpan(NamedTuple):
     """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target.
 
     Where `slots` are given, the tokens do not come frame by frame: each slot names those that hold for `positions`
-    tokens of the target, the last one for all that follow.
+    tokens of the target.
     """
 
     frames: int
@@ -158,7 +124,7 @@ class Stage:
         """Which conditioning tokens hold while a target token sounds, part by part in the order of the sequence.
 
         A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them, or
-        each window of it from its beginning to that of the next one, and in there each part in its own time.
+        slot by slot (`TokenStream.slots`).
 
         Args:
           frames: of each part of the conditioning and of the target, by default those of a training crop.
@@ -170,29 +136,16 @@ class Stage:
         target_rate, spans = self.stream(self.target.stream).frame_rate, []
         for part, count in zip(self.conditioning, counts, strict=True):
             stream = self.stream(part.stream)
-            rate, windows = stream.frame_rate, stream.windows
+            rate = stream.frame_rate
             if rate and target_rate % rate:
                 raise ValueError(f"{part.stream!r} has {rate} frames a second, expected a divisor of {target_rate}")
-            if windows > 1:
-                seconds = stream.part_seconds if stream.parts else stream.hop_seconds
-                positions = round(seconds * target_rate) * self.target.levels
-                spans.append(ConditionSpan(1, part.levels, positions, _slots(stream, part.levels // windows)))
-                continue
-            target_of_frame = target_rate // rate if rate else target_frames
-            spans.append(ConditionSpan(count, part.levels, target_of_frame * self.target.levels))
+            held = target_rate // rate if rate else target_frames
+            slots: tuple[tuple[int, ...], ...] = ()
+            if stream.windows > 1:
+                held = round(stream.slot_seconds * target_rate)
+                slots = stream.slots(part.levels // stream.windows, -(-target_frames // held))
+            spans.append(ConditionSpan(count, part.levels, held * self.target.levels, slots))
         return tuple(spans)
-
-
-def _slots(stream: TokenStream, levels: int) -> tuple[tuple[int, ...], ...]:
-    """Which tokens of a stream of windows hold one after the other: see `ConditionSpan`."""
-    a_window = round(stream.hop_seconds / stream.part_seconds) if stream.parts else 1
-    slots = []
-    for slot in range(a_window * (stream.windows - 1) + max(stream.parts, 1)):
-        window = min(slot // a_window, stream.windows - 1)
-        part = slot - a_window * window
-        own = [level for level in range(levels) if level == part or level >= stream.parts]
-        slots.append(tuple(level * stream.windows + window for level in own))
-    return tuple(slots)
 
 
 def _make_stage(
@@ -262,9 +215,7 @@ def semantic_stage(
         conditioning += (StreamSlice("melody", 0, melody_quantizers - 1),)
         # Last, so that the ids of the other streams are those of a stage without melody.
         melody = dataclasses.replace(MELODY, quantizers=melody_quantizers, codebook_size=melody_codebook_size)
-        if melody_parts:
-            melody = dataclasses.replace(melody, parts=melody_parts, part_seconds=MELODY_SECONDS / melody_parts)
-        streams += (melody,)
+        streams += (dataclasses.replace(melody, parts=melody_parts),)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
 
 

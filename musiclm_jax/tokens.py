@@ -22,9 +22,9 @@ class TokenStream:
       quantizers: codes per frame.
       codebook_size: codes of one quantizer are 0..codebook_size-1.
       windows: of a stream per clip, windows whose codes take turns: code i is of window i % windows.
-      hop_seconds: between the beginnings of these windows.
+      window_seconds: length of one of several windows.
+      hop_seconds: between the beginnings of two of them.
       parts: of a window, each of which one of its first codes tells; 0 if all codes tell the whole window.
-      part_seconds: length of a part.
     """
 
     name: str
@@ -32,9 +32,9 @@ class TokenStream:
     quantizers: int
     codebook_size: int
     windows: int = 1
+    window_seconds: float = 0.0
     hop_seconds: float = 0.0
     parts: int = 0
-    part_seconds: float = 0.0
 
     def frames(self, seconds: float) -> int:
         """Number of frames in `seconds` of audio; a stream per clip has one.
@@ -52,10 +52,33 @@ class TokenStream:
             )
         return round(frames)
 
+    @property
+    def slot_seconds(self) -> float:
+        """How long the same codes of one of several windows hold: a part, or up to the next window."""
+        return self.window_seconds / self.parts if self.parts else self.hop_seconds
+
+    def slots(self, levels: int, count: int) -> tuple[tuple[int, ...], ...]:
+        """Which codes of several windows hold in each slot of `slot_seconds`.
+
+        A window's codes hold from its beginning to that of the next one, each part's in its own time, and the last ones
+        on and on.
+
+        Args:
+          levels: codes of a window.
+          count: slots.
+        """
+        per_window = round(self.hop_seconds / self.slot_seconds)
+        slots = []
+        for slot in range(count):
+            window = min(slot // per_window, self.windows - 1)
+            part = min(slot - per_window * window, max(self.parts, 1) - 1)
+            own = [level for level in range(levels) if level == part or level >= self.parts]
+            slots.append(tuple(level * self.windows + window for level in own))
+        return tuple(slots)
+
 
 SEMANTIC = TokenStream("semantic", frame_rate=25, quantizers=1, codebook_size=1024)
 ACOUSTIC = TokenStream("acoustic", frame_rate=50, quantizers=12, codebook_size=1024)
 MULAN = TokenStream("mulan", frame_rate=0, quantizers=12, codebook_size=1024)
-MELODY = TokenStream("melody", frame_rate=0, quantizers=72, codebook_size=512, windows=3, hop_seconds=3.0)
-MELODY_SECONDS = 4.0  # of a window of the melody stream
+MELODY = TokenStream("melody", 0, quantizers=72, codebook_size=512, windows=3, window_seconds=4.0, hop_seconds=3.0)
 STREAMS = {stream.name: stream for stream in (SEMANTIC, ACOUSTIC, MULAN, MELODY)}

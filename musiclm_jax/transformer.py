@@ -242,8 +242,6 @@ class Transformer(nn.Module):
                 else:
                     held = jnp.sum(held.reshape(-1, span.frames, span.levels, self.config.d_model), axis=2)
                 held = jnp.repeat(held, span.positions, axis=1)[:, : length - start]
-                if span.slots:
-                    held = jnp.pad(held, ((0, 0), (0, length - start - held.shape[1]), (0, 0)), mode="edge")
                 held = self.condition_gain[:, None, None] * held
                 features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))
                 place = end

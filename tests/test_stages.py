@@ -143,7 +143,7 @@ def test_spans_say_for_how_many_targets_a_frame_holds():
     assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8, ()),)
     # Of a melody's three windows each level is told in turn; they begin 3 s apart.
     melodic = semantic_stage(seconds=10, melody_quantizers=6, melody_codebook_size=8, **SMALL)
-    assert melodic.spans() == ((1, 2, 250, ()), (1, 6, 75, ((0, 3), (1, 4), (2, 5))))
+    assert melodic.spans() == ((1, 2, 250, ()), (1, 6, 75, ((0, 3), (1, 4), (2, 5), (2, 5))))
     # Here the levels tell seconds of a window, one after the other; the fourth is not read.
     melodic = semantic_stage(seconds=10, melody_quantizers=9, melody_codebook_size=8, melody_parts=4, **SMALL)
     firsts = [(0,), (3,), (6,), (1,), (4,), (7,), (2,), (5,), (8,), ()]  # 4 s and a hop of 3: seconds 0 to 9

@@ -157,22 +157,23 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
     assert (change[:5] < 1e-5).all() and (change[5:] > 0.01).all()
 
 
-def test_slots_hold_one_after_the_other_and_the_last_to_the_end(params, tokens):
+def test_slots_hold_one_after_the_other(params, tokens):
     config = dataclasses.replace(SMALL, time_embedding=False)
     without = {name: value for name, value in params.items() if name != "time_gain"}
     model = transformer.Transformer(config, ROWS)
-    slots, length = ((0, 3), (1,), (), (2, 4, 5)), 22
+    slots = ((0, 3), (1,), (), (2, 4, 5))
     span = ConditionSpan(frames=1, levels=6, positions=3, slots=slots)
-    times = np.zeros((length, 16), np.float32)
-    features = model.apply(
-        {"params": without}, tokens, times, (span,), length, method=transformer.Transformer.input_features
-    )
     table, gain = np.asarray(params["embedding"]), float(params["condition_gain"][0])
-    for i in range(6, length):  # inputs 1 to 6 are the conditioning; input 6 predicts the first target
-        slot = slots[min((i - 6) // 3, 3)]
-        expected = gain * table[tokens[:, [1 + token for token in slot]]].sum(axis=1)
-        np.testing.assert_allclose(features[:, i], expected, rtol=1e-5, atol=1e-6)
-    assert not np.any(features[:, :6])
+    for length in (14, 18, 22):  # of the sequence: it ends before the last target, with it, after it
+        times = np.zeros((length, 16), np.float32)
+        features = model.apply(
+            {"params": without}, tokens, times, (span,), length, method=transformer.Transformer.input_features
+        )
+        expected = np.zeros((2, 22, 16), np.float32)
+        for i in range(6, 18):  # inputs 1 to 6 are the conditioning; input 6 predicts the first target
+            slot = slots[(i - 6) // 3]
+            expected[:, i] = gain * table[tokens[:, [1 + token for token in slot]]].sum(axis=1)
+        np.testing.assert_allclose(features, expected[:, :length], rtol=1e-5, atol=1e-6)
 
 
 def test_unstack_and_stack_are_inverse(params):

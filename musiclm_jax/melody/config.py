@@ -20,9 +20,9 @@ class MelodyConfig:
     heard a few thousand clips does not learn to find out the key and to transpose.
     """
 
-    window_seconds: float = 4.0  # of audio, that one embedding stands for
-    hop_seconds: float = 3.0  # between embeddings
-    windows: int = 3  # embeddings of a clip, which make one set of tokens: 10 s
+    window_seconds: float = MELODY.window_seconds  # of audio, that one embedding stands for
+    hop_seconds: float = MELODY.hop_seconds  # between embeddings
+    windows: int = MELODY.windows  # embeddings of a clip, which make one set of tokens: 10 s
     mel_window: int = 1200  # samples of an analysis window (50 ms: low notes are resolved)
     mel_hop: int = 480  # samples between frames (20 ms)
     mel_fft_size: int = 2048  # points of the transform

@@ -65,7 +65,8 @@ def embed(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLik
       float32 `[batch, windows, embedding_dim]`, of length 1 each.
     """
     windows = windows_of(config, audio)
-    return _embed(config, variables["params"], _rows(windows)).reshape(*windows.shape[:2], -1)
+    embedded = _embed(config, variables["params"], windows.reshape(-1, config.window_samples))
+    return embedded.reshape(*windows.shape[:2], -1)
 
 
 def chroma(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
@@ -79,11 +80,8 @@ def chroma(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
       float32 `[batch, windows, chroma_parts, 12]`.
     """
     windows = windows_of(config, audio)
-    return _pitch_classes(config, _rows(windows)).reshape(*windows.shape[:2], -1, 12)
-
-
-def _rows(windows: jax.Array) -> jax.Array:
-    return windows.reshape(-1, windows.shape[-1])
+    heard = _pitch_classes(config, windows.reshape(-1, config.window_samples))
+    return heard.reshape(*windows.shape[:2], -1, 12)
 
 
 def fit_quantizer(
