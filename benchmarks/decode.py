@@ -13,6 +13,8 @@ and the cross-attention that it always has: as many weights. A step of it is one
 `generate` does around. Parties take turns, round by round; figures are medians of processor time, which other work on
 the machine hurts least, on one core.
 
+"Layout" is what transposing their kernels does to the bundle's stages, which are small.
+
 "Kernels" are products of the stage's own gate and up kernels alone, with one row: the memory bandwidth that a step can
 have at most. Held-out bits with 8-bit kernels are measured for the bundle's stages, on token records (--tokens).
 24 layers take 8.5 GB at position 512, and 12 GB at 768.
@@ -42,11 +44,12 @@ from musiclm_jax.int8 import int8_kernels
 from musiclm_jax.kernels import TRANSPOSED, transposed_kernels, transposed_product
 from musiclm_jax.request import WEIGHTS
 from musiclm_jax.tokens import STAGES
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.transformer import TransformerConfig, unstack_layers
 
 POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
+KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs and how many
 FRAMES = 2  # of the coarse stage, in one call
-PARTS = ("stage", "kernels", "loss", "bundle")
+PARTS = ("stage", "kernels", "layout", "loss", "bundle")
 MUSICGEN_CONDITION = 12  # tokens that MusicGen's cross-attention looks at, as many as MuLan's
 
 
@@ -217,15 +220,16 @@ def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: 
 
 
 def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
-    """What XLA makes of kernels and of their order: 8.4M weights with 1 to 64 rows, in ms."""
-    rng, inward, outward = np.random.default_rng(0), 1024, 8192
-    wide = [jnp.asarray(rng.standard_normal((inward, outward), np.float32)) for _ in range(4)]
+    """What XLA makes of kernels and of their order, in ms: with 1 to 64 rows, of the paper's and of the tiny size."""
+    rng = np.random.default_rng(0)
 
     def product(contracted: int, sums: Any, rows: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.dot_general(rows, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=sums)
 
     parties = {}
-    for dtype, sums in ((jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.int8, jnp.int32)):
+    dtypes = ((jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.int8, jnp.int32))
+    for (inward, outward, copies), (dtype, sums) in itertools.product(KERNELS, dtypes):
+        wide = [jnp.asarray(rng.standard_normal((inward, outward), np.float32)) for _ in range(copies)]
         usual = [(30 * kernel).astype(dtype) for kernel in wide]
         transposed = [kernel.T.copy() for kernel in usual]
         kinds = {
@@ -243,7 +247,7 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
                 jax.block_until_ready(every(rows, kernels))
                 return (time.process_time() - began) / len(kernels)
 
-            parties[f"8.4M weights, {jnp.dtype(dtype).name}, {kind}, {count} rows"] = run
+            parties[f"{inward} x {outward}, {jnp.dtype(dtype).name}, {kind}, {count} rows"] = run
     rows, heads, length, channels = 8, 16, 2048, 64
     for dtype in (jnp.float32, jnp.bfloat16):
         keys = jnp.ones((rows, heads, length, channels), dtype)
@@ -259,6 +263,45 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
         parties[f"past of 8 rows and 2048 positions, {jnp.dtype(dtype).name}"] = run_attention
     found = turns(parties, rounds)
     return [Figure(f"in ms, {name}", 1e3 * value) for name, value in found.items()], found
+
+
+def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
+    """Windows of the bundle's stages with kernels in their own order and transposed, in turns."""
+    import musiclm_jax
+
+    loaded, rng, figures, details = musiclm_jax.load(bundle), np.random.default_rng(0), [], {}
+    for name in STAGES:
+        config, variables = loaded.part(name)
+        stage, transformer_config = config.stage, config.transformer
+        rows = 10 if name == "fine" else 1  # the windows of ten seconds at once, or a piece, which is guided
+        sampling = decoding.Sampling(guidance=2.0 if stage.condition_dropout else 1.0)
+        conditioning = {}
+        for part in stage.conditioning:
+            stream = stage.stream(part.stream)
+            shape = (rows, stage.frames(part), stream.quantizers) if stream.frame_rate else (rows, stream.quantizers)
+            codes = rng.integers(0, stream.codebook_size, shape)
+            conditioning[part.stream] = codes[..., 0] if part.stream == "semantic" else codes
+        keys, frames = jax.random.split(jax.random.key(0), rows), stage.frames(stage.target)
+        apart = unstack_layers(variables["params"])
+
+        def run(params: decoding.Params) -> float:
+            began = time.process_time()
+            codes = decoding.sample(transformer_config, stage, params, conditioning, None, frames, keys, sampling)  # noqa: B023
+            codes.block_until_ready()
+            return time.process_time() - began
+
+        parties = {
+            order: functools.partial(run, params)
+            for order, params in (("own order", apart), ("transposed", transposed_kernels(apart)))
+        }
+        for party in parties.values():
+            party()  # compiles
+        details[name] = found = turns(parties, rounds)
+        ratio = found["transposed"] / found["own order"]
+        figures.append(
+            Figure(f"window of the {name} stage, time with transposed kernels over that with their own", ratio)
+        )
+    return figures, details
 
 
 def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
@@ -284,37 +327,36 @@ def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
 
 
 def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figure], dict]:
-    """Music without compilation, in this process; commands of their own: the first, which compiles, and the second.
+    """Commands of their own: the first, which compiles, and the second; then music without compilation, in this one.
 
     The start of a command is what it takes beyond the music itself.
     """
     import musiclm_jax
 
-    figures, spent = [], {}
+    figures, music = [], {}
+    # Before this process has grown: a command's peak counts the process that it was forked from.
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {which: _command(bundle, seconds, folder) for which in ("first", "second")}
+        for which, (spent, peak) in commands.items():
+            figures.append(Figure(f"{which} command, {seconds:g} s of music, processor s", spent))
+            figures.append(Figure(f"{which} command, peak memory in GiB", peak))
+        if long:
+            spent, peak = _command(bundle, long, folder)
+            figures.append(Figure(f"{long:g} s of music, processor s", spent))
+            figures.append(Figure(f"{long:g} s of music, peak memory in GiB", peak))
     loaded = musiclm_jax.load(bundle)
     for weights in WEIGHTS:
         loaded.generate(["a calm piano piece"], seconds=seconds, weights=weights)
         began = time.process_time()
         loaded.generate(["a cheerful Irish jig on the fiddle"], seconds=seconds, weights=weights)
-        spent[weights] = time.process_time() - began
-        factor = spent[weights] / seconds
+        music[weights] = time.process_time() - began
+        factor = music[weights] / seconds
         name = f"processor s per second of music, {weights}, once compiled"
         figures.append(Figure(name, factor, "<= 0.5", factor <= 0.5))
-    with tempfile.TemporaryDirectory() as folder:
-        commands = [_command(bundle, seconds, folder) for _ in range(2)]
-        music = spent["float32"]  # as in the commands
-        for which, (whole, peak) in zip(("first", "second"), commands, strict=True):
-            figures.append(Figure(f"{which} command, {seconds:g} s of music, processor s", whole))
-            figures.append(Figure(f"{which} command, start alone, processor s", whole - music))
-            figures.append(Figure(f"{which} command, peak memory in GiB", peak))
-        (first, _), (second, _) = commands
-        ratio = (first - music) / (second - music)
-        figures.append(Figure("first start over second", ratio, ">= 3", ratio >= 3, "compilation cached on disk"))
-        figures.append(Figure("first command over second", first / second, note="music included"))
-        if long:
-            whole, peak = _command(bundle, long, folder)
-            figures.append(Figure(f"{long:g} s of music, processor s", whole))
-            figures.append(Figure(f"{long:g} s of music, peak memory in GiB", peak))
+    first, second = (commands[which][0] - music["float32"] for which in ("first", "second"))
+    ratio, note = first / second, f"compilation cached on disk; {first:.1f} and {second:.1f} s without the music"
+    figures.append(Figure("first start over second", ratio, ">= 3", ratio >= 3, note))
+    figures.append(Figure("first command over second", commands["first"][0] / commands["second"][0]))
     return figures, {}
 
 
@@ -347,6 +389,7 @@ def main() -> None:
     made = {
         "kernels": lambda: measure_kernels(args.rounds),
         "stage": lambda: measure_stage(args.layers, args.rounds, args.positions, not args.without_musicgen),
+        "layout": lambda: measure_layout(args.bundle, args.rounds),
         "loss": lambda: measure_loss(args),
         "bundle": lambda: measure_bundle(args.bundle, args.seconds, args.long),
     }

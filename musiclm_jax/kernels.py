@@ -13,7 +13,7 @@ import jax
 
 TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
-LARGE = 2**20  # weights; products of smaller kernels, which caches hold, are as fast or faster in the usual order
+LARGE = 2**20  # weights; stages of smaller ones decode faster in the usual order (benchmarks/decode.py --parts layout)
 FEW = 64  # tokens; with more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
