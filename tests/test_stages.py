@@ -150,6 +150,8 @@ def test_spans_say_for_how_many_targets_a_frame_holds():
     assert melodic.spans()[1] == (1, 9, 25, tuple(firsts))
     melodic = semantic_stage(seconds=10, melody_quantizers=15, melody_codebook_size=8, melody_parts=4, **SMALL)
     assert melodic.spans()[1].slots[4] == (4, 13) and melodic.spans()[1].slots[9] == (11, 14)
+    longer = dataclasses.replace(melodic, seconds=13.0)  # what holds at the end of the windows holds on
+    assert longer.spans()[1].slots[9:] == ((11, 14),) * 4
     with pytest.raises(ValueError, match="has 4 levels, expected a multiple of its 3 windows"):
         semantic_stage(melody_quantizers=4)
     reversed_rates = dataclasses.replace(

@@ -245,6 +245,27 @@ def test_export_of_mulan_fits_the_quantizer_and_writes_candidates(corpus, tmp_pa
     assert json.loads((tmp_path / "b" / "tags.json").read_text())["tags"] == ["jig", "piano", "slow"]
 
 
+def test_export_of_a_melody_model_fits_its_pitch_classes(tmp_path, capsys):
+    """16 codes are fitted to the 96 parts of 24 renditions: near their pitch classes, and not all to one rendition."""
+    folder = record_folders.rendition_folder(tmp_path / "renditions")
+    config = dataclasses.replace(
+        miniature.MELODY, semitones=True, lowest_pitch=48, mel_window=2048, mel_floor=1e-3, chroma_parts=4
+    )
+    training_run(tmp_path / "run", MelodyLearner(config))
+    options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b", "--corpus", folder, "--family", "melody"]
+    assert run(capsys, "export", *options)[0] == 0
+    config, variables = bundles.load(tmp_path / "b").part("melody")
+    assert variables["codebooks"].shape == (20, 16, 8)
+    audio = np.concatenate(
+        [row["renditions"] for row in records.read_rendition_records(records.shard_paths(folder, "train"))]
+    )
+    heard = np.asarray(melody.chroma(config, audio)).reshape(-1, 12)
+    codebook = variables["chroma_codebook"][None]
+    codes = quantization.encode(codebook, heard)
+    assert len(heard) == 96 and len(np.unique(codes)) > 8
+    assert np.mean((quantization.decode(codebook, codes) - heard) ** 2) < 0.5 * np.var(heard)
+
+
 def test_export_of_the_melody_model_fits_the_quantizer(tmp_path, capsys):
     folder = record_folders.rendition_folder(tmp_path / "renditions")
     learner = MelodyLearner(miniature.MELODY)
