@@ -39,6 +39,7 @@ setup(
         "tensorboard>=2.20,<3",
         "clu>=0.0.12,<0.1",
         "librosa>=0.11,<0.12",
+        "numba>=0.65,<0.69",
         "soundfile>=0.13,<0.15",
         "safetensors>=0.5,<1",
         "tokenizers>=0.21,<1",

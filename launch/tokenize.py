@@ -11,7 +11,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--reuse",
         help="folder of token records of the same corpus: streams of tokenizers that have not changed are kept",
+    )
+    p.add_argument(
+        "--sung",
+        action="store_true",
+        help="melody tokens of most clips are those of their lead, sung or whistled by itself",
     )
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
     p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
@@ -51,11 +57,15 @@ def main(arguments: list[str]) -> int:
 
     bundle = bundles.load(args.bundle)
     tokenizers = Tokenizers.from_bundle(bundle)
+    if args.sung and tokenizers.melody is None:
+        raise ValueError(
+            f"--sung: the bundle {bundle.path} has no melody model; give one that has, or leave --sung out"
+        )
     corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
     jobs = list(shard_jobs(corpus, output, args))
     output.mkdir(parents=True, exist_ok=True)
-    check_same_tokenizers(bundle, output)
-    kept = reusable(bundle, pathlib.Path(args.reuse).expanduser()) if args.reuse else []
+    check_same_tokenizers(bundle, output, args.sung)
+    kept = reusable(bundle, pathlib.Path(args.reuse).expanduser(), args.sung) if args.reuse else []
     if args.reuse:
         print(f"kept from {args.reuse}: {', '.join(kept) or 'nothing'}", file=sys.stderr)
 
@@ -68,7 +78,7 @@ def main(arguments: list[str]) -> int:
         examples = []
         known = known_codes(pathlib.Path(args.reuse).expanduser() / target.name, kept) if kept else {}
         for batch in batched(clip_source(), args.batch_size):
-            streams = tokenize_batch(tokenizers, [clip["audio"] for clip in batch], args.batch_size, kept)
+            streams = tokenize_batch(tokenizers, batch, args.batch_size, kept, args.sung)
             for row, clip in enumerate(batch):
                 if kept and clip["id"] not in known:
                     raise ValueError(f"--reuse {args.reuse} has no clip {clip['id']}: give tokens of the same corpus")
@@ -90,15 +100,48 @@ def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
 
 
 def tokenize_batch(
-    tokenizers, clips: list[np.ndarray], batch_size: int, known: Collection[str] = ()
+    tokenizers: Any, clips: Sequence[dict], batch_size: int, known: Collection[str] = (), sung: bool = False
 ) -> dict[str, np.ndarray]:
-    """Streams of equally long clips `[samples]`; a short batch is filled up, so that one shape is compiled."""
-    filled = np.stack(clips + [clips[-1]] * (batch_size - len(clips)))
-    return {name: codes[: len(clips)] for name, codes in tokenizers.tokenize(filled, known).items()}
+    """Streams of clips with equally long "audio"; a short batch is filled up, so that one shape is compiled.
+
+    Args:
+      tokenizers: of the bundle.
+      clips: records.
+      batch_size: clips encoded at once.
+      known: streams that are not wanted.
+      sung: the melody is heard from the lead of a clip by itself.
+
+    Raises:
+      ValueError: if a lead is asked for and not known.
+    """
+    from musiclm_jax.corpus import leads
+    from musiclm_jax.tokenizers import MADE_BY
+    from musiclm_jax.tokens import MELODY
+
+    filled = [*clips, *[clips[-1]] * (batch_size - len(clips))]
+    apart = {MELODY.name} if sung and MELODY.name not in known else set()
+    streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), {*known, *apart})
+    if apart:
+        if missing := [clip["id"] for clip in clips if "pitch_class" not in clip]:
+            raise ValueError(
+                f"--sung: clip {missing[0]} has no pitch classes of a lead; give a corpus of `musiclm corpus`"
+            )
+        heard = [leads.performed(clip["id"], clip["audio"], clip["pitch_class"]) for clip in filled]
+        streams |= tokenizers.tokenize(np.stack(heard), set(MADE_BY) - apart)
+    return {name: codes[: len(clips)] for name, codes in streams.items()}
 
 
-def reusable(bundle, tokens: pathlib.Path) -> list[str]:
-    """Streams of a folder of token records that were made with the weights of the bundle.
+def made_by(bundle: Any, sung: bool) -> dict[str, str]:
+    """What makes the tokens: a hash of the weights of each tokenizer that the bundle has."""
+    from musiclm_jax.tokenizers import MADE_BY
+
+    used = [part for part in MADE_BY.values() if bundle.has(part)]
+    parts = {part: bundle.config["parts"][part]["sha256"] for part in used}
+    return parts | ({"melody": f"{parts['melody']}, of the lead by itself"} if sung else {})
+
+
+def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
+    """Streams of a folder of token records that were made with the weights of the bundle, from the same sound.
 
     Raises:
       ValueError: if the folder does not tell what made its tokens.
@@ -111,10 +154,8 @@ def reusable(bundle, tokens: pathlib.Path) -> list[str]:
         raise ValueError(
             f"--reuse {tokens}: {TOKENIZERS_FILE} cannot be read ({error}): give a folder of tokens"
         ) from error
-    own = bundle.config["parts"]
-    return [
-        stream for stream, part in MADE_BY.items() if part in made and own.get(part, {}).get("sha256") == made[part]
-    ]
+    own = made_by(bundle, sung)
+    return [stream for stream, part in MADE_BY.items() if part in made and own.get(part) == made[part]]
 
 
 def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -137,15 +178,13 @@ def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
     os.replace(partial, target)
 
 
-def check_same_tokenizers(bundle, output: pathlib.Path) -> None:
+def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None:
     """Refuses to mix tokens of different tokenizers in one folder.
 
     Raises:
       ValueError: if `output` was begun with other weights.
     """
-    used = [part for part in ("soundstream", "w2v_bert", "mulan", "melody") if bundle.has(part)]
-    parts = {part: bundle.config["parts"][part]["sha256"] for part in used}
-    path = output / TOKENIZERS_FILE
+    parts, path = made_by(bundle, sung), output / TOKENIZERS_FILE
     if not path.exists():
         path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
         return

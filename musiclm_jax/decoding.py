@@ -20,19 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.kernels import LARGE, transposed_kernels
+from musiclm_jax.kernels import transposed_kernels
 from musiclm_jax.stages import ConditionSpan, Stage, condition_ids, flatten
 from musiclm_jax.transformer import (
     KeysValues,
     Params,
     Transformer,
     TransformerConfig,
-    level_logits,
+    step_logits,
     time_features,
     unstack_layers,
 )
 
 CACHE_STEP = 256  # tokens
+DRAWN_STEP = 16  # tokens whose random numbers are drawn together: for each by itself, XLA takes five times as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def sample(
 
 
 def unstacked(params: Params) -> Params:
-    """Parameters laid out for decoding: layers taken apart, large kernels transposed. Those apart already stay.
+    """Parameters laid out for decoding: layers taken apart, kernels transposed. Those apart already stay.
 
     Args:
       params: of the model, unboxed.
@@ -132,7 +133,7 @@ def unstacked(params: Params) -> Params:
 
 @jax.jit
 def _laid_out(params: Params) -> Params:
-    return transposed_kernels(unstack_layers(params), LARGE)
+    return transposed_kernels(unstack_layers(params))
 
 
 def prefill(
@@ -238,13 +239,13 @@ def decode_frames(
 
 
 def choose(
-    logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
+    logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
 ) -> jax.Array:
     """Draws a code.
 
     Args:
       logits: float32 [k].
-      key: random key.
+      noise: float32 [k] from a Gumbel distribution: the largest sum of both is drawn.
       temperature: scalar, 0 for the most likely code.
       top_k: static; None for all codes.
       top_p: scalar; None for all codes.
@@ -261,7 +262,6 @@ def choose(
         # The likeliest code has nothing before it, so that at least one is left.
         lowest = jnp.min(jnp.where(before < top_p, likeliest, jnp.inf))
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
-    noise = jax.random.gumbel(key, logits.shape)
     return jnp.argmax(jnp.where(temperature > 0, scaled + noise, logits)).astype(jnp.int32)
 
 
@@ -372,33 +372,37 @@ def _decode(
     """Draws `count` tokens: codes [b, CACHE_STEP], of which so many are filled, the last token, and the caches."""
     target = stage.target
     size = stage.stream(target.stream).codebook_size
-    first_id = stage.vocabulary.offset(target.stream, target.first_level)
+    offset = stage.vocabulary.offset(target.stream, target.first_level)
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
     copies = len(token) // len(keys)  # 2 with guidance
-    single = len(token) == 1
-    # With an axis of 1, XLA would copy the whole cache in each step, for each of its two uses.
-    squeezed = functools.partial(jax.tree.map, lambda cache: cache[0] if single else cache)
-    whole = functools.partial(jax.tree.map, lambda cache: cache[None] if single else cache)
     draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
 
-    def body(i: jax.Array, carry: tuple) -> tuple:
+    def gumbel(numbers: jax.Array, keys: jax.Array) -> jax.Array:
+        own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, numbers)
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(own_keys)
+
+    def body(noise: jax.Array, first: jax.Array, i: jax.Array, carry: tuple) -> tuple:
         codes, token, caches = carry
         place = position + i
         number = place - start  # of the target token that is drawn
         added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
-        hidden, caches = model.apply(
-            {"params": params}, token, added, valid, whole(caches), place, method=Transformer.step
-        )
-        first = first_id + size * (number % target.levels)
-        logits = level_logits(params, hidden[:, None, None], first, 1, size)[:, 0, 0]
+        hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
+        first_id = size * (number % target.levels) + offset
+        logits = step_logits(params, hidden, first_id, size)
         if copies == 2:
             conditioned, dropped = jnp.split(logits, 2)
             logits = dropped + guidance * (conditioned - dropped)
-        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-        code = draw(logits, row_keys, temperature, top_k, top_p if use_top_p else None)
+        code = draw(logits, noise[i - first], temperature, top_k, top_p if use_top_p else None)
         codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
-        return codes, jnp.tile(first + code, copies), squeezed(caches)
+        return codes, jnp.tile(first_id + code, copies), caches
+
+    def several(block: jax.Array, carry: tuple) -> tuple:
+        first = block * DRAWN_STEP
+        noise = gumbel(position - start + first + jnp.arange(DRAWN_STEP), keys)
+        last = jnp.minimum(first + DRAWN_STEP, count)
+        return jax.lax.fori_loop(first, last, functools.partial(body, noise, first), carry)
 
     codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
-    codes, token, caches = jax.lax.fori_loop(0, count, body, (codes, token, squeezed(caches)))
-    return codes, token, whole(caches)
+    blocks = (count + DRAWN_STEP - 1) // DRAWN_STEP
+    codes, token, caches = jax.lax.fori_loop(0, blocks, several, (codes, token, caches))
+    return codes, token, caches

@@ -1,8 +1,9 @@
 """Kernels laid out for decoding, where each step reads all of them for a few tokens.
 
-On a CPU, XLA's product with the kernel as its first factor, [outward, inward], reads it as it lies. The usual one,
-tokens times [inward, outward], first copies the kernel into another order in each step, for all but one token
-(benchmarks/decode.py --parts kernels sets the orders beside each other).
+They are transposed, [outward, inward]. On a CPU, the product is then that of `cpu_decoding` for very few tokens. For
+some more, XLA's product with the kernel as its first factor reads it as it lies; the usual one, tokens times [inward,
+outward], first copies the kernel into another order in each step (benchmarks/decode.py --parts kernels sets all of them
+beside each other).
 """
 
 import math
@@ -10,20 +11,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
-LARGE = 2**20  # weights; stages of smaller ones decode faster in the usual order (benchmarks/decode.py --parts layout)
+FEW_ON_CPU = 16  # tokens; with more of them, XLA multiplies as fast as `cpu_decoding` does
+LARGE, FEW_LARGE = 2**20, 4  # weights, and the same for kernels of more of them
 FEW = 64  # tokens; with more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
 
-def transposed_kernels(params: Params, smallest: int = 0) -> Params:
+def transposed_kernels(params: Params) -> Params:
     """Parameters of unrolled layers whose kernels are [outward, inward]: "gate" becomes "gate_transposed", and so on.
 
     Args:
       params: from `transformer.unstack_layers`, or transposed already.
-      smallest: kernels of fewer weights stay as they are.
 
     Returns:
       The same tree; `layers.linear` knows such kernels by their names.
@@ -31,15 +33,11 @@ def transposed_kernels(params: Params, smallest: int = 0) -> Params:
     Raises:
       ValueError: if the layers are stacked.
     """
-    return change_kernels(params, lambda name, kernel: {name + TRANSPOSED: kernel}, smallest)
+    return change_kernels(params, lambda name, kernel: {name + TRANSPOSED: kernel})
 
 
-def change_kernels(
-    params: Params, change: Callable[[str, jax.Array], dict[str, jax.Array]], smallest: int = 0
-) -> dict[str, Any]:
+def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, jax.Array]]) -> dict[str, Any]:
     """The tree with each kernel replaced by what `change` makes of its name and of itself, [outward, inward].
-
-    Kernels of fewer weights than `smallest` stay as they are.
 
     Raises:
       ValueError: if the layers are stacked.
@@ -50,8 +48,8 @@ def change_kernels(
     for name, value in params.items():
         plain = name.removesuffix(TRANSPOSED)
         if isinstance(value, Mapping):
-            changed[name] = change_kernels(value, change, smallest)
-        elif plain not in INPUT_AXES or value.size < smallest:
+            changed[name] = change_kernels(value, change)
+        elif plain not in INPUT_AXES:
             changed[name] = value
         elif plain != name:
             changed |= change(plain, value)
@@ -62,6 +60,20 @@ def change_kernels(
 
 def transposed_product(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
     """x [n, d] times a kernel [f, d]: [n, f], in the dtype of x or in `sums`, in which products are then added up."""
+    if few_on_cpu(x, kernel):
+        from musiclm_jax import cpu_decoding  # compiles when it is imported
+
+        return jax.lax.platform_dependent(x, kernel, cpu=cpu_decoding.float_product, default=_product)
+    return _product(x, kernel, sums)
+
+
+def few_on_cpu(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether `cpu_decoding` is the fastest for tokens [n, d] and a kernel [f, d]: few of them, and in float32."""
+    few = len(x) <= (FEW_ON_CPU if kernel.size <= LARGE else FEW_LARGE)
+    return few and x.dtype == kernel.dtype == jnp.float32
+
+
+def _product(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
     if len(x) > FEW:
         return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=sums)
     whole = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())), preferred_element_type=sums)

@@ -123,6 +123,38 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: 
     return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
 
 
+def attention_to_past(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
+) -> jax.Array:
+    """Softmax attention of one token to the keys and values of a cache, its own among them.
+
+    Args:
+      q: query [b, h, 1, c], already scaled.
+      k: keys [b, h, length, c].
+      v: values [b, h, length, c].
+      bias: float32 [h, length], for each key; those after the token are masked.
+      valid: bool [b, length], keys that may be seen.
+      position: int32 scalar, the token's own place.
+
+    Returns:
+      [b, h, 1, c] in the dtype of v.
+    """
+    operands = (q, k, v, bias, valid, position)
+    if not q.dtype == k.dtype == v.dtype == jnp.float32:
+        return _attend_to_past(*operands)
+    from musiclm_jax import cpu_decoding  # compiles when it is imported
+
+    return jax.lax.platform_dependent(*operands, cpu=cpu_decoding.attention, default=_attend_to_past)
+
+
+def _attend_to_past(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
+) -> jax.Array:
+    seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
+    scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
+    return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
 @jax.custom_vjp
 def _add_bias(scores: jax.Array, bias: jax.Array) -> jax.Array:
     """scores [b, h, rows, keys] + bias [h, rows, keys].
@@ -297,8 +329,6 @@ class Attention(nn.Module):
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))
-            bias = by_distance[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
-            scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + bias
-            attended = jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+            attended = attention_to_past(q, k, v, by_distance, valid, position)
         attended = attended.transpose(0, 2, 1, 3).reshape(x.shape)
         return out(attended), (k, v)

@@ -83,7 +83,11 @@ def encode(codebooks: jax.Array, x: jax.Array) -> jax.Array:
       ValueError: if the dimensions differ.
     """
     _check_dim(x, codebooks, "encode")
+    return _encode(codebooks, x)
 
+
+@jax.jit
+def _encode(codebooks: jax.Array, x: jax.Array) -> jax.Array:
     def level(residual: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
         codes = _assign(residual, codebook)
         return residual - codebook[codes], codes

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.flash_attention import SAVED
+from musiclm_jax.kernels import few_on_cpu
 from musiclm_jax.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
 from musiclm_jax.stages import ConditionSpan
 
@@ -352,3 +353,20 @@ def level_logits(
     table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
     hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
     return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)
+
+
+def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook_size: int) -> jax.Array:
+    """`level_logits` of one position and one level: float32 [b, k] of hidden [b, d]."""
+
+    def usual(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
+        return level_logits({"embedding": table}, hidden[:, None, None], first_id, 1, codebook_size)[:, 0, 0]
+
+    def on_cpu(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
+        return cpu_decoding.rows_product(hidden * hidden.shape[-1] ** -0.5, table, first_id, codebook_size)
+
+    table = params["embedding"]
+    if not few_on_cpu(hidden, table[:codebook_size]):
+        return usual(hidden, table, first_id)
+    from musiclm_jax import cpu_decoding  # compiles when it is imported
+
+    return jax.lax.platform_dependent(hidden, table, first_id, cpu=on_cpu, default=usual)

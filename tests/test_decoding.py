@@ -190,7 +190,8 @@ def test_a_step_does_not_copy_its_cache_for_each_use(params, rows):
 def frequencies(temperature=1.0, top_k=None, top_p=None):
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     keys = jax.random.split(jax.random.key(0), 4000)
-    codes = jax.jit(jax.vmap(lambda key: decoding.choose(logits, key, temperature, top_k, top_p)))(keys)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (4,)))(keys)
+    codes = jax.jit(jax.vmap(lambda own: decoding.choose(logits, own, temperature, top_k, top_p)))(noise)
     return np.bincount(codes, minlength=4) / 4000
 
 

@@ -1,0 +1,254 @@
+"""What a decoding step does most, on CPUs: products of a few tokens with a kernel, and attention of one to its past.
+
+Both read much and compute little. XLA's own products read 8-bit kernels at a third of the bandwidth and those of two
+tokens at half of it, and its attention makes a pass for each of its parts (benchmarks/decode.py --parts kernels).
+Compiled by numba they read everything once. Sums of integers are exact; those in float32 are added up in another order
+than XLA's.
+
+XLA calls them by its foreign function interface, with a frame of C structs (xla/ffi/api/c_api.h in jaxlib's include
+folder), which are read here as the 8-byte words that they consist of. The first import compiles for some seconds; numba
+keeps the result in __pycache__ ($NUMBA_CACHE_DIR moves it). Later ones take half a second: import it where a step is
+traced.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+TILE = 4  # outputs and tokens whose sums are kept in registers together
+# Places of words in the structs of XLA's interface.
+FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
+BUFFER, DATA, DIMENSIONS = 6, 3, 5
+METADATA, VERSION, TRAITS, API_VERSION = 3, 3, 4, 4
+
+_sums = numba.njit(fastmath=True, boundscheck=False, error_model="numpy")
+_exact = numba.njit(boundscheck=False, error_model="numpy")
+_inline = numba.njit(inline="always")
+
+
+def float_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x float32 [n, d] times a kernel float32 [f, d]: float32 [n, f]."""
+    return rows_product(x, kernel, jnp.int32(0), len(kernel))
+
+
+def rows_product(x: jax.Array, table: jax.Array, first: jax.Array, count: int) -> jax.Array:
+    """x float32 [n, d] times `count` rows of a table float32 [rows, d] from row `first` on: float32 [n, count]."""
+    result = jax.ShapeDtypeStruct((len(x), count), jnp.float32)
+    return jax.ffi.ffi_call("musiclm_float_product", result)(table, x, jnp.reshape(first, 1))
+
+
+def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    """x float32 [n, d], rounded to 8 bits row by row, times int8 [f, d] with float32 scales [f]: float32 [n, f]."""
+    result = jax.ShapeDtypeStruct((len(x), len(kernel)), jnp.float32)
+    return jax.ffi.ffi_call("musiclm_int8_product", result)(kernel, scale, x)
+
+
+def attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
+) -> jax.Array:
+    """Softmax attention of one query to the past, of which nothing after `position` is read.
+
+    Args:
+      q: float32 [b, h, 1, c], scaled.
+      keys: float32 [b, h, length, c].
+      values: the same.
+      bias: float32 [h, length], added to the scores.
+      valid: bool [b, length], positions that may be seen; the one at `position` always is.
+      position: int32 scalar, of the query.
+
+    Returns:
+      float32 [b, h, 1, c].
+    """
+    result = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    return jax.ffi.ffi_call("musiclm_attention", result)(q, keys, values, bias, valid, jnp.reshape(position, 1))
+
+
+@_sums
+def _tile(kernel: np.ndarray, x: np.ndarray, out: np.ndarray, i: int, r: int) -> None:
+    """Outputs i to i + 3 of tokens r to r + 3. One by one, sums are limited by the rate at which x is read."""
+    zero = np.float32(0)
+    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+    c0, c1, c2, c3, d0, d1, d2, d3 = zero, zero, zero, zero, zero, zero, zero, zero
+    for j in range(kernel.shape[1]):
+        a, b, c, d = kernel[i, j], kernel[i + 1, j], kernel[i + 2, j], kernel[i + 3, j]
+        x0, x1, x2, x3 = x[r, j], x[r + 1, j], x[r + 2, j], x[r + 3, j]
+        a0, a1, a2, a3 = a0 + a * x0, a1 + a * x1, a2 + a * x2, a3 + a * x3
+        b0, b1, b2, b3 = b0 + b * x0, b1 + b * x1, b2 + b * x2, b3 + b * x3
+        c0, c1, c2, c3 = c0 + c * x0, c1 + c * x1, c2 + c * x2, c3 + c * x3
+        d0, d1, d2, d3 = d0 + d * x0, d1 + d * x1, d2 + d * x2, d3 + d * x3
+    out[r, i], out[r + 1, i], out[r + 2, i], out[r + 3, i] = a0, a1, a2, a3
+    out[r, i + 1], out[r + 1, i + 1], out[r + 2, i + 1], out[r + 3, i + 1] = b0, b1, b2, b3
+    out[r, i + 2], out[r + 1, i + 2], out[r + 2, i + 2], out[r + 3, i + 2] = c0, c1, c2, c3
+    out[r, i + 3], out[r + 1, i + 3], out[r + 2, i + 3], out[r + 3, i + 3] = d0, d1, d2, d3
+
+
+@_sums
+def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    tokens, outputs = x.shape[0] // TILE * TILE, kernel.shape[0] // TILE * TILE
+    if tokens:
+        for i in range(0, outputs, TILE):
+            for r in range(0, tokens, TILE):
+                _tile(kernel, x, out, i, r)
+    for i in range(kernel.shape[0]):
+        for r in range(tokens if i < outputs else 0, x.shape[0]):
+            total = np.float32(0)
+            for j in range(kernel.shape[1]):
+                total += kernel[i, j] * x[r, j]
+            out[r, i] = total
+
+
+@_exact
+def _rounded(x: np.ndarray, values: np.ndarray) -> np.float32:
+    """Fills int16 `values` [d] with x [d] in units of the scale that it returns, as `int8.rounded` does."""
+    largest = np.float32(0)
+    for j in range(x.size):
+        largest = max(largest, abs(x[j]))
+    scale = max(largest, np.float32(1e-12)) / np.float32(127)
+    for j in range(x.size):
+        values[j] = np.int16(np.rint(x[j] / scale))
+    return scale
+
+
+@_exact
+def _int8_sums(kernel: np.ndarray, scale: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    values, scales = np.empty(x.shape, np.int16), np.empty(x.shape[0], np.float32)
+    for r in range(x.shape[0]):
+        scales[r] = _rounded(x[r], values[r])
+    for i in range(kernel.shape[0]):
+        for r in range(x.shape[0]):
+            total = np.int32(0)
+            for j in range(kernel.shape[1]):
+                total += np.int32(kernel[i, j]) * np.int32(values[r, j])
+            # Numba's sum has 64 bits; told that 32 are enough, it multiplies more numbers at once.
+            out[r, i] = np.float32(np.int32(total)) * scales[r] * scale[i]
+
+
+@_sums
+def _attend(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    bias: np.ndarray,
+    valid: np.ndarray,
+    position: int,
+    out: np.ndarray,
+) -> None:
+    weights = np.empty(position + 1, np.float32)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            largest = np.float32(-1e30)
+            for t in range(position + 1):
+                score = np.float32(0)
+                for c in range(q.shape[3]):
+                    score += q[b, h, 0, c] * keys[b, h, t, c]
+                weights[t] = score + bias[h, t]
+                if valid[b, t]:
+                    largest = max(largest, weights[t])
+            total = np.float32(0)
+            own = out[b, h, 0]
+            own[:] = 0
+            for t in range(position + 1):
+                if valid[b, t]:
+                    weight = np.float32(math.exp(weights[t] - largest))
+                    total += weight
+                    for c in range(q.shape[3]):
+                        own[c] += weight * values[b, h, t, c]
+            for c in range(q.shape[3]):
+                own[c] /= total
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """The pointer at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return numba.types.voidptr(numba.types.intp), generate
+
+
+@_inline
+def _words(address: int, count: int) -> np.ndarray:
+    return numba.carray(_pointer(address), (count,), np.int64)
+
+
+@_inline
+def _vector(buffer_address: int, dtype: Any) -> np.ndarray:
+    buffer = _words(buffer_address, BUFFER)
+    return numba.carray(_pointer(buffer[DATA]), (_words(buffer[DIMENSIONS], 1)[0],), dtype)
+
+
+@_inline
+def _matrix(buffer_address: int, dtype: Any) -> np.ndarray:
+    buffer = _words(buffer_address, BUFFER)
+    n = _words(buffer[DIMENSIONS], 2)
+    return numba.carray(_pointer(buffer[DATA]), (n[0], n[1]), dtype)
+
+
+@_inline
+def _array4(buffer_address: int, dtype: Any) -> np.ndarray:
+    buffer = _words(buffer_address, BUFFER)
+    n = _words(buffer[DIMENSIONS], 4)
+    return numba.carray(_pointer(buffer[DATA]), (n[0], n[1], n[2], n[3]), dtype)
+
+
+@_inline
+def _is_question(frame: np.ndarray) -> bool:
+    """Whether XLA asks for which version of its interface an operation was made; the answer is XLA's own."""
+    if frame[EXTENSION] == 0:
+        return False
+    metadata = _words(_words(frame[EXTENSION], METADATA + 1)[METADATA], TRAITS + 1)
+    metadata[VERSION] = _words(frame[API], API_VERSION + 1)[API_VERSION]
+    metadata[TRAITS] = 0
+    return True
+
+
+def _operation(function: Callable[[Any], int]) -> Any:
+    """Compiles a function of XLA's call frame and makes it an operation, known by the function's name."""
+    signature = numba.types.intp(numba.types.CPointer(numba.types.int64))
+    try:
+        compiled = numba.cfunc(signature, cache=True)(function)
+    except RuntimeError:  # neither the folder of this file nor the user's cache folder can be written
+        compiled = numba.cfunc(signature)(function)
+    entry = ctypes.CFUNCTYPE(ctypes.c_void_p)(compiled.address)
+    jax.ffi.register_ffi_target(function.__name__, jax.ffi.pycapsule(entry), platform="cpu")
+    return compiled  # kept, since XLA goes on calling it
+
+
+@_operation
+def musiclm_float_product(pointer: Any) -> int:  # noqa: D103
+    frame = numba.carray(pointer, (FRAME,))
+    if not _is_question(frame):
+        given, made = _words(frame[OPERANDS], 3), _words(frame[RESULTS], 1)
+        x, out, first = _matrix(given[1], np.float32), _matrix(made[0], np.float32), _vector(given[2], np.int32)[0]
+        _float_sums(_matrix(given[0], np.float32)[first : first + out.shape[1]], x, out)
+    return 0
+
+
+@_operation
+def musiclm_int8_product(pointer: Any) -> int:  # noqa: D103
+    frame = numba.carray(pointer, (FRAME,))
+    if not _is_question(frame):
+        given, made = _words(frame[OPERANDS], 3), _words(frame[RESULTS], 1)
+        kernel, scale, x = _matrix(given[0], np.int8), _vector(given[1], np.float32), _matrix(given[2], np.float32)
+        _int8_sums(kernel, scale, x, _matrix(made[0], np.float32))
+    return 0
+
+
+@_operation
+def musiclm_attention(pointer: Any) -> int:  # noqa: D103
+    frame = numba.carray(pointer, (FRAME,))
+    if not _is_question(frame):
+        given, made = _words(frame[OPERANDS], 6), _words(frame[RESULTS], 1)
+        q, keys, values = _array4(given[0], np.float32), _array4(given[1], np.float32), _array4(given[2], np.float32)
+        bias, valid, position = _matrix(given[3], np.float32), _matrix(given[4], np.bool_), _vector(given[5], np.int32)
+        _attend(q, keys, values, bias, valid, position[0], _array4(made[0], np.float32))
+    return 0
