@@ -13,7 +13,7 @@ and the cross-attention that it always has: as many weights. A step of it is one
 `generate` does around. Parties take turns, round by round; figures are medians of processor time, which other work on
 the machine hurts least, on one core.
 
-"Layout" is what transposing their kernels does to the bundle's stages, which are small.
+"Layout" is what transposed kernels, and the products that come with them, do to the bundle's stages, which are small.
 
 "Kernels" are products of the stage's own gate and up kernels alone, with one row: the memory bandwidth that a step can
 have at most. Held-out bits with 8-bit kernels are measured for the bundle's stages, on token records (--tokens).
@@ -40,14 +40,16 @@ import numpy as np
 
 from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import decoding, metrics, stages
-from musiclm_jax.int8 import int8_kernels
-from musiclm_jax.kernels import TRANSPOSED, transposed_kernels, transposed_product
+from musiclm_jax.int8 import int8_kernels, int8_product
+from musiclm_jax.kernels import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
+from musiclm_jax.layers import attend_to_past, attention_to_past
 from musiclm_jax.request import WEIGHTS
 from musiclm_jax.tokens import STAGES
 from musiclm_jax.transformer import TransformerConfig, unstack_layers
 
 POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
 KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs and how many
+PASTS = ((8, 16, 2048, 64), (10, 2, 512, 128))  # rows, heads, positions and channels
 FRAMES = 2  # of the coarse stage, in one call
 PARTS = ("stage", "kernels", "layout", "loss", "bundle")
 MUSICGEN_CONDITION = 12  # tokens that MusicGen's cross-attention looks at, as many as MuLan's
@@ -220,11 +222,17 @@ def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: 
 
 
 def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
-    """What XLA makes of kernels and of their order, in ms: with 1 to 64 rows, of the paper's and of the tiny size."""
+    """What becomes of kernels and of their order, in ms: with 1 to 64 rows, of the paper's and of the tiny size.
+
+    "Ours" are the products of decoding: `cpu_decoding` for few rows, else XLA's with the kernel first.
+    """
     rng = np.random.default_rng(0)
 
     def product(contracted: int, sums: Any, rows: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.dot_general(rows, kernel, (((1,), (contracted,)), ((), ())), preferred_element_type=sums)
+
+    def int8_rows(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+        return int8_product(rows[None].astype(jnp.float32), kernel, jnp.ones(len(kernel)))
 
     parties = {}
     dtypes = ((jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32), (jnp.int8, jnp.int32))
@@ -235,7 +243,8 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
         kinds = {
             "tokens first": (usual, functools.partial(product, 0, sums)),
             "tokens first, transposed": (transposed, functools.partial(product, 1, sums)),
-            "kernel first": (transposed, functools.partial(transposed_product, sums=sums)),
+            "kernel first": (transposed, functools.partial(kernel_first, sums=sums)),
+            "ours": (transposed, int8_rows if dtype is jnp.int8 else transposed_product),
         }
         for (kind, (kernels, own)), count in itertools.product(kinds.items(), (1, 2, 8, 64)):
             every = jax.jit(lambda rows, kernels, own=own: [own(rows, kernel) for kernel in kernels])
@@ -248,19 +257,19 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
                 return (time.process_time() - began) / len(kernels)
 
             parties[f"{inward} x {outward}, {jnp.dtype(dtype).name}, {kind}, {count} rows"] = run
-    rows, heads, length, channels = 8, 16, 2048, 64
-    for dtype in (jnp.float32, jnp.bfloat16):
-        keys = jnp.ones((rows, heads, length, channels), dtype)
-        attend = jax.jit(lambda q, k, v: jnp.einsum("bhqk,bhkc->bhqc", jnp.einsum("bhqc,bhkc->bhqk", q, k), v))
-        query = keys[:, :, :1]
+    for shape, (kind, own) in itertools.product(PASTS, {"XLA": attend_to_past, "ours": attention_to_past}.items()):
+        keys, values = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
+        bias, valid = jnp.zeros(shape[1:3]), jnp.ones((shape[0], shape[2]), bool)
+        operands = (keys[:, :, :1], keys, values, bias, valid, jnp.int32(shape[2] - 1))
+        attend = jax.jit(own)
 
-        def run_attention(attend=attend, query=query, keys=keys) -> float:
+        def run_attention(attend=attend, operands=operands) -> float:
             began = time.process_time()
-            attend(query, keys, keys).block_until_ready()
+            attend(*operands).block_until_ready()
             return time.process_time() - began
 
         run_attention()
-        parties[f"past of 8 rows and 2048 positions, {jnp.dtype(dtype).name}"] = run_attention
+        parties[f"attention to a past of {shape[2]} positions, {shape[0]} rows, {kind}"] = run_attention
     found = turns(parties, rounds)
     return [Figure(f"in ms, {name}", 1e3 * value) for name, value in found.items()], found
 

@@ -77,8 +77,9 @@ for stage in semantic coarse fine; do
     --guidance 2 3 --temperature 1.0 0.85 0.4
 done
 
-# Begins with the weights of the stage that follows the text alone.
-step train_semantic_melody train semantic_tiny_melody "$tokens" "--start_from=$bundle"
+# Begins with the weights of the stage that follows the text alone, and hears the lead of a clip as a voice has it.
+step tokenize_sung musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens-sung" --reuse "$tokens" --sung
+step train_semantic_melody train semantic_tiny_melody "$tokens-sung" "--start_from=$bundle"
 step export_semantic_melody musiclm export --family semantic_melody --model_dir "$work/semantic_tiny_melody" \
   --bundle "$bundle" --best --storage int8
 

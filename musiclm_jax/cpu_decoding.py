@@ -12,6 +12,8 @@ traced.
 """
 
 import ctypes
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +22,12 @@ import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
+WIDTH = 16  # numbers of a vector; processors with shorter ones take several
 # Places of words in the structs of XLA's interface.
 FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
 BUFFER, DATA, DIMENSIONS = 6, 3, 5
@@ -42,7 +46,7 @@ def float_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def rows_product(x: jax.Array, table: jax.Array, first: jax.Array, count: int) -> jax.Array:
     """x float32 [n, d] times `count` rows of a table float32 [rows, d] from row `first` on: float32 [n, count]."""
     result = jax.ShapeDtypeStruct((len(x), count), jnp.float32)
-    return jax.ffi.ffi_call("musiclm_float_product", result)(table, x, jnp.reshape(first, 1))
+    return jax.ffi.ffi_call("musiclm_float_product", result)(table, x, jnp.asarray(first, jnp.int32).reshape(1))
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
@@ -68,41 +72,76 @@ def attention(
       float32 [b, h, 1, c].
     """
     result = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    return jax.ffi.ffi_call("musiclm_attention", result)(q, keys, values, bias, valid, jnp.reshape(position, 1))
+    return jax.ffi.ffi_call("musiclm_attention", result)(
+        q, keys, values, bias, valid, jnp.asarray(position, jnp.int32).reshape(1)
+    )
 
 
-@_sums
-def _tile(kernel: np.ndarray, x: np.ndarray, out: np.ndarray, i: int, r: int) -> None:
-    """Outputs i to i + 3 of tokens r to r + 3. One by one, sums are limited by the rate at which x is read."""
-    zero = np.float32(0)
-    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
-    c0, c1, c2, c3, d0, d1, d2, d3 = zero, zero, zero, zero, zero, zero, zero, zero
-    for j in range(kernel.shape[1]):
-        a, b, c, d = kernel[i, j], kernel[i + 1, j], kernel[i + 2, j], kernel[i + 3, j]
-        x0, x1, x2, x3 = x[r, j], x[r + 1, j], x[r + 2, j], x[r + 3, j]
-        a0, a1, a2, a3 = a0 + a * x0, a1 + a * x1, a2 + a * x2, a3 + a * x3
-        b0, b1, b2, b3 = b0 + b * x0, b1 + b * x1, b2 + b * x2, b3 + b * x3
-        c0, c1, c2, c3 = c0 + c * x0, c1 + c * x1, c2 + c * x2, c3 + c * x3
-        d0, d1, d2, d3 = d0 + d * x0, d1 + d * x1, d2 + d * x2, d3 + d * x3
-    out[r, i], out[r + 1, i], out[r + 2, i], out[r + 3, i] = a0, a1, a2, a3
-    out[r, i + 1], out[r + 1, i + 1], out[r + 2, i + 1], out[r + 3, i + 1] = b0, b1, b2, b3
-    out[r, i + 2], out[r + 1, i + 2], out[r + 2, i + 2], out[r + 3, i + 2] = c0, c1, c2, c3
-    out[r, i + 3], out[r + 1, i + 3], out[r + 2, i + 3], out[r + 3, i + 3] = d0, d1, d2, d3
+@intrinsic
+def _tile(typing_context: Any, kernel: Any, x: Any, ahead: Any, inward: Any, out: Any, stride: Any) -> Any:
+    """TILE outputs of TILE tokens, in vectors: numba would not fetch what comes next while it computes.
+
+    Addresses of the first rows of the kernel, of x, of the rows of the kernel that come next and of the first result;
+    inputs, a multiple of WIDTH; and results of a token.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kernel, x, ahead, inward, out, stride = arguments
+        word, byte, flag, single = ir.IntType(64), ir.IntType(8).as_pointer(), ir.IntType(32), ir.FloatType()
+        vector, void = ir.VectorType(single, WIDTH), ir.VoidType()
+        declare = functools.partial(cgutils.get_or_insert_function, builder.module)
+        fetch = declare(ir.FunctionType(void, [byte, flag, flag, flag]), "llvm.prefetch.p0")
+        multiply_add = declare(ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{WIDTH}f32")
+        add_up = declare(ir.FunctionType(single, [single, vector]), f"llvm.vector.reduce.fadd.v{WIDTH}f32")
+        nothing = ir.Constant(vector, [0.0] * WIDTH)
+        sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(TILE)] for _ in range(TILE)]
+
+        def place(base: Any, row: int, length: Any, column: Any, kind: Any) -> Any:
+            number = builder.add(builder.mul(word(row), length), column)
+            return builder.inttoptr(builder.add(base, builder.mul(word(4), number)), kind.as_pointer())
+
+        with cgutils.for_range_slice(builder, word(0), inward, word(WIDTH), word) as (j, _):
+            for row in range(TILE):
+                builder.call(fetch, [place(ahead, row, inward, j, ir.IntType(8)), flag(0), flag(1), flag(1)])
+            given = [[place(base, row, inward, j, vector) for row in range(TILE)] for base in (kernel, x)]
+            weights, inputs = ([builder.load(own, align=4, typ=vector) for own in rows] for rows in given)
+            for i, r in itertools.product(range(TILE), range(TILE)):
+                more = builder.call(multiply_add, [weights[i], inputs[r], builder.load(sums[i][r], typ=vector)])
+                builder.store(more, sums[i][r])
+        for i, r in itertools.product(range(TILE), range(TILE)):
+            total = builder.call(add_up, [single(-0.0), builder.load(sums[i][r], typ=vector)], fastmath=("reassoc",))
+            builder.store(total, place(out, r, stride, word(i), single), align=4)
+        return context.get_dummy_value()
+
+    return numba.types.void(*[numba.types.intp] * 6), generate
 
 
 @_sums
 def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    tokens, outputs = x.shape[0] // TILE * TILE, kernel.shape[0] // TILE * TILE
-    if tokens:
-        for i in range(0, outputs, TILE):
-            for r in range(0, tokens, TILE):
-                _tile(kernel, x, out, i, r)
-    for i in range(kernel.shape[0]):
-        for r in range(tokens if i < outputs else 0, x.shape[0]):
-            total = np.float32(0)
-            for j in range(kernel.shape[1]):
-                total += kernel[i, j] * x[r, j]
-            out[r, i] = total
+    (tokens, inward), outputs = x.shape, kernel.shape[0]
+    if tokens < TILE or outputs < TILE or inward % WIDTH:
+        for i in range(outputs):
+            for r in range(tokens):
+                total = np.float32(0)
+                for j in range(inward):
+                    total += kernel[i, j] * x[r, j]
+                out[r, i] = total
+        return
+    # The last tile overlaps the one before where there is no whole number of them.
+    for block in range(-(-outputs // TILE)):
+        i = min(TILE * block, outputs - TILE)
+        following = min(i + TILE, outputs - TILE)
+        for group in range(-(-tokens // TILE)):
+            r = min(TILE * group, tokens - TILE)
+            ahead = following if group == 0 else i
+            _tile(
+                kernel.ctypes.data + 4 * i * inward,
+                x.ctypes.data + 4 * r * inward,
+                kernel.ctypes.data + 4 * ahead * inward,
+                inward,
+                out.ctypes.data + 4 * (r * outputs + i),
+                outputs,
+            )
 
 
 @_exact
@@ -141,26 +180,33 @@ def _attend(
     position: int,
     out: np.ndarray,
 ) -> None:
-    weights = np.empty(position + 1, np.float32)
+    weights, count = np.empty(position + 1, np.float32), position + 1
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            largest = np.float32(-1e30)
-            for t in range(position + 1):
+            for t in range(count):
                 score = np.float32(0)
                 for c in range(q.shape[3]):
                     score += q[b, h, 0, c] * keys[b, h, t, c]
-                weights[t] = score + bias[h, t]
-                if valid[b, t]:
-                    largest = max(largest, weights[t])
+                weights[t] = score
+            largest = np.float32(-1e30)
+            for t in range(count):
+                weights[t] = weights[t] + bias[h, t] if valid[b, t] else np.float32(-1e30)
+                largest = max(largest, weights[t])
             total = np.float32(0)
+            for t in range(count):
+                weights[t] = np.float32(math.exp(weights[t] - largest))
+                total += weights[t]
             own = out[b, h, 0]
             own[:] = 0
-            for t in range(position + 1):
-                if valid[b, t]:
-                    weight = np.float32(math.exp(weights[t] - largest))
-                    total += weight
-                    for c in range(q.shape[3]):
-                        own[c] += weight * values[b, h, t, c]
+            # Four positions at once: the sums go to memory and back for each.
+            for t in range(0, count // 4 * 4, 4):
+                w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+                v0, v1, v2, v3 = values[b, h, t], values[b, h, t + 1], values[b, h, t + 2], values[b, h, t + 3]
+                for c in range(q.shape[3]):
+                    own[c] += w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c]
+            for t in range(count // 4 * 4, count):
+                for c in range(q.shape[3]):
+                    own[c] += weights[t] * values[b, h, t, c]
             for c in range(q.shape[3]):
                 own[c] /= total
 

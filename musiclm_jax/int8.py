@@ -9,7 +9,7 @@ fast ones for those, and none for 8-bit weights beside float32 activations. This
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.kernels import TRANSPOSED, Params, change_kernels, transposed_product
+from musiclm_jax.kernels import TRANSPOSED, Params, change_kernels, kernel_first
 
 SCALE = "_scale"  # ends the name of the parameter that holds a kernel's scales
 LARGEST = 127
@@ -49,12 +49,13 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
     if len(rows) <= FEW_ON_CPU and x.dtype == jnp.float32:
         from musiclm_jax import cpu_decoding  # compiles when it is imported
 
-        found = jax.lax.platform_dependent(rows, kernel, scale, cpu=cpu_decoding.int8_product, default=_product)
+        found = jax.lax.platform_dependent(rows, kernel, scale, cpu=cpu_decoding.int8_product, default=product)
     else:
-        found = _product(rows, kernel, scale)
+        found = product(rows, kernel, scale)
     return found.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def _product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    """`int8_product` of x [n, d] as XLA computes it: [n, f]."""
     rows, own = rounded(x)
-    return transposed_product(rows, kernel, jnp.int32) * own[:, None] * scale
+    return kernel_first(rows, kernel, jnp.int32) * own[:, None] * scale

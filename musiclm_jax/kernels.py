@@ -16,7 +16,6 @@ import jax.numpy as jnp
 TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
 FEW_ON_CPU = 16  # tokens; with more of them, XLA multiplies as fast as `cpu_decoding` does
-LARGE, FEW_LARGE = 2**20, 4  # weights, and the same for kernels of more of them
 FEW = 64  # tokens; with more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
@@ -58,22 +57,22 @@ def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, 
     return changed
 
 
-def transposed_product(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
-    """x [n, d] times a kernel [f, d]: [n, f], in the dtype of x or in `sums`, in which products are then added up."""
+def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [n, d] times a kernel [f, d]: [n, f]."""
     if few_on_cpu(x, kernel):
         from musiclm_jax import cpu_decoding  # compiles when it is imported
 
-        return jax.lax.platform_dependent(x, kernel, cpu=cpu_decoding.float_product, default=_product)
-    return _product(x, kernel, sums)
+        return jax.lax.platform_dependent(x, kernel, cpu=cpu_decoding.float_product, default=kernel_first)
+    return kernel_first(x, kernel)
 
 
 def few_on_cpu(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `cpu_decoding` is the fastest for tokens [n, d] and a kernel [f, d]: few of them, and in float32."""
-    few = len(x) <= (FEW_ON_CPU if kernel.size <= LARGE else FEW_LARGE)
-    return few and x.dtype == kernel.dtype == jnp.float32
+    return len(x) <= FEW_ON_CPU and x.dtype == kernel.dtype == jnp.float32
 
 
-def _product(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
+def kernel_first(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
+    """`transposed_product` as XLA computes it, in the dtype of x or in `sums`, in which products are then added up."""
     if len(x) > FEW:
         return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=sums)
     whole = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())), preferred_element_type=sums)

@@ -141,15 +141,16 @@ def attention_to_past(
     """
     operands = (q, k, v, bias, valid, position)
     if not q.dtype == k.dtype == v.dtype == jnp.float32:
-        return _attend_to_past(*operands)
+        return attend_to_past(*operands)
     from musiclm_jax import cpu_decoding  # compiles when it is imported
 
-    return jax.lax.platform_dependent(*operands, cpu=cpu_decoding.attention, default=_attend_to_past)
+    return jax.lax.platform_dependent(*operands, cpu=cpu_decoding.attention, default=attend_to_past)
 
 
-def _attend_to_past(
+def attend_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
+    """`attention_to_past` as XLA computes it."""
     seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
     return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

@@ -12,6 +12,7 @@ import record_folders
 import tensorflow as tf
 
 from musiclm_jax import audio, bundles, checkpoints, melody, mulan, quantization, records, tokenizers, w2v_bert
+from musiclm_jax.corpus import leads
 from musiclm_jax.launch import export, main, train
 from musiclm_jax.melody import MelodyLearner
 from musiclm_jax.mulan import MulanLearner
@@ -19,6 +20,7 @@ from musiclm_jax.optimizers import OptimizerConfig
 from musiclm_jax.soundstream.learner import SoundStreamLearner
 from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tokenizers import Tokenizers
+from musiclm_jax.tokens import SAMPLE_RATE
 from musiclm_jax.w2v_bert_learner import W2vBertLearner
 
 CLIPS = {"train": 18, "validation": 2, "test": 1}
@@ -116,6 +118,47 @@ def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_p
             np.testing.assert_array_equal(new[name], old[name])
         assert len(old["melody"]) == 0
         np.testing.assert_array_equal(new["melody"], melody.tokens(*part, sound[new["id"]][None])[0])
+
+
+def test_melody_tokens_can_be_those_of_the_lead_by_itself(corpus, tmp_path, capsys, monkeypatch):
+    heard, tune = {}, 0.5 * np.sin(np.arange(SAMPLE_RATE) / 20).astype(np.float32)
+
+    def performed(clip_id, audio, pitch_class):
+        heard[clip_id] = pitch_class
+        return tune
+
+    monkeypatch.setattr(leads, "performed", performed)
+    bundle = miniature.melodic(tmp_path / "melodic")
+    options = ["tokenize", "--bundle", bundle, "--corpus", corpus, "--output", tmp_path / "tokens"]
+    assert run(capsys, *options, "--sung")[0] == 0
+    made = Tokenizers.from_bundle(bundles.load(bundle))
+    sound = {clip["id"]: clip["audio"] for clip in records.read_audio_records(records.shard_paths(corpus, "test"))}
+    for record in records.read_token_records(records.shard_paths(tmp_path / "tokens", "test")):
+        audio = sound[record["id"]]
+        own, sung = made.tokenize(audio[None]), made.tokenize(tune[None])
+        np.testing.assert_array_equal(record["melody"], sung["melody"][0])
+        assert (sung["melody"] != own["melody"]).any()
+        for name in ("semantic", "acoustic", "mulan"):
+            np.testing.assert_array_equal(record[name], own[name][0])
+        np.testing.assert_array_equal(heard[record["id"]], np.full(25, -1))
+    # Tokens of another sound are not mixed with them, and are not taken for them.
+    code, _, err = run(capsys, *options)
+    assert code == 2 and "another melody than" in err
+    code, _, err = run(capsys, *options[:-1], tmp_path / "own", "--reuse", tmp_path / "tokens")
+    assert code == 0 and "semantic, acoustic, mulan\n" in err
+
+
+def test_a_lead_that_is_not_known_is_not_sung(corpus, tmp_path, capsys):
+    code, _, err = run(
+        capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", tmp_path / "a", "--sung"
+    )
+    assert code == 2 and "has no melody model" in err
+    (tmp_path / "songs").mkdir()
+    audio.write(tmp_path / "songs" / "a.wav", noise(0, 1.0))
+    options = ["--corpus", tmp_path / "songs", "--clip_seconds", "1", "--shards", "1", "--output", tmp_path / "b"]
+    bundle = miniature.melodic(tmp_path / "melodic")
+    code, _, err = run(capsys, "tokenize", "--bundle", bundle, *options, "--sung")
+    assert code == 2 and "clip a.wav@0 has no pitch classes of a lead" in err
 
 
 def test_tokens_of_other_clips_are_not_kept(corpus, tmp_path, capsys):

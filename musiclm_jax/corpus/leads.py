@@ -10,9 +10,9 @@ import numpy as np
 
 from musiclm_jax.corpus import voices
 from musiclm_jax.corpus.renditions import octaves
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC
 
-FRAME_RATE = 25  # of pitch classes, per second
+FRAME_RATE = SEMANTIC.frame_rate  # of pitch classes, per second
 SHORTEST = 2  # frames of a note; less is where one note goes over into the next
 FIRST_PITCH = 62  # MIDI pitch near which a tune begins
 VELOCITY = 96

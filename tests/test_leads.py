@@ -1,0 +1,43 @@
+"""Leads by themselves: the notes that pitch classes tell, and voices that sound in them."""
+
+import librosa
+import numpy as np
+
+from musiclm_jax.corpus import leads
+from musiclm_jax.tokens import SAMPLE_RATE
+
+# C for a second, a rest, D, one frame of a glide, and B, which is nearest below.
+PITCH_CLASS = np.repeat([0, -1, 2, 5, 11], [25, 10, 20, 1, 44])
+
+
+def test_notes_of_a_tune_are_the_runs_of_its_pitch_classes():
+    notes = leads.tune(PITCH_CLASS)
+    np.testing.assert_allclose(notes[:, :2], [[0, 1], [1.4, 2.2], [2.24, 4.0]])
+    assert notes[:, 2].tolist() == [60, 62, 59]
+    assert leads.tune(np.full(50, -1)).shape == (0, 4)
+
+
+def sounding_pitch_class(audio):
+    """The one that librosa hears in most frames: C is 0."""
+    hz = librosa.yin(audio, fmin=60, fmax=2500, sr=SAMPLE_RATE)
+    return int(np.bincount(np.round(69 + 12 * np.log2(hz / 440)).astype(int) % 12).argmax())
+
+
+def test_most_clips_are_given_to_a_voice_in_their_pitch_classes():
+    audio, kinds = np.full(4 * SAMPLE_RATE, 0.25, np.float32), {"own": 0, "sung": 0}
+    for number in range(24):
+        heard = leads.performed(f"clip {number}", audio, PITCH_CLASS)
+        assert heard.shape == audio.shape and heard.dtype == np.float32
+        np.testing.assert_array_equal(heard, leads.performed(f"clip {number}", audio, PITCH_CLASS))
+        kinds["own" if heard is audio else "sung"] += 1
+        if heard is not audio:
+            parts = [heard[:SAMPLE_RATE], heard[int(1.5 * SAMPLE_RATE) : int(2.2 * SAMPLE_RATE)], heard[-SAMPLE_RATE:]]
+            assert [sounding_pitch_class(part) for part in parts] == [0, 2, 11]
+            rest = heard[int(1.15 * SAMPLE_RATE) : int(1.3 * SAMPLE_RATE)]
+            assert np.abs(rest).max() < 0.05 * np.abs(heard).max()
+    assert 3 <= kinds["own"] <= 10
+
+
+def test_without_a_lead_a_clip_is_its_own():
+    audio = np.zeros(SAMPLE_RATE, np.float32)
+    assert leads.performed("clip", audio, np.full(25, -1)) is audio
