@@ -24,7 +24,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
 WIDTH = 16  # numbers of a vector; processors with shorter ones take several
@@ -62,7 +62,7 @@ def attention(
 
     Args:
       q: float32 [b, h, 1, c], scaled.
-      keys: float32 [b, h, length, c].
+      keys: float32 or bfloat16 [b, h, length, c].
       values: the same.
       bias: float32 [h, length], added to the scores.
       valid: bool [b, length], positions that may be seen; the one at `position` always is.
@@ -71,10 +71,8 @@ def attention(
     Returns:
       float32 [b, h, 1, c].
     """
-    result = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    return jax.ffi.ffi_call("musiclm_attention", result)(
-        q, keys, values, bias, valid, jnp.asarray(position, jnp.int32).reshape(1)
-    )
+    call = jax.ffi.ffi_call(f"musiclm_attention_{keys.dtype}", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    return call(q, keys, values, bias, valid, jnp.asarray(position, jnp.int32).reshape(1))
 
 
 @intrinsic
@@ -170,6 +168,17 @@ def _int8_sums(kernel: np.ndarray, scale: np.ndarray, x: np.ndarray, out: np.nda
             out[r, i] = np.float32(np.int32(total)) * scales[r] * scale[i]
 
 
+def _wide(number: Any) -> Any:
+    """A number of the past in float32; bfloat16 comes as its 16 bits."""
+
+
+@overload(_wide, inline="always", strict=False)
+def _wide_of(number: Any) -> Any:
+    if number == numba.types.uint16:
+        return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    return lambda number: number
+
+
 @_sums
 def _attend(
     q: np.ndarray,
@@ -186,7 +195,7 @@ def _attend(
             for t in range(count):
                 score = np.float32(0)
                 for c in range(q.shape[3]):
-                    score += q[b, h, 0, c] * keys[b, h, t, c]
+                    score += q[b, h, 0, c] * _wide(keys[b, h, t, c])
                 weights[t] = score
             largest = np.float32(-1e30)
             for t in range(count):
@@ -203,10 +212,10 @@ def _attend(
                 w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
                 v0, v1, v2, v3 = values[b, h, t], values[b, h, t + 1], values[b, h, t + 2], values[b, h, t + 3]
                 for c in range(q.shape[3]):
-                    own[c] += w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c]
+                    own[c] += w0 * _wide(v0[c]) + w1 * _wide(v1[c]) + w2 * _wide(v2[c]) + w3 * _wide(v3[c])
             for t in range(count // 4 * 4, count):
                 for c in range(q.shape[3]):
-                    own[c] += weights[t] * values[b, h, t, c]
+                    own[c] += weights[t] * _wide(values[b, h, t, c])
             for c in range(q.shape[3]):
                 own[c] /= total
 
@@ -257,6 +266,13 @@ def _is_question(frame: np.ndarray) -> bool:
     return True
 
 
+@_inline
+def _call_attend(given: np.ndarray, made: np.ndarray, dtype: Any) -> None:
+    q, keys, values = _array4(given[0], np.float32), _array4(given[1], dtype), _array4(given[2], dtype)
+    bias, valid, position = _matrix(given[3], np.float32), _matrix(given[4], np.bool_), _vector(given[5], np.int32)
+    _attend(q, keys, values, bias, valid, position[0], _array4(made[0], np.float32))
+
+
 def _operation(function: Callable[[Any], int]) -> Any:
     """Compiles a function of XLA's call frame and makes it an operation, known by the function's name."""
     signature = numba.types.intp(numba.types.CPointer(numba.types.int64))
@@ -290,11 +306,16 @@ def musiclm_int8_product(pointer: Any) -> int:  # noqa: D103
 
 
 @_operation
-def musiclm_attention(pointer: Any) -> int:  # noqa: D103
+def musiclm_attention_float32(pointer: Any) -> int:  # noqa: D103
     frame = numba.carray(pointer, (FRAME,))
     if not _is_question(frame):
-        given, made = _words(frame[OPERANDS], 6), _words(frame[RESULTS], 1)
-        q, keys, values = _array4(given[0], np.float32), _array4(given[1], np.float32), _array4(given[2], np.float32)
-        bias, valid, position = _matrix(given[3], np.float32), _matrix(given[4], np.bool_), _vector(given[5], np.int32)
-        _attend(q, keys, values, bias, valid, position[0], _array4(made[0], np.float32))
+        _call_attend(_words(frame[OPERANDS], 6), _words(frame[RESULTS], 1), np.float32)
+    return 0
+
+
+@_operation
+def musiclm_attention_bfloat16(pointer: Any) -> int:  # noqa: D103
+    frame = numba.carray(pointer, (FRAME,))
+    if not _is_question(frame):
+        _call_attend(_words(frame[OPERANDS], 6), _words(frame[RESULTS], 1), np.uint16)
     return 0

@@ -3,7 +3,8 @@
 A kernel is [outward, inward] int8, with a scale per output, chosen so that the largest weight of an output is 127.
 Activations are rounded as they come, with a scale per token, so that the product is one of integers: on a CPU, XLA has
 fast ones for those, and none for 8-bit weights beside float32 activations. This is the common W8A8 with dynamic scales
-(arXiv 2206.01861, section 4.1). Embeddings, norms and biases stay as they are.
+(arXiv 2206.01861, section 4.1). Embeddings, norms and biases stay as they are. Keys and values, which a step reads as
+well, are kept in bfloat16: their 8 bits round less than those of the activations that they come from.
 """
 
 import jax

@@ -137,10 +137,10 @@ def attention_to_past(
       position: int32 scalar, the token's own place.
 
     Returns:
-      [b, h, 1, c] in the dtype of v.
+      [b, h, 1, c] in the dtype of q.
     """
     operands = (q, k, v, bias, valid, position)
-    if not q.dtype == k.dtype == v.dtype == jnp.float32:
+    if q.dtype != jnp.float32 or k.dtype not in (jnp.float32, jnp.bfloat16):
         return attend_to_past(*operands)
     from musiclm_jax import cpu_decoding  # compiles when it is imported
 
@@ -151,6 +151,7 @@ def attend_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
     """`attention_to_past` as XLA computes it."""
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
     seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
     return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
@@ -325,8 +326,11 @@ class Attention(nn.Module):
         projected = projected.reshape(*x.shape[:2], self.num_heads, 3, channels).transpose(3, 0, 2, 1, 4)
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
+        if self.has_variable("params", "qkv" + SCALE):
+            k, v = k.astype(jnp.bfloat16), v.astype(jnp.bfloat16)  # see int8.py
         if cache is None or position is None:
-            attended = causal_attention(q, k, v, by_distance, valid, self.block_size, self.remat)
+            wide = (k.astype(q.dtype), v.astype(q.dtype))
+            attended = causal_attention(q, *wide, by_distance, valid, self.block_size, self.remat)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))

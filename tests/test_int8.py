@@ -72,6 +72,24 @@ def test_decoding_draws_what_8_bit_kernels_say(params, rows, monkeypatch):
     assert 0 < np.abs(exact - expected).max() < 0.1 * np.std(exact)
 
 
+def test_keys_and_values_are_kept_in_16_bits(params):
+    """In one pass as with a cache, so that both say the same, and what it costs is in the loss."""
+    conditioning = {"mulan": np.random.default_rng(0).integers(0, 8, (2, 2))}
+    keys = jax.random.split(jax.random.key(0), 2)
+    for own, dtype in ((params, jnp.float32), (int8_kernels(params), jnp.bfloat16)):
+        state = decoding.prefill(CONFIG, STAGE, own, conditioning, None, 10, keys)
+        state, _ = decoding.decode_frames(CONFIG, STAGE, own, state, 4)
+        assert {kept.dtype for layer in state.caches for kept in layer} == {jnp.dtype(dtype)}
+    codes = np.random.default_rng(1).integers(0, 16, (2, 10, 1))
+    wide = int8_kernels(params)
+    for name in ("layers_0", "layers_1"):  # without a scale for qkv, nothing tells the layer that it is in 8 bits
+        attention = dict(wide[name]["attention"])
+        kernel, scale = attention.pop("qkv_transposed"), attention.pop("qkv_scale")
+        wide[name] = wide[name] | {"attention": attention | {"qkv_transposed": kernel * scale[:, None]}}
+    rounded, exact = (logits_of(own, conditioning, codes) for own in (int8_kernels(params), wide))
+    assert 0 < np.abs(rounded - exact).max() < 0.1 * np.std(exact)
+
+
 def test_only_kernels_change(params):
     small = int8_kernels(params)
     layer = small["layers_0"]
