@@ -42,7 +42,7 @@ from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import decoding, metrics, stages
 from musiclm_jax.int8 import SCALE, int8_kernels, int8_product
 from musiclm_jax.kernels import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
-from musiclm_jax.layers import attend_to_past, attention_to_past
+from musiclm_jax.layers import attend_to_past, attention_to_past, bits16
 from musiclm_jax.request import WEIGHTS
 from musiclm_jax.tokens import STAGES
 from musiclm_jax.transformer import TransformerConfig, unstack_layers
@@ -81,12 +81,12 @@ def random_params(config: TransformerConfig, rows: int, seed: int) -> decoding.P
     return params
 
 
-def state_at(config: TransformerConfig, position: int, rows: int, dtype: Any) -> decoding.DecodeState:
+def state_at(config: TransformerConfig, position: int, rows: int, rounded: bool) -> decoding.DecodeState:
     """A state whose cache ends at `position`, FRAMES frames of four tokens before its end; its past is random."""
-    key = jax.random.key(0)
+    key, kept = jax.random.key(0), bits16 if rounded else jnp.asarray
     shape = (rows, config.num_heads, position, config.d_model // config.num_heads)
     past = [
-        tuple(jax.random.normal(jax.random.fold_in(key, 2 * i + j), shape, dtype) for j in range(2))
+        tuple(kept(jax.random.normal(jax.random.fold_in(key, 2 * i + j), shape)) for j in range(2))
         for i in range(config.num_layers)
     ]
     return decoding.DecodeState(
@@ -105,7 +105,7 @@ def stage_step(config: TransformerConfig, params: decoding.Params, position: int
     """Draws the last frames before `position` and returns the processor time of a step; again with each call."""
     stage = stages.coarse_stage()
     rounded = "qkv" + SCALE in params["layers_0"]["attention"]
-    kept = [state_at(config, position, rows, jnp.bfloat16 if rounded else jnp.float32)]
+    kept = [state_at(config, position, rows, rounded)]
 
     def run() -> float:
         began = time.process_time()

@@ -123,6 +123,16 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: 
     return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
 
 
+def bits16(x: jax.Array) -> jax.Array:
+    """The bits of x in bfloat16, uint16. On CPUs, XLA would write a whole cache of bfloat16 anew for each token."""
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+
+
+def wide(kept: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """What `bits16` was made of, rounded; an array that is no uint16 is its own."""
+    return (jax.lax.bitcast_convert_type(kept, jnp.bfloat16) if kept.dtype == jnp.uint16 else kept).astype(dtype)
+
+
 def attention_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
@@ -130,8 +140,8 @@ def attention_to_past(
 
     Args:
       q: query [b, h, 1, c], already scaled.
-      k: keys [b, h, length, c].
-      v: values [b, h, length, c].
+      k: keys [b, h, length, c], or their `bits16`.
+      v: values, likewise.
       bias: float32 [h, length], for each key; those after the token are masked.
       valid: bool [b, length], keys that may be seen.
       position: int32 scalar, the token's own place.
@@ -140,7 +150,7 @@ def attention_to_past(
       [b, h, 1, c] in the dtype of q.
     """
     operands = (q, k, v, bias, valid, position)
-    if q.dtype != jnp.float32 or k.dtype not in (jnp.float32, jnp.bfloat16):
+    if q.dtype != jnp.float32 or k.dtype not in (jnp.float32, jnp.uint16):
         return attend_to_past(*operands)
     from musiclm_jax import cpu_decoding  # compiles when it is imported
 
@@ -151,7 +161,7 @@ def attend_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
     """`attention_to_past` as XLA computes it."""
-    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    k, v = wide(k, q.dtype), wide(v, q.dtype)
     seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
     return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
@@ -327,10 +337,10 @@ class Attention(nn.Module):
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
         if self.has_variable("params", "qkv" + SCALE):
-            k, v = k.astype(jnp.bfloat16), v.astype(jnp.bfloat16)  # see int8.py
+            k, v = bits16(k), bits16(v)  # see int8.py
         if cache is None or position is None:
-            wide = (k.astype(q.dtype), v.astype(q.dtype))
-            attended = causal_attention(q, *wide, by_distance, valid, self.block_size, self.remat)
+            wide_k, wide_v = wide(k, q.dtype), wide(v, q.dtype)
+            attended = causal_attention(q, wide_k, wide_v, by_distance, valid, self.block_size, self.remat)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))
