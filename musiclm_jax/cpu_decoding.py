@@ -1,7 +1,7 @@
 """What a decoding step does most, on CPUs: products of a few tokens with a kernel, and attention of one to its past.
 
-Both read much and compute little. XLA's own products read 8-bit kernels at a third of the bandwidth and those of two
-tokens at half of it, and its attention makes a pass for each of its parts (benchmarks/decode.py --parts kernels).
+Both read much and compute little. XLA's own products read kernels in 8 bits, or for two tokens, at a fraction of the
+bandwidth, and its attention makes a pass for each of its parts (benchmarks/decode.py --parts kernels).
 Compiled by numba they read everything once. Sums of integers are exact; those in float32 are added up in another order
 than XLA's.
 
@@ -27,7 +27,8 @@ from numba.extending import intrinsic, overload
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
 WIDTH = 16  # numbers of a vector; processors with shorter ones take several
-# Places of words in the structs of XLA's interface.
+# Places of words in the structs of XLA's interface, and bytes of a frame of which they are true.
+FRAME_BYTES = 168
 FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
 BUFFER, DATA, DIMENSIONS = 6, 3, 5
 METADATA, VERSION, TRAITS, API_VERSION = 3, 3, 4, 4
@@ -180,7 +181,7 @@ def _wide_of(number: Any) -> Any:
 
 @numba.njit(inline="always")
 def _exponential(x: np.float32) -> np.float32:
-    """exp(x) for x <= 0, 0 below -87, where float32 ends: in whole powers of 2 and a polynomial, which fit vectors."""
+    """exp(x) for x <= 0, at least exp(-87), where float32 ends: a power of 2 and a polynomial, which fit vectors."""
     x = max(x, np.float32(-87.0))
     power = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     rest = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)  # ln 2 in two parts
@@ -268,11 +269,14 @@ def _array4(buffer_address: int, dtype: Any) -> np.ndarray:
 
 @_inline
 def _is_question(frame: np.ndarray) -> bool:
-    """Whether XLA asks for which version of its interface an operation was made; the answer is XLA's own."""
+    """Whether XLA asks for which version of its interface an operation was made.
+
+    The answer is XLA's own, or where frames have another size than here, one that it refuses.
+    """
     if frame[EXTENSION] == 0:
         return False
     metadata = _words(_words(frame[EXTENSION], METADATA + 1)[METADATA], TRAITS + 1)
-    metadata[VERSION] = _words(frame[API], API_VERSION + 1)[API_VERSION]
+    metadata[VERSION] = _words(frame[API], API_VERSION + 1)[API_VERSION] if frame[0] == FRAME_BYTES else -1
     metadata[TRAITS] = 0
     return True
 
