@@ -357,12 +357,13 @@ def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figur
     loaded = musiclm_jax.load(bundle)
     for weights in WEIGHTS:
         loaded.generate(["a calm piano piece"], seconds=seconds, weights=weights)
-        began = time.process_time()
+        began, clock = time.process_time(), time.perf_counter()
         loaded.generate(["a cheerful Irish jig on the fiddle"], seconds=seconds, weights=weights)
-        music[weights] = time.process_time() - began
+        music[weights], clock = time.process_time() - began, time.perf_counter() - clock
         factor = music[weights] / seconds
         name = f"processor s per second of music, {weights}, once compiled"
         figures.append(Figure(name, factor, "<= 0.5", factor <= 0.5))
+        figures.append(Figure(f"by the clock, {weights}, {len(os.sched_getaffinity(0))} cores", clock / seconds))
     first, second = (commands[which][0] - music["float32"] for which in ("first", "second"))
     ratio, note = first / second, f"compilation cached on disk; {first:.1f} and {second:.1f} s without the music"
     figures.append(Figure("first start over second", ratio, ">= 3", ratio >= 3, note))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
 FEW_ON_CPU = 16  # tokens; with more of them, XLA multiplies as fast as `cpu_decoding` does
+LARGE = 2**20  # weights in float32; kernels of more of them are no faster with `cpu_decoding`: memory is the bound
 FEW = 64  # tokens; with more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
@@ -67,8 +68,8 @@ def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def few_on_cpu(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether `cpu_decoding` is the fastest for tokens [n, d] and a kernel [f, d]: few of them, and in float32."""
-    return len(x) <= FEW_ON_CPU and x.dtype == kernel.dtype == jnp.float32
+    """Whether `cpu_decoding` is the fastest for tokens [n, d] and a kernel [f, d] in float32."""
+    return len(x) <= FEW_ON_CPU and kernel.size <= LARGE and x.dtype == kernel.dtype == jnp.float32
 
 
 def kernel_first(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:

@@ -28,7 +28,7 @@ def test_the_product_is_that_of_the_kernel(rows):
     np.testing.assert_allclose(found, x @ kernel, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [FEW_ON_CPU + 1, FEW])
+@pytest.mark.parametrize("rows", [2, 8])
 def test_the_kernel_stays_the_first_factor(rows):
     """XLA may swap the factors when the result is transposed, and then copies the kernel in each step."""
     text = jax.jit(lambda x, kernel: transposed_product(x, kernel) + 1).lower(
