@@ -57,7 +57,7 @@ def performances(renderer: rendering.Renderer, played: renditions.Passage, seed:
     """A passage by a voice, and by an instrument: float32 `[samples]` each, at the same tempo in the same key."""
     rng = np.random.default_rng((seed, int(played.start * 1000)))
     tune = renditions.in_seconds(played.notes, played.start, played.per_quarter, 0.0)
-    voice, reach = [(voices.sung, voices.SUNG_RANGE), (voices.whistled, voices.WHISTLED_RANGE)][int(rng.integers(2))]
+    voice, reach = voices.VOICES[rng.integers(len(voices.VOICES))]
     lead = instruments.LEADS[rng.integers(len(instruments.LEADS))]
     in_range = tune.copy()
     in_range[:, 2] += renditions.octaves(tune[:, 2], reach)

@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: if the corpus is neither, the bundle lacks a tokenizer, the output holds another bundle's tokens, or
-        the tokens to reuse are of other clips.
+      ValueError: if the corpus is neither, the bundle lacks a tokenizer, the output holds another bundle's tokens, the
+        tokens to reuse are of other clips, or leads are asked for that are not known.
     """
     args = parser().parse_args(arguments)
     command.enable_compilation_cache()
@@ -115,19 +115,20 @@ def tokenize_batch(
       ValueError: if a lead is asked for and not known.
     """
     from musiclm_jax.corpus import leads
-    from musiclm_jax.tokenizers import MADE_BY
+    from musiclm_jax.tokenizers import melody_codes
     from musiclm_jax.tokens import MELODY
 
     filled = [*clips, *[clips[-1]] * (batch_size - len(clips))]
-    apart = {MELODY.name} if sung and MELODY.name not in known else set()
-    streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), {*known, *apart})
-    if apart:
+    from_leads = sung and MELODY.name not in known
+    done = {*known, MELODY.name} if from_leads else known
+    streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), done)
+    if from_leads:
         if missing := [clip["id"] for clip in clips if "pitch_class" not in clip]:
             raise ValueError(
                 f"--sung: clip {missing[0]} has no pitch classes of a lead; give a corpus of `musiclm corpus`"
             )
         heard = [leads.performed(clip["id"], clip["audio"], clip["pitch_class"]) for clip in filled]
-        streams |= tokenizers.tokenize(np.stack(heard), set(MADE_BY) - apart)
+        streams[MELODY.name] = np.asarray(melody_codes(tokenizers.melody, np.stack(heard)))
     return {name: codes[: len(clips)] for name, codes in streams.items()}
 
 

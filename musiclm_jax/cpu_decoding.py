@@ -30,7 +30,8 @@ WIDTH = 16  # numbers of a vector; processors with shorter ones take several
 # Places of words in the structs of XLA's interface, and bytes of a frame of which they are true.
 FRAME_BYTES = 168
 FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
-BUFFER, DATA, DIMENSIONS = 6, 3, 5
+BUFFER, DTYPE, DATA, DIMENSIONS = 6, 2, 3, 5
+FLOAT32 = 11  # a dtype, which is the lower half of its word
 METADATA, VERSION, TRAITS, API_VERSION = 3, 3, 4, 4
 
 _sums = numba.njit(fastmath=True, boundscheck=False, error_model="numpy")
@@ -71,7 +72,7 @@ def attention(
     Returns:
       float32 [b, h, 1, c].
     """
-    call = jax.ffi.ffi_call(f"musiclm_attention_{keys.dtype}", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    call = jax.ffi.ffi_call("musiclm_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
     return call(q, keys, values, bias, valid, jnp.asarray(position, jnp.int32).reshape(1))
 
 
@@ -321,16 +322,12 @@ def musiclm_int8_product(pointer: Any) -> int:  # noqa: D103
 
 
 @_operation
-def musiclm_attention_float32(pointer: Any) -> int:  # noqa: D103
+def musiclm_attention(pointer: Any) -> int:  # noqa: D103
     frame = numba.carray(pointer, (FRAME,))
     if not _is_question(frame):
-        _call_attend(_words(frame[OPERANDS], 6), _words(frame[RESULTS], 1), np.float32)
-    return 0
-
-
-@_operation
-def musiclm_attention_uint16(pointer: Any) -> int:  # noqa: D103
-    frame = numba.carray(pointer, (FRAME,))
-    if not _is_question(frame):
-        _call_attend(_words(frame[OPERANDS], 6), _words(frame[RESULTS], 1), np.uint16)
+        given, made = _words(frame[OPERANDS], 6), _words(frame[RESULTS], 1)
+        if _words(given[1], BUFFER)[DTYPE] & 0xFFFFFFFF == FLOAT32:
+            _call_attend(given, made, np.float32)
+        else:
+            _call_attend(given, made, np.uint16)
     return 0

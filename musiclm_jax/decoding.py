@@ -377,7 +377,7 @@ def _decode(
     copies = len(token) // len(keys)  # 2 with guidance
     draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
 
-    def gumbel(numbers: jax.Array, keys: jax.Array) -> jax.Array:
+    def gumbel(numbers: jax.Array) -> jax.Array:
         own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, numbers)
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(own_keys)
 
@@ -398,11 +398,10 @@ def _decode(
 
     def several(block: jax.Array, carry: tuple) -> tuple:
         first = block * DRAWN_STEP
-        noise = gumbel(position - start + first + jnp.arange(DRAWN_STEP), keys)
+        noise = gumbel(position - start + first + jnp.arange(DRAWN_STEP))
         last = jnp.minimum(first + DRAWN_STEP, count)
         return jax.lax.fori_loop(first, last, functools.partial(body, noise, first), carry)
 
     codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
     blocks = (count + DRAWN_STEP - 1) // DRAWN_STEP
-    codes, token, caches = jax.lax.fori_loop(0, blocks, several, (codes, token, caches))
-    return codes, token, caches
+    return jax.lax.fori_loop(0, blocks, several, (codes, token, caches))

@@ -10,9 +10,9 @@ import numpy as np
 
 from musiclm_jax.corpus import voices
 from musiclm_jax.corpus.renditions import octaves
-from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC
+from musiclm_jax.records import MISSING_PITCH, PITCH_CLASS_RATE
+from musiclm_jax.tokens import SAMPLE_RATE
 
-FRAME_RATE = SEMANTIC.frame_rate  # of pitch classes, per second
 SHORTEST = 2  # frames of a note; less is where one note goes over into the next
 FIRST_PITCH = 62  # MIDI pitch near which a tune begins
 VELOCITY = 96
@@ -23,7 +23,7 @@ def tune(pitch_class: np.ndarray) -> np.ndarray:
     """Notes of a lead, each in the octave that is nearest to the note before.
 
     Args:
-      pitch_class: int `[frames]` at 25 Hz, 0..11 (C = 0), -1 in rests.
+      pitch_class: int `[frames]` as audio records have it (`records.audio_example`).
 
     Returns:
       float `[n, 4]`: start and end in seconds, MIDI pitch, velocity.
@@ -32,9 +32,9 @@ def tune(pitch_class: np.ndarray) -> np.ndarray:
     notes: list[tuple[float, float, float, float]] = []
     pitch = FIRST_PITCH
     for start, end in zip([0, *changes], [*changes, len(pitch_class)], strict=True):
-        if pitch_class[start] >= 0 and end - start >= SHORTEST:
+        if pitch_class[start] != MISSING_PITCH and end - start >= SHORTEST:
             pitch += (int(pitch_class[start]) - pitch + 6) % 12 - 6
-            notes.append((start / FRAME_RATE, end / FRAME_RATE, pitch, VELOCITY))
+            notes.append((start / PITCH_CLASS_RATE, end / PITCH_CLASS_RATE, pitch, VELOCITY))
     return np.array(notes, float).reshape(-1, 4)
 
 
@@ -52,6 +52,6 @@ def performed(clip_id: str, audio: np.ndarray, pitch_class: np.ndarray) -> np.nd
     notes, rng = tune(pitch_class), np.random.default_rng(zlib.crc32(clip_id.encode()))
     if not len(notes) or rng.random() < OWN_SHARE:
         return audio
-    voice, reach = [(voices.sung, voices.SUNG_RANGE), (voices.whistled, voices.WHISTLED_RANGE)][int(rng.integers(2))]
+    voice, reach = voices.VOICES[rng.integers(len(voices.VOICES))]
     notes[:, 2] += octaves(notes[:, 2], reach)
     return voice(notes, len(audio) / SAMPLE_RATE, rng)

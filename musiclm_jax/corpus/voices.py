@@ -81,6 +81,10 @@ def whistled(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.
     return _level(tone * _samples(loud, seconds))
 
 
+# Who gives a tune by itself, and in which range.
+VOICES = ((sung, SUNG_RANGE), (whistled, WHISTLED_RANGE))
+
+
 def _samples(curve: np.ndarray, seconds: float) -> np.ndarray:
     return np.interp(np.arange(round(seconds * SAMPLE_RATE)), np.arange(len(curve)) * STEP, curve)
 
