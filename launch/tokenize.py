@@ -119,10 +119,8 @@ def tokenize_batch(
     from musiclm_jax.tokens import MELODY
 
     filled = [*clips, *[clips[-1]] * (batch_size - len(clips))]
-    from_leads = sung and MELODY.name not in known
-    done = {*known, MELODY.name} if from_leads else known
-    streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), done)
-    if from_leads:
+    streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), known)
+    if sung and MELODY.name in streams:
         if missing := [clip["id"] for clip in clips if "pitch_class" not in clip]:
             raise ValueError(
                 f"--sung: clip {missing[0]} has no pitch classes of a lead; give a corpus of `musiclm corpus`"

@@ -3,7 +3,7 @@
 import librosa
 import numpy as np
 
-from musiclm_jax.corpus import leads
+from musiclm_jax.corpus import leads, voices
 from musiclm_jax.tokens import SAMPLE_RATE
 
 # C for a second, a rest, D, one frame of a glide, and B, which is nearest below.
@@ -17,25 +17,31 @@ def test_notes_of_a_tune_are_the_runs_of_its_pitch_classes():
     assert leads.tune(np.full(50, -1)).shape == (0, 4)
 
 
-def sounding_pitch_class(audio):
-    """The one that librosa hears in most frames: C is 0."""
+def sounding_pitch(audio):
+    """The MIDI pitch that librosa hears in most frames."""
     hz = librosa.yin(audio, fmin=60, fmax=2500, sr=SAMPLE_RATE)
-    return int(np.bincount(np.round(69 + 12 * np.log2(hz / 440)).astype(int) % 12).argmax())
+    return int(np.bincount(np.round(69 + 12 * np.log2(hz / 440)).astype(int)).argmax())
 
 
 def test_most_clips_are_given_to_a_voice_in_their_pitch_classes():
-    audio, kinds = np.full(4 * SAMPLE_RATE, 0.25, np.float32), {"own": 0, "sung": 0}
+    audio, own, heights = np.full(4 * SAMPLE_RATE, 0.25, np.float32), 0, []
     for number in range(24):
         heard = leads.performed(f"clip {number}", audio, PITCH_CLASS)
         assert heard.shape == audio.shape and heard.dtype == np.float32
         np.testing.assert_array_equal(heard, leads.performed(f"clip {number}", audio, PITCH_CLASS))
-        kinds["own" if heard is audio else "sung"] += 1
-        if heard is not audio:
+        if heard is audio:
+            own += 1
+        else:
             parts = [heard[:SAMPLE_RATE], heard[int(1.5 * SAMPLE_RATE) : int(2.2 * SAMPLE_RATE)], heard[-SAMPLE_RATE:]]
-            assert [sounding_pitch_class(part) for part in parts] == [0, 2, 11]
+            pitches = [sounding_pitch(part) for part in parts]
+            assert [pitch % 12 for pitch in pitches] == [0, 2, 11]
+            heights.append(pitches[0])
             rest = heard[int(1.15 * SAMPLE_RATE) : int(1.3 * SAMPLE_RATE)]
             assert np.abs(rest).max() < 0.05 * np.abs(heard).max()
-    assert 3 <= kinds["own"] <= 10
+    assert 3 <= own <= 10
+    sung = [pitch for pitch in heights if pitch < voices.WHISTLED_RANGE[0]]
+    assert 3 <= len(sung) <= len(heights) - 3  # some sing, some whistle, each in a range of their own
+    assert min(sung) >= voices.SUNG_RANGE[0] and max(heights) <= voices.WHISTLED_RANGE[1]
 
 
 def test_without_a_lead_a_clip_is_its_own():
