@@ -146,6 +146,8 @@ def test_melody_tokens_can_be_those_of_the_lead_by_itself(corpus, tmp_path, caps
     assert code == 2 and "another melody than" in err
     code, _, err = run(capsys, *options[:-1], tmp_path / "own", "--reuse", tmp_path / "tokens")
     assert code == 0 and "semantic, acoustic, mulan\n" in err
+    [record] = records.read_token_records(records.shard_paths(tmp_path / "own", "test"))
+    np.testing.assert_array_equal(record["melody"], made.tokenize(sound[record["id"]][None])["melody"][0])
 
 
 def test_a_lead_that_is_not_known_is_not_sung(corpus, tmp_path, capsys):
