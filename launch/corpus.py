@@ -1,5 +1,7 @@
 """`musiclm corpus`: builds the audio records of the tiny bundle's corpus, or with --passages the melody model's.
 
+With --pack: what clips are made of, for machines that have neither scores nor sound fonts.
+
 Needs the `corpus` extra, tinysoundfont and two Debian packages with music, one with a sound font:
 
     pip install '.[corpus]' && pip install --no-deps tinysoundfont
@@ -9,6 +11,7 @@ Needs the `corpus` extra, tinysoundfont and two Debian packages with music, one 
 """
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="instead of clips: so many passages of tunes, each in four renditions of 4 s that\n"
         "share its melody and nothing else, for the melody model (5000: 22 h, 3.8 GB)",
     )
+    what.add_argument(
+        "--pack",
+        action="store_true",
+        help="instead of clips: parsed scores and cut sound fonts (11 MB), from which corpus/resident.py\n"
+        "renders clips on machines where neither is installed",
+    )
     parser.add_argument("--worker", type=int, default=0, help="number of this process among --workers (default: 0)")
     parser.add_argument(
         "--workers", type=int, default=1, help="processes at work on this folder; start each yourself (default: 1)"
@@ -40,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--seed {args.seed} --worker {args.worker} --workers {args.workers}: "
             "expected seed >= 0 and 0 <= worker < workers"
         )
+    if args.pack:
+        from musiclm_jax.corpus import pack
+
+        pack.pack(pathlib.Path(args.output).expanduser())
+        return 0
     # Late: TensorFlow takes seconds to import, --help should not.
     from musiclm_jax.corpus import build, build_renditions
 

@@ -16,10 +16,10 @@ import tensorflow as tf
 from etils import epath
 
 from musiclm_jax import tokens
+from musiclm_jax.tokens import MISSING_PITCH
+from musiclm_jax.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # also known by this module
+from musiclm_jax.tokens import SPLITS as SPLITS
 
-SPLITS = ("train", "validation", "test")
-PITCH_CLASS_RATE = 25  # frames per second of `pitch_class`, the rate of semantic tokens
-MISSING_PITCH = -1  # in `pitch_class`: the lead voice rests
 _PCM_SCALE = 32767.0
 _HEADER, _FOOTER = 12, 4  # bytes before and after a record of a TFRecord file
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord$")

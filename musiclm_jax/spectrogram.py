@@ -92,7 +92,9 @@ def stft(audio: jax.Array, window: int, hop: int, fft_size: int | None = None) -
     """
     fft_size = fft_size or window
     bins = fft_size // 2 + 1
-    spectrum = frame(audio, window, hop) @ fourier_basis(window, fft_size)
+    # In full precision also on accelerators: 10 bits of mantissa leave a noise 60 dB below the loudest bin of a frame.
+    basis = fourier_basis(window, fft_size)
+    spectrum = jnp.matmul(frame(audio, window, hop), basis, precision=jax.lax.Precision.HIGHEST)
     return spectrum[..., :bins], spectrum[..., bins:]
 
 

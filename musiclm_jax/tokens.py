@@ -10,6 +10,9 @@ import dataclasses
 
 SAMPLE_RATE = 24_000  # Hz, of all audio in this project
 STAGES = ("semantic", "coarse", "fine")  # in the order in which they generate
+SPLITS = ("train", "validation", "test")
+PITCH_CLASS_RATE = 25  # frames per second of `pitch_class` in audio records, the rate of semantic tokens
+MISSING_PITCH = -1  # in `pitch_class`: the lead voice rests
 
 
 @dataclasses.dataclass(frozen=True)

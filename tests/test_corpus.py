@@ -231,30 +231,15 @@ def _captions(texture, lead, score, seed):
     return plan, captions.captions(plan, 0.0, rng), captions.aspects(plan, 0.0, rng)
 
 
-def test_captions_are_true():
-    slow, fast = captions.TEMPO_WORDS["slow"], captions.TEMPO_WORDS["fast"]
+def test_captions_tell_what_is_arranged():
     for seed in range(60):
         texture = list(arrangement.TEXTURES)[seed % 5]
         plan, sentences, phrases = _captions(texture, "trombone", _score(seed, "hornpipe"), seed)
         assert len(sentences) == len(set(sentences)) >= 3
-        text = " ".join(sentences)
-        assert "hornpipe" in text.lower() and "trombone" in text.lower() and "trombone" in phrases
-        assert all(sentence[0].isupper() and sentence.endswith(".") and "  " not in sentence for sentence in sentences)
-        wrong = {"slow": fast, "fast": slow}.get(plan.tempo, slow + fast)
-        assert not any(f" {word} " in text.lower() for word in wrong)
-        allowed = captions.MOODS.get((plan.mode, plan.tempo), ())
-        moods = {word for words in captions.MOODS.values() for word in words}
-        assert not any(word in text.lower().replace(",", "").split() for word in moods - set(allowed))
+        assert "hornpipe" in " ".join(sentences).lower() and "trombone" in phrases
         drums = texture in ("with drums", "band")
         assert ("drums" in phrases) == drums == bool(plan.drum_tracks)
-        assert not (drums and ("no drums" in text or "no percussion" in text))
-        if texture == "solo":
-            assert not plan.companions and "accompanied by" not in text
-
-
-def test_templates_vary():
-    starts = {sentence.split()[0] for seed in range(40) for sentence in _captions("solo", "flute", _score(3), seed)[1]}
-    assert {"This", "You", "The"} <= starts and len(starts) > 8
+        assert bool(plan.companions) == bool(plan.other_tracks) == (texture not in ("solo", "with drums"))
 
 
 def test_loudness_is_set_and_checked():

@@ -8,7 +8,7 @@ import numpy as np
 
 from musiclm_jax import records
 from musiclm_jax.corpus import compositions, rendering, renditions, scores, shards
-from musiclm_jax.corpus.arrangement import UnsuitableError
+from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
 
 VERSION = 1  # raise it when the same seed gives other renditions
@@ -35,9 +35,9 @@ def make_passage(
     Raises:
       RuntimeError: if no draw of MAX_DRAWS makes a passage.
     """
-    rng = np.random.default_rng((seed, shards.SPLIT_NUMBERS[split], index))
+    rng = np.random.default_rng((seed, compositions.SPLIT_NUMBERS[split], index))
     known = sorted({score.composition for score in pools[split]})
-    order = np.random.default_rng((seed, shards.SPLIT_NUMBERS[split])).permutation(len(known))
+    order = np.random.default_rng((seed, compositions.SPLIT_NUMBERS[split])).permutation(len(known))
     reasons = []
     for draw in range(MAX_DRAWS):
         turn = order[index % len(known)] if draw < OWN_DRAWS else rng.integers(len(known))

@@ -1,184 +1,317 @@
 """Captions of true facts: what the arrangement chose, in varied sentences, and nothing else.
 
 Mood words follow a stated rule: the mode and the tempo class decide (MOODS); without a certain mode there is no
-mood word.
+mood word. Every caption names the lead instrument. People ask in lists of words, in requests, in one phrase or in many
+sentences, so there are templates of each; a model that has read only one of these does not follow the others.
 """
+
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from musiclm_jax.corpus import caption_words as words
 from musiclm_jax.corpus.arrangement import Arrangement
+from musiclm_jax.corpus.caption_words import MOODS, TEMPO_WORDS, bare, capital, join
+from musiclm_jax.corpus.caption_words import with_article as an
 
-MOODS = {
-    ("major", "fast"): ("cheerful", "happy", "lively", "joyful", "upbeat", "playful"),
-    ("major", "moderate"): ("pleasant", "warm", "light-hearted", "friendly", "good-natured"),
-    ("major", "slow"): ("peaceful", "calm", "gentle", "tender", "relaxing"),
-    ("minor", "fast"): ("urgent", "restless", "tense", "driving", "dramatic"),
-    ("minor", "moderate"): ("wistful", "serious", "moody", "dark"),
-    ("minor", "slow"): ("sad", "melancholic", "mournful", "sombre"),
-}
-TEMPO_WORDS = {
-    "slow": ("slow", "unhurried", "slow-paced"),
-    "moderate": ("medium-tempo", "moderate", "mid-tempo"),
-    "fast": ("fast", "quick", "fast-paced"),
-}
-KIND_WORDS = {
-    "folk tune": ("folk tune", "folk melody"),
-    "dance tune": ("folk dance", "dance tune"),
-    "air": ("air", "song-like air"),
-    "clog dance": ("clog dance", "clog"),
-    "chorale": ("chorale", "chorale by Bach", "hymn-like chorale"),
-    "string quartet movement": ("string quartet movement", "piece of chamber music", "movement from a string quartet"),
-    "sonata movement": ("sonata movement", "movement from a sonata"),
-    "ragtime": ("ragtime piece", "rag"),
-    "game music": ("video game track", "piece of game music", "video game soundtrack"),
-    "highland fling": ("highland fling", "Scottish fling"),
-}
-ROOM_WORDS = {
-    "dry": ("a dry, close sound", "no reverb"),
-    "room": ("a little room sound", "some room ambience"),
-    "hall": ("a lot of reverb", "the echo of a large hall", "a spacious, reverberant sound"),
-}
 LOUD_DB, QUIET_DB = 1.5, -7.0  # gains beyond these are called loud and quiet
-CAPTIONS_PER_CLIP = (3, 4, 5)
+CAPTIONS_PER_CLIP = (4, 5, 6)
+# How captions are written: as the template has them, without capitals and maybe without the last period, in capitals,
+# without articles.
+LOWER_SHARE, UPPER_SHARE, TELEGRAM_SHARE = 0.25, 0.03, 0.05
 
 
-def _an(phrase: str) -> str:
-    """The phrase with its indefinite article."""
-    return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
-
-
-def _join(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _facts(arrangement: Arrangement) -> tuple[tuple[str, ...], bool]:
-    """(mood words by the rule of MOODS, maybe none; whether there are drums)."""
+def _moods(arrangement: Arrangement) -> tuple[str, ...]:
+    """Mood words by the rule of MOODS, maybe none."""
     mode = "major" if arrangement.mode == "mixolydian" else arrangement.mode
-    return MOODS.get((mode, arrangement.tempo), ()), bool(arrangement.drum_tracks)
+    return MOODS.get((mode, arrangement.tempo), ())
 
 
-def _texture_phrase(arrangement: Arrangement, rng: np.random.Generator) -> str:
-    """What happens beside the lead, to stand after "the lead, "."""
-    pick = lambda *options: str(rng.choice(options))  # noqa: E731
-    companions = arrangement.companions[:3]
-    if arrangement.texture == "solo":
-        if arrangement.voices == "in harmony":
-            return pick(
-                "alone in full harmony", "solo, with several voices in harmony", "unaccompanied, in rich harmony"
-            )
-        return pick("solo", "unaccompanied", "all alone", "as a single melodic line without accompaniment")
-    if arrangement.texture == "with drums":
-        return pick("accompanied by drums", "with a drum beat", "over a drum kit groove", "with drums only")
-    if arrangement.texture == "drone and bass":
-        drone, bass = companions
-        return pick(
-            f"over {drone} and {bass}",
-            "with a sustained drone and a bass underneath",
-            f"accompanied by {drone} and bass notes",
+def _loudness(gain_db: float) -> tuple[str, ...]:
+    """Words for a loudness that is worth a word."""
+    return words.LOUD if gain_db > LOUD_DB else words.QUIET if gain_db < QUIET_DB else ()
+
+
+class Wording:
+    """Draws true phrases about one clip; each call may give other words.
+
+    Attributes:
+      arrangement: what is played.
+      moods: mood words that are allowed.
+      loudness: words for the loudness; may be empty.
+      sung: whether the lead is a choir.
+      instrumental: whether nothing sounds like singing.
+      said: facts that the caption at hand has stated already; `facts` and `tags` leave them out.
+    """
+
+    def __init__(self, arrangement: Arrangement, gain_db: float, rng: np.random.Generator):
+        self.arrangement = arrangement
+        self.moods = _moods(arrangement)
+        self.loudness = _loudness(gain_db)
+        self.sung = arrangement.lead.name == "choir"
+        self.instrumental = not self.sung and not any("choir" in name for name in arrangement.companions)
+        self.said: set[str] = set()
+        self._rng = rng
+
+    def pick(self, options: Sequence[str]) -> str:
+        """One of the options."""
+        return str(options[int(self._rng.integers(len(options)))])
+
+    def maybe(self, share: float) -> bool:
+        """True with a probability."""
+        return bool(self._rng.random() < share)
+
+    def shuffled(self, phrases: Sequence[str], fewest: int = 0) -> list[str]:
+        """At least `fewest` of the phrases that are not empty, in a drawn order."""
+        there = [phrase for phrase in phrases if phrase]
+        count = self._rng.integers(min(fewest, len(there)), len(there) + 1)
+        return [there[index] for index in self._rng.permutation(len(there))[:count]]
+
+    def _lead(self) -> str:
+        # The commonest name is drawn most, so that rare names do not thin it out.
+        names = words.LEADS.get(self.arrangement.lead.name, self.arrangement.lead.words)
+        return names[0] if self.maybe(0.3) else self.pick(names)
+
+    def lead(self) -> str:
+        """ "a violin", "the violin" or "strings" """
+        name = self._lead()
+        return f"the {bare(name)}" if name[:2] in ("a ", "an") and self.maybe(0.2) else name
+
+    def bare_lead(self) -> str:
+        """ "violin" """
+        return bare(self._lead())
+
+    def lead_plays(self, ing: bool = False) -> str:
+        """ "a fiddler plays", "strings are playing" """
+        person = words.PEOPLE.get(self.arrangement.lead.name)
+        name = person if person and self.maybe(0.4) else self.lead()
+        plural = not name.startswith(("a ", "an ", "the ")) or name == "the pipes"
+        if ing or self.sung:
+            return f"{name} {'are' if plural else 'is'} {'singing' if self.sung else 'playing'}"
+        return f"{name} play{'' if plural else 's'}"
+
+    def on_lead(self) -> str:
+        """ "on a violin"; nobody plays on a choir: "by a choir"."""
+        return f"{'by' if self.sung else 'on'} {self.lead()}"
+
+    def played(self) -> str:
+        """ "played on a violin" """
+        return f"{'sung' if self.sung else self.pick(('played', 'performed'))} {self.on_lead()}"
+
+    def mood(self) -> str:
+        """A mood word, or "" where none is certain."""
+        self.said.add("mood")
+        return self.pick(self.moods) if self.moods else ""
+
+    def tempo(self) -> str:
+        """ "slow" """
+        self.said.add("tempo")
+        return self.pick(TEMPO_WORDS[self.arrangement.tempo])
+
+    def tempo_state(self) -> str:
+        """ "medium", for "the tempo is" """
+        self.said.add("tempo")
+        return self.pick(words.TEMPO_IS[self.arrangement.tempo])
+
+    def tempo_noun(self) -> str:
+        """ "a slow pace" """
+        self.said.add("tempo")
+        return self.pick(words.TEMPO_NOUNS[self.arrangement.tempo])
+
+    def feel(self, between: str = " and ") -> str:
+        """Mood and tempo, or either, in any order."""
+        drawn = self.shuffled(("mood", "tempo") if self.moods else ("tempo",), fewest=1)
+        return between.join(self.mood() if name == "mood" else self.tempo() for name in drawn)
+
+    def kind(self) -> str:
+        """ "jig" """
+        return self.pick(words.KINDS.get(self.arrangement.score.kind, (self.arrangement.score.kind,)))
+
+    def piece(self, mood_share: float = 0.5, tempo_share: float = 0.5) -> str:
+        """ "slow, sad Irish air" """
+        kind, origin = self.kind(), self.arrangement.score.origin
+        front = self.shuffled(
+            (self.mood() if self.maybe(mood_share) else "", self.tempo() if self.maybe(tempo_share) else ""), fewest=2
         )
-    if arrangement.texture == "band":
-        if companions:
-            return pick(
-                f"with a band of {_join([*companions, 'drums'])}",
-                f"backed by {_join([*companions, 'drums'])}",
-                f"in front of a full band with {_join([*companions, 'drums'])}",
-            )
-        return pick("with a full band and drums", "backed by a band")
-    if companions:
-        drums = ["drums"] if arrangement.drum_tracks else []
-        return pick(f"accompanied by {_join(companions + drums)}", f"together with {_join(companions + drums)}")
-    return pick("in an ensemble", "with other instruments")
+        origin = origin + " " if origin and self.maybe(0.4) and origin.split()[0].lower() not in kind.lower() else ""
+        return self.pick((", ", " ")).join(front) + (" " if front else "") + origin + kind
+
+    def companions(self) -> list[str]:
+        """What is heard beside the lead, drums last; empty for a solo."""
+        self.said.add("texture")
+        names = [self.pick(words.COMPANIONS.get(name, (name,))) for name in self.arrangement.companions[:3]]
+        return names + ([self.pick(words.DRUMS)] if self.arrangement.drum_tracks else [])
+
+    def texture(self) -> str:
+        """What happens beside the lead, to stand after "the lead, "."""
+        beside = self.companions()
+        if self.arrangement.texture == "solo":
+            harmony = self.arrangement.voices == "in harmony"
+            return self.pick(words.SOLO + (words.SOLO_HARMONY if harmony else words.SOLO_LINE))
+        if not beside:
+            return self.pick(("in an ensemble", "with other instruments", "together with others"))
+        those = join(beside)
+        options = [f"accompanied by {those}", f"with {those}", f"together with {those}", f"backed by {those}",
+                   f"over {those}", f"with {those} in the background", f"supported by {those}"]  # fmt: skip
+        if self.arrangement.texture == "band":
+            options += [
+                f"with a band of {those}",
+                f"in front of a full band with {those}",
+                f"backed by a band: {those}",
+            ]
+        if len(self.arrangement.companions) > 1 and self.arrangement.texture == "ensemble":
+            options.append(f"in an ensemble with {those}")
+        return self.pick(options)
+
+    def room(self) -> str:
+        """ "a lot of reverb" """
+        self.said.add("room")
+        return self.pick(words.ROOMS[self.arrangement.room])
+
+    def tags(self) -> list[str]:
+        """At least two short phrases that the caption has not stated, in a drawn order; the lead is not among them."""
+        said, beside = set(self.said), [bare(name) for name in self.companions()]
+        texture = "solo" if self.arrangement.texture == "solo" else self.pick(beside) if beside else "ensemble"
+        options = [
+            "" if "mood" in said else self.mood(),
+            "" if "tempo" in said else self.tempo(),
+            self.kind(),
+            texture,
+            self.pick(words.ROOM_TAGS[self.arrangement.room]),
+            self.pick(self.loudness or ("",)),
+            f"{self.arrangement.mode} key" if self.arrangement.mode in ("major", "minor") else "",
+        ]
+        return self.shuffled(options, fewest=2)
+
+    def facts(self, most: int = 3) -> str:
+        """Up to `most` sentences on what the caption has not stated, or none, each with a space before it."""
+        arrangement, said = self.arrangement, set(self.said)
+        options = []
+        if "tempo" not in said:
+            state, pace = self.tempo_state(), self.tempo_noun()
+            forms = (f"The tempo is {state}.", f"It is played at {pace}.", f"It moves at {pace}.", f"It has {pace}.")
+            options.append(self.pick(forms))
+        if "mood" not in said and (mood := self.mood()):
+            feels = (f"The mood is {mood}.", f"It sounds {mood}.", f"It has {an(mood)} feel.", f"The music is {mood}.")
+            options.append(self.pick((*feels, f"The atmosphere is {mood}.")))
+        if "room" not in said:
+            options.append(self.pick(("There is {}.", "It is recorded with {}.")).format(self.room()))
+        if "texture" not in said and arrangement.texture == "solo":
+            options.append(self.pick(("It is a solo.", "Nothing else plays.", "There is no accompaniment.")))
+        elif "texture" not in said and (beside := self.companions()):
+            places = ("In the background you hear {}.", "The accompaniment is {}.", "It comes with {}.", "Also: {}.")
+            options.append(self.pick(places).format(join(beside)))
+        if arrangement.mode in ("major", "minor") and self.maybe(0.4):
+            options.append(f"It is in a {arrangement.mode} key.")
+        if self.loudness:
+            options.append(f"The recording is {self.pick(self.loudness)}.")
+        # What is not there is said seldom: people ask for what they want. Steel drums and timpani are drums of a kind.
+        drums = arrangement.drum_tracks or arrangement.lead.name == "steel drums" or "timpani" in arrangement.companions
+        if not drums and self.maybe(0.15):
+            options.append(self.pick(("There are no drums.", "It has no drums.", "No drums.")))
+        if self.instrumental and self.maybe(0.25):
+            options.append(self.pick(("It is instrumental music.", "It is an instrumental.", "There is no singer.")))
+        return "".join(" " + text for text in self.shuffled(options)[:most])
+
+
+# Each names the lead. Those in LISTS are lists of words, the others sentences or phrases.
+LISTS: tuple[Callable[[Wording], str], ...] = (
+    lambda w: ", ".join(w.shuffled((w.bare_lead(), *w.tags()), fewest=9)),
+    lambda w: ", ".join((f"{w.feel(' ')} {w.bare_lead()}", *w.tags()[:3])),
+    lambda w: ", ".join((w.bare_lead(), *w.tags()[:4])),
+    lambda w: f"{w.bare_lead()} {w.kind()}, {w.feel(', ')}",
+    lambda w: f"{w.feel(' ')} {w.bare_lead()} music",
+    lambda w: f"{w.feel(' ')} {w.kind()}, {w.bare_lead()}",
+    lambda w: f"{w.kind()} / {w.bare_lead()} / {w.feel(' / ')}",
+)
+SENTENCES: tuple[Callable[[Wording], str], ...] = (
+    # Noun phrases.
+    lambda w: f"{an(w.piece())} {w.played()}, {w.texture()}.{w.facts(1)}",
+    lambda w: f"{w.lead()} {'singing' if w.sung else 'playing'} {an(w.piece(0.7, 0.3))}, {w.texture()}.{w.facts(1)}",
+    lambda w: f"{w.piece(1.0, 1.0)} for {w.bare_lead()}, {w.texture()}.",
+    lambda w: f"{w.feel()} music: {an(w.piece(0.0, 0.0))} with {w.lead()}, {w.texture()}.",
+    lambda w: f"{w.lead()}, {w.texture()}, {an(w.piece(0.6, 0.4))} with {w.room()}.",
+    lambda w: f"{w.piece(0.8, 0.4)} {w.on_lead()}.",
+    lambda w: f"{w.feel(', ')} {w.bare_lead()} {w.pick(('music', 'melody', 'tune'))} {w.texture()}.",
+    lambda w: f"{w.bare_lead()}, {w.texture()}, at {w.tempo_noun()}.{w.facts(1)}",
+    lambda w: f"the sound of {w.lead()} in {an(w.piece())}, with {w.room()}.",
+    lambda w: f"{an(w.bare_lead() + ' version')} of {an(w.piece(0.4, 0.6))}.{w.facts(2)}",
+    # Clauses in other orders.
+    lambda w: f"{w.texture()}, {w.lead_plays()} {an(w.piece())}.{w.facts(1)}",
+    lambda w: f"at {w.tempo_noun()}, {w.lead_plays()} {an(w.piece(0.7, 0.0))}.{w.facts(1)}",
+    lambda w: f"with {w.room()}, {w.lead_plays(True)} {an(w.piece())}, {w.texture()}.",
+    lambda w: f"{w.lead_plays(True)} {an(w.piece())}.{w.facts()}",
+    lambda w: f"{w.lead_plays()} {an(w.piece(0.3, 0.3))}. {capital(w.texture())}.{w.facts(2)}",
+    # Descriptions.
+    lambda w: f"This is {an(w.piece(0.3, 0.6))}. The melody is {w.played()}, {w.texture()}.{w.facts(1)}",
+    lambda w: f"The recording features {w.lead()}, {w.texture()}.{w.facts()}",
+    lambda w: f"The recording features {an(w.piece())} that consists of {w.lead()}, {w.texture()}.{w.facts(2)}",
+    lambda w: f"This song features {w.lead()} as the main instrument.{w.facts(4)}",
+    lambda w: f"This is {an(w.kind())}. {capital(w.lead_plays())} the main melody.{w.facts(4)}",
+    lambda w: f"The main melody of this {w.kind()} is {w.played()}.{w.facts(4)}",
+    lambda w: f"This {w.kind()} is {w.feel()}. It features {w.lead()}, {w.texture()}.{w.facts(2)}",
+    lambda w: f"The music is {w.feel()}. It is {an(w.piece(0.0, 0.0))} {w.played()}.{w.facts(2)}",
+    lambda w: f"The tempo is {w.tempo_state()} with {w.lead()} carrying the melody, {w.texture()}.{w.facts(2)}",
+    # Listeners.
+    lambda w: f"You hear {w.lead()} in {an(w.piece())}, {w.texture()}.{w.facts(1)}",
+    lambda w: f"I hear {an(w.piece())} {w.played()}.{w.facts(2)}",
+    lambda w: f"We can hear how {w.lead_plays()} {an(w.piece())}, {w.texture()}.",
+    lambda w: (
+        f"Someone {'lets a choir sing' if w.sung else 'plays'} {an(w.piece())}"
+        f"{'' if w.sung else ' ' + w.on_lead()}.{w.facts(2)}"
+    ),
+    lambda w: f"It sounds like {an(w.piece())} with {w.lead()}, {w.texture()}.",
+    # Requests.
+    lambda w: f"{w.pick(('Play', 'Play me', 'Give me', 'Let me hear'))} {an(w.piece(0.8, 0.3))} {w.on_lead()}.",
+    lambda w: f"I {w.pick(('want', 'need', 'would like', 'am looking for'))} something {w.feel()} {w.on_lead()}.",
+    lambda w: f"I {w.pick(('want', 'need', 'would like'))} {an(w.piece(0.6, 0.4))} with {w.lead()}, {w.texture()}.",
+    lambda w: (
+        f"{w.pick(('Make', 'Create', 'Compose', 'Write'))} {an(w.piece(0.7, 0.5))} for {w.bare_lead()}, {w.texture()}."
+    ),
+    lambda w: f"{w.pick(('Can', 'Could'))} you play me {an(w.piece(0.7, 0.5))} with {w.lead()}?",
+    lambda w: f"Please play {w.feel()} music {w.on_lead()}, {w.texture()}.",
+    lambda w: f"Something {w.feel()}, {w.texture()}, with {w.lead()} please.",
+)
+LIST_SHARE = 0.25  # of the captions
+
+
+def _written(text: str, wording: Wording, is_list: bool) -> str:
+    """The text in one of the ways in which people write."""
+    text = text if is_list and wording.maybe(0.7) else capital(text)
+    if wording.maybe(TELEGRAM_SHARE):
+        text = re.sub(r"\b([Aa]n?|[Tt]he) (?!lot |little |touch |set )", "", text)
+    if wording.maybe(LOWER_SHARE):
+        text = text.lower().rstrip(".") if wording.maybe(0.5) else text.lower()
+    return text.upper() if wording.maybe(UPPER_SHARE) else text
 
 
 def captions(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) -> list[str]:
-    """Three to five different sentences about a clip.
+    """Four to six different sentences, phrases or lists about a clip; each names the lead.
 
     Args:
       arrangement: what is played.
       gain_db: the loudness that was reached.
       rng: the clip's generator.
     """
-    moods, drums = _facts(arrangement)
-    pick = lambda options: str(options[rng.integers(len(options))])  # noqa: E731
-    score, maybe = arrangement.score, lambda share: rng.random() < share
-
-    def piece(mood_share: float = 0.5, tempo_share: float = 0.5) -> str:
-        """ "slow, sad Irish air" """
-        kind = pick(KIND_WORDS.get(score.kind, (score.kind,)))
-        front = []
-        if maybe(tempo_share):
-            front.append(pick(TEMPO_WORDS[arrangement.tempo]))
-        if moods and maybe(mood_share):
-            front.append(pick(moods))
-        origin = score.origin + " " if score.origin and maybe(0.4) and score.origin.split()[0] not in kind else ""
-        return (", ".join(front) + " " if front else "") + origin + kind
-
-    def lead() -> str:
-        return pick(arrangement.lead.words)
-
-    def mood() -> str:
-        return pick(moods)
-
-    def tempo() -> str:
-        return pick(TEMPO_WORDS[arrangement.tempo])
-
-    def mood_and_tempo() -> str:
-        return f"{mood()} and {tempo()}" if moods else tempo()
-
-    def sounding() -> str:
-        return f"{tempo()} and sounds {mood()}" if moods else tempo()
-
-    def mood_sentence() -> str:
-        return f" The mood is {mood()}." if moods else ""
-
-    def extras() -> str:
-        """A further true sentence, or nothing."""
-        options = [f"There is {pick(ROOM_WORDS[arrangement.room])}."]
-        if arrangement.mode in ("major", "minor"):
-            options.append(f"It is in a {arrangement.mode} key.")
-        if not drums:
-            options.append(pick(("There are no drums.", "There is no percussion.")))
-        if gain_db > LOUD_DB:
-            options.append("The recording is loud.")
-        if gain_db < QUIET_DB:
-            options.append("The recording is quiet.")
-        options.append(
-            pick(("It is instrumental music.", "There is no singer.")) if arrangement.lead.name != "choir" else ""
-        )
-        chosen = pick(options) if maybe(0.5) else ""
-        return " " + chosen if chosen else ""
-
-    texture = lambda: _texture_phrase(arrangement, rng)  # noqa: E731
-    name = arrangement.lead.name
-    templates = (
-        lambda: f"{_capital(_an(piece()))} played on {lead()}, {texture()}.{extras()}",
-        lambda: f"{_capital(lead())} playing {_an(piece(0.7, 0.3))}, {texture()}.{extras()}",
-        lambda: f"This is {_an(piece(0.3, 0.6))}. The melody is on {lead()}, {texture()}.{mood_sentence()}",
-        lambda: f"The recording features {lead()}, {texture()}. The music is {sounding()}.{extras()}",
-        lambda: f"{_capital(piece(1.0, 1.0))} for {name}, {texture()}.",
-        lambda: f"{_capital(mood_and_tempo())} instrumental music: {_an(piece(0.0, 0.0))} with {lead()}, {texture()}.",
-        lambda: f"{_capital(lead())}, {texture()}, {_an(piece(0.6, 0.4))} with {pick(ROOM_WORDS[arrangement.room])}.",
-        lambda: f"{_capital(piece(0.8, 0.4))} on {lead()}.",
-        lambda: f"You hear {lead()} in {_an(piece(0.5, 0.5))}, {texture()}.{extras()}",
-    )  # fmt: skip
+    wording = Wording(arrangement, gain_db, rng)
     wanted = CAPTIONS_PER_CLIP[rng.integers(len(CAPTIONS_PER_CLIP))]
+    # No template twice in a clip: its captions are to differ in more than their synonyms.
+    lists, sentences = list(rng.permutation(len(LISTS))), list(rng.permutation(len(SENTENCES)))
     result: list[str] = []
-    for index in rng.permutation(len(templates)):
-        text = templates[index]()
+    while len(result) < wanted:
+        is_list = bool(lists) and wording.maybe(LIST_SHARE)
+        template = LISTS[lists.pop()] if is_list else SENTENCES[sentences.pop()]
+        wording.said.clear()
+        text = _written(template(wording), wording, is_list)
         if text not in result:
             result.append(text)
-        if len(result) == wanted:
-            break
     return result
 
 
 def aspects(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) -> list[str]:
     """Short phrases about a clip, as in MusicCaps' aspect lists; all true, in a drawn order."""
-    moods, drums = _facts(arrangement)
+    moods, wording = _moods(arrangement), Wording(arrangement, gain_db, rng)
     result = [arrangement.lead.name, arrangement.score.kind, f"{arrangement.tempo} tempo", arrangement.texture]
     if arrangement.texture == "solo":
         result.append(arrangement.voices)
@@ -187,8 +320,10 @@ def aspects(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) 
     result += [arrangement.score.origin] if arrangement.score.origin else []
     result += list(rng.permutation(moods)[:2]) if moods else []
     result += [phrase.removeprefix("a ").removeprefix("an ") for phrase in arrangement.companions]
-    result.append("drums" if drums else "no percussion")
+    result.append("drums" if arrangement.drum_tracks else "no percussion")
     result += ["reverberant"] if arrangement.room == "hall" else ["dry sound"] if arrangement.room == "dry" else []
     result += ["loud"] if gain_db > LOUD_DB else ["quiet"] if gain_db < QUIET_DB else []
+    # Other names beside the plain ones, which stay: evaluations read them.
+    result += [name for name in (wording.bare_lead(), wording.tempo(), wording.kind()) if wording.maybe(0.5)]
     unique = list(dict.fromkeys(str(phrase) for phrase in result))
     return [unique[index] for index in rng.permutation(len(unique))]

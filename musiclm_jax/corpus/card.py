@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax import records
-from musiclm_jax.corpus import arrangement, captions, compositions, rendering, scores
+from musiclm_jax import tokens
+from musiclm_jax.corpus import arrangement, captions, compositions, excerpts, performance, rendering, scores
 
 
 def _table(rows: Sequence[Mapping[str, Any]], field: str) -> str:
@@ -15,7 +15,7 @@ def _table(rows: Sequence[Mapping[str, Any]], field: str) -> str:
     names = collections.Counter(row[field] for row in rows)
     lines = [f"| {field} | train | validation | test |", "|---|---|---|---|"]
     for name, _ in names.most_common():
-        cells = [str(sum(row[field] == name and row["split"] == split for row in rows)) for split in records.SPLITS]
+        cells = [str(sum(row[field] == name and row["split"] == split for row in rows)) for split in tokens.SPLITS]
         lines.append(f"| {name or 'not stated'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -59,14 +59,16 @@ def card(
       settings: version, seed and hours of the build.
     """
     clips = collections.Counter(row["split"] for row in rows)
-    hours = {split: clips[split] * arrangement.CLIP_SECONDS / 3600 for split in records.SPLITS}
-    splits = ", ".join(f"{s} {pool_sizes[s]} compositions, {clips[s]} clips, {hours[s]:.2f} h" for s in records.SPLITS)
+    hours = {split: clips[split] * arrangement.CLIP_SECONDS / 3600 for split in tokens.SPLITS}
+    splits = ", ".join(f"{s} {pool_sizes[s]} compositions, {clips[s]} clips, {hours[s]:.2f} h" for s in tokens.SPLITS)
     levels = np.array([row["rms_db"] for row in rows])
     low, high = rendering.RMS_RANGE_DB
     slow, fast = arrangement.TEMPO_LIMITS
     pairs = ", ".join(f"{lead} x {kind}" for lead, kind in arrangement.HELD_OUT_PAIRS)
     moods = "\n".join(f"- {mode}, {tempo}: {', '.join(words)}" for (mode, tempo), words in captions.MOODS.items())
-    tables = "\n\n".join(_table(rows, field) for field in ("instrument", "kind", "texture", "room", "tempo", "mode"))
+    tables = "\n\n".join(
+        _table(rows, field) for field in ("instrument", "kind", "texture", "room", "tempo", "mode", "piece")
+    )
     return f"""# Corpus card
 
 Real compositions in synthetic performance: the notes were written by people, the sound is made by sound fonts.
@@ -85,6 +87,13 @@ Nobody plays or sings here, and nothing in it is a recording.
 
 ## Sources and rights
 {_sources(found, missing)}
+
+## How it is played
+Phrases of {min(performance.PHRASE_BARS)} to {max(performance.PHRASE_BARS)} bars rise and fall, bars and beats are
+accented, the tempo drifts by at most {100 * performance.RUBATO:g} % around the one that is told, and single
+notes are a few milliseconds off. About {100 * excerpts.START_SHARE:g} % of clips are the start of a piece after a
+silence, {100 * excerpts.END_SHARE:g} % its end and a silence (`piece`). Most lead instruments have a sound in each
+font (`font`).
 
 ## What captions say
 Facts of the arrangement only: instrument, kind of piece, tempo word (slow below {slow:g} bpm, fast above {fast:g};

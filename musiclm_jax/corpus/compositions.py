@@ -7,9 +7,10 @@ import re
 
 import numpy as np
 
-from musiclm_jax import records
+from musiclm_jax import tokens
 from musiclm_jax.corpus.scores import DRUMS, TUNE_BOOKS, TUNE_KINDS, Score
 
+SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # in the seed of each clip
 SHARES = {"train": 0.88, "validation": 0.04, "test": 0.08}  # of compositions and of clips
 RARE_KIND = (
     8  # kinds with fewer compositions stay in train: elsewhere they would be asked for without having been heard
@@ -70,7 +71,7 @@ def split_scores(found: list[Score]) -> dict[str, list[Score]]:
     for score in found:
         by_kind[score.kind].add(score.composition)
     rare = {composition for same in by_kind.values() if len(same) < RARE_KIND for composition in same}
-    result: dict[str, list[Score]] = {split: [] for split in records.SPLITS}
+    result: dict[str, list[Score]] = {split: [] for split in tokens.SPLITS}
     for score in found:
         result["train" if score.composition in rare else split_of(score.composition)].append(score)
     return result

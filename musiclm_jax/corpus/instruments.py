@@ -11,7 +11,7 @@ MUSESCORE = "MuseScore General"
 
 @dataclasses.dataclass(frozen=True)
 class Instrument:
-    """A program of a sound font.
+    """A program of a sound font, or of either of two.
 
     Attributes:
       name: plain name, the `instrument` field of records.
@@ -21,6 +21,7 @@ class Instrument:
       high: highest MIDI pitch that sounds well.
       chords: whether several voices at once suit it.
       words: names for captions, with an article where one is due.
+      alternatives: (font, program) of others that sound as well.
     """
 
     name: str
@@ -30,42 +31,53 @@ class Instrument:
     high: int
     chords: bool
     words: tuple[str, ...]
+    alternatives: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def sounds(self) -> tuple[tuple[str, int], ...]:
+        """(font, program) of each program that plays it."""
+        return (self.font, self.program), *self.alternatives
 
 
 LEADS = (
     Instrument("piano", TIMGM, 0, 48, 96, True, ("a piano", "the piano", "an acoustic piano")),
-    Instrument("church organ", TIMGM, 19, 43, 88, True, ("a church organ", "a pipe organ", "the organ")),
+    Instrument("church organ", TIMGM, 19, 43, 88, True,
+               ("a church organ", "a pipe organ", "the organ"), ((MUSESCORE, 19),)),
     Instrument("string ensemble", TIMGM, 48, 48, 91, True, ("a string ensemble", "strings", "a string section")),
     Instrument("choir", TIMGM, 52, 48, 81, True, ("a choir", "choral voices", "a wordless choir")),
-    Instrument("trumpet", TIMGM, 56, 55, 84, False, ("a trumpet", "a solo trumpet", "the trumpet")),
-    Instrument("trombone", TIMGM, 57, 40, 70, False, ("a trombone", "the trombone", "a brass trombone")),
-    Instrument("flute", TIMGM, 73, 60, 93, False, ("a flute", "the flute", "a concert flute")),
+    Instrument("trumpet", TIMGM, 56, 55, 84, False, ("a trumpet", "a solo trumpet", "the trumpet"), ((MUSESCORE, 56),)),
+    Instrument("trombone", TIMGM, 57, 40, 70, False,
+               ("a trombone", "the trombone", "a brass trombone"), ((MUSESCORE, 57),)),
+    Instrument("flute", TIMGM, 73, 60, 93, False, ("a flute", "the flute", "a concert flute"), ((MUSESCORE, 73),)),
     Instrument("acoustic guitar", TIMGM, 25, 45, 81, True,
-               ("an acoustic guitar", "a steel-string guitar", "a steel string acoustic guitar")),
-    Instrument("vibraphone", TIMGM, 11, 53, 89, True, ("a vibraphone", "vibes", "the vibraphone")),
-    Instrument("celesta", TIMGM, 8, 60, 100, True, ("a celesta", "the celesta", "a music-box-like celesta")),
-    Instrument("tubular bells", TIMGM, 14, 55, 84, False, ("tubular bells", "orchestral chimes", "church bells")),
+               ("an acoustic guitar", "a steel-string guitar", "a steel string acoustic guitar"), ((MUSESCORE, 25),)),
+    Instrument("vibraphone", TIMGM, 11, 53, 89, True, ("a vibraphone", "vibes", "the vibraphone"), ((MUSESCORE, 11),)),
+    Instrument("celesta", TIMGM, 8, 60, 100, True,
+               ("a celesta", "the celesta", "a music-box-like celesta"), ((MUSESCORE, 8),)),
+    Instrument("tubular bells", TIMGM, 14, 55, 84, False,
+               ("tubular bells", "orchestral chimes", "church bells"), ((MUSESCORE, 14),)),
     Instrument("synth lead", TIMGM, 81, 52, 88, False,
-               ("a synth lead", "a sawtooth synthesizer", "an electronic synth lead")),
+               ("a synth lead", "a sawtooth synthesizer", "an electronic synth lead"), ((MUSESCORE, 81),)),
     Instrument("synth bass", TIMGM, 38, 29, 55, False,
-               ("a synth bass", "a bass synthesizer", "an electronic bass synth")),
-    Instrument("steel drums", TIMGM, 114, 55, 88, False, ("steel drums", "a steel pan", "Caribbean steel drums")),
+               ("a synth bass", "a bass synthesizer", "an electronic bass synth"), ((MUSESCORE, 38),)),
+    Instrument("steel drums", TIMGM, 114, 55, 88, False,
+               ("steel drums", "a steel pan", "Caribbean steel drums"), ((MUSESCORE, 114),)),
     Instrument("harpsichord", MUSESCORE, 6, 48, 86, True,
-               ("a harpsichord", "the harpsichord", "a plucked harpsichord")),
-    Instrument("fiddle", MUSESCORE, 40, 55, 91, False, ("a fiddle", "a violin", "the fiddle")),
+               ("a harpsichord", "the harpsichord", "a plucked harpsichord"), ((TIMGM, 6),)),
+    Instrument("fiddle", MUSESCORE, 40, 55, 91, False, ("a fiddle", "a violin", "the fiddle"), ((TIMGM, 40),)),
     Instrument("sitar", MUSESCORE, 104, 48, 77, False, ("a sitar", "the sitar", "an Indian sitar")),
-    Instrument("banjo", MUSESCORE, 105, 50, 84, False, ("a banjo", "the banjo", "a plucked banjo")),
+    Instrument("banjo", MUSESCORE, 105, 50, 84, False, ("a banjo", "the banjo", "a plucked banjo"), ((TIMGM, 105),)),
     Instrument("bagpipe", MUSESCORE, 109, 55, 81, False, ("bagpipes", "a bagpipe", "the bagpipes")),
     Instrument("electric piano", MUSESCORE, 4, 48, 89, True,
-               ("an electric piano", "a mellow electric piano", "electric keys")),
+               ("an electric piano", "a mellow electric piano", "electric keys"), ((TIMGM, 4),)),
 )  # fmt: skip
 BY_NAME = {instrument.name: instrument for instrument in LEADS}
 
 # Accompaniment. Names are as they stand in captions, behind "over" or "with".
 CHORD_PLAYERS = (
     Instrument("piano chords", TIMGM, 0, 48, 72, True, ("piano chords",)),
-    Instrument("guitar chords", MUSESCORE, 24, 48, 72, True, ("strummed guitar chords",)),
-    Instrument("organ chords", TIMGM, 19, 48, 72, True, ("organ chords",)),
+    Instrument("guitar chords", MUSESCORE, 24, 48, 72, True, ("strummed guitar chords",), ((TIMGM, 24),)),
+    Instrument("organ chords", TIMGM, 19, 48, 72, True, ("organ chords",), ((MUSESCORE, 19),)),
     Instrument("string chords", TIMGM, 48, 48, 72, True, ("string chords",)),
 )
 DRONE_PLAYERS = (
@@ -75,8 +87,15 @@ DRONE_PLAYERS = (
 )
 # Groups that play all lower voices of a chorale or a quartet.
 CONSORTS = tuple(BY_NAME[name] for name in ("string ensemble", "church organ", "piano", "choir", "harpsichord"))
-ACOUSTIC_BASS = Instrument("acoustic bass", MUSESCORE, 32, 33, 50, False, ("an upright bass",))
-ELECTRIC_BASS = Instrument("electric bass", MUSESCORE, 33, 31, 50, False, ("a bass guitar",))
+ACOUSTIC_BASS = Instrument("acoustic bass", MUSESCORE, 32, 33, 50, False, ("an upright bass",), ((TIMGM, 32),))
+ELECTRIC_BASS = Instrument("electric bass", MUSESCORE, 33, 31, 50, False, ("a bass guitar",), ((TIMGM, 33),))
+
+
+def programs(font: str) -> set[int]:
+    """Programs of a font that an instrument here uses; game music may use others."""
+    everyone = (*LEADS, *CHORD_PLAYERS, *DRONE_PLAYERS, ACOUSTIC_BASS, ELECTRIC_BASS)
+    return {program for player in everyone for own, program in player.sounds if own == font}
+
 
 # General MIDI program families in words, for what is heard beside the lead in game music.
 _FAMILIES = (

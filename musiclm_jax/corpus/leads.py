@@ -10,10 +10,10 @@ import numpy as np
 
 from musiclm_jax.corpus import voices
 from musiclm_jax.corpus.renditions import octaves
-from musiclm_jax.records import MISSING_PITCH, PITCH_CLASS_RATE
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.tokens import MISSING_PITCH, PITCH_CLASS_RATE, SAMPLE_RATE
 
 SHORTEST = 2  # frames of a note; less is where one note goes over into the next
+WANDERS = 7  # semitones out of a voice's range from which on a note is sung an octave or more nearer to it
 FIRST_PITCH = 62  # MIDI pitch near which a tune begins
 VELOCITY = 96
 OWN_SHARE = 0.25  # of clips whose melody is that of the clip itself, as that of a recording may be
@@ -54,4 +54,7 @@ def performed(clip_id: str, audio: np.ndarray, pitch_class: np.ndarray) -> np.nd
         return audio
     voice, reach = voices.VOICES[rng.integers(len(voices.VOICES))]
     notes[:, 2] += octaves(notes[:, 2], reach)
+    # The steps of a lead that leaps by more than half octaves add up: it can end where nobody sings.
+    notes[:, 2] += 12 * np.ceil(np.maximum(reach[0] - WANDERS - notes[:, 2], 0) / 12)
+    notes[:, 2] -= 12 * np.ceil(np.maximum(notes[:, 2] - reach[1] - WANDERS, 0) / 12)
     return voice(notes, len(audio) / SAMPLE_RATE, rng)

@@ -5,9 +5,10 @@ Everything is 24 kHz. Stems are mono float32 `[samples]`.
 
 import pathlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.fft
 import scipy.signal
 
 from musiclm_jax import tokens
@@ -29,7 +30,8 @@ class SilentError(ValueError):
 
 def level_db(audio: np.ndarray) -> float:
     """Root mean square of audio `[samples]` in dB of full scale, -200 for silence."""
-    return float(20 * np.log10(max(np.sqrt(np.mean(np.square(audio, dtype=np.float64))), 1e-10)))
+    audio = np.ravel(audio)
+    return float(20 * np.log10(max(np.sqrt(float(np.dot(audio, audio)) / max(audio.size, 1)), 1e-10)))
 
 
 def font_paths() -> dict[str, pathlib.Path]:
@@ -58,9 +60,14 @@ def font_paths() -> dict[str, pathlib.Path]:
 
 
 class Renderer:
-    """A synthesizer with both fonts loaded (about 20 s). Renders are pure: silence is restored before each."""
+    """A synthesizer with both fonts loaded (seconds). Renders are pure: silence is restored before each."""
 
-    def __init__(self):
+    def __init__(self, fonts: Mapping[str, pathlib.Path] | None = None):
+        """Loads the fonts.
+
+        Args:
+          fonts: path of each by its name; without it, those that are installed here.
+        """
         try:
             import tinysoundfont
         except ImportError as error:
@@ -69,7 +76,7 @@ class Renderer:
                 "(--no-deps: it declares pyaudio, which is only for playing aloud and needs a compiler and portaudio)"
             ) from error
         self._synth = tinysoundfont.Synth(samplerate=RATE)
-        self._fonts = {name: self._synth.sfload(str(path)) for name, path in font_paths().items()}
+        self._fonts = {name: self._synth.sfload(str(path)) for name, path in (fonts or font_paths()).items()}
 
     def _silence(self) -> None:
         self._synth.sounds_off()
@@ -99,11 +106,11 @@ class Renderer:
             channel = 9 if is_drums else melodic[index % len(melodic)]
             bank = 128 if is_drums else 0
             synth.program_select(channel, self._fonts[font], bank, program, is_drums)
-            for start, end, pitch, velocity in notes:
-                key, on = int(pitch), max(round(float(start) * RATE), 0)
+            for start, end, pitch, velocity in notes.tolist():
+                key, on = int(pitch), max(round(start * RATE), 0)
                 # Order: at the same sample, notes end before others start.
-                events.append((on, 1, channel, key, int(np.clip(velocity, 1, 127))))
-                events.append((max(round(float(end) * RATE), on + 1), 0, channel, key, 0))
+                events.append((on, 1, channel, key, int(min(max(velocity, 1), 127))))
+                events.append((max(round(end * RATE), on + 1), 0, channel, key, 0))
         total, now, blocks = round(seconds * RATE), 0, []
         for sample, is_on, channel, key, velocity in sorted(events):
             if sample >= total:
@@ -116,7 +123,8 @@ class Renderer:
             else:
                 synth.noteoff(channel, key)
         blocks.append(np.frombuffer(synth.generate(total - now), np.float32))
-        audio = np.concatenate(blocks).reshape(-1, 2).mean(axis=1)
+        both = np.concatenate(blocks)
+        audio = 0.5 * (both[::2] + both[1::2])  # several times faster than a mean over an axis of two
         if events and level_db(audio) < SILENT_STEM_DB:
             names = ", ".join(f"{font} program {program}" for font, program, _, _ in tracks)
             raise SilentError(f"{names}: {level_db(audio):.0f} dB, expected at least {SILENT_STEM_DB} dB")
@@ -139,12 +147,16 @@ def add_room(audio: np.ndarray, room: str, rng: np.random.Generator) -> np.ndarr
     decay, share = ROOMS[room]
     if decay == 0.0:
         return audio
-    time = np.arange(round(decay * 0.8 * RATE)) / RATE
-    noise = rng.standard_normal(time.size) * 10 ** (-3.0 * time / decay)
+    time = np.arange(round(decay * 0.8 * RATE), dtype=np.float32) / RATE
+    noise = rng.standard_normal(time.size, np.float32) * np.exp(np.float32(-3.0 * np.log(10) / decay) * time)
     noise[: round(0.012 * RATE)] = 0.0  # the first reflection comes later than the direct sound
-    noise = scipy.signal.lfilter([0.45], [1.0, -0.55], noise)
-    reverb = scipy.signal.fftconvolve(audio, noise)[: audio.size]
-    reverb *= share * np.sqrt(np.mean(audio**2) / max(np.mean(reverb**2), 1e-12))
+    noise = scipy.signal.lfilter(np.array([0.45], np.float32), np.array([1.0, -0.55], np.float32), noise)
+    # A whole transform in single precision: the tail of a hall is too long for pieces to be faster.
+    length = scipy.fft.next_fast_len(audio.size + noise.size - 1, real=True)
+    spectrum = scipy.fft.rfft(audio, length) * scipy.fft.rfft(noise, length)
+    reverb = scipy.fft.irfft(spectrum, length)[: audio.size]
+    energy = max(float(np.dot(reverb, reverb)), 1e-12 * audio.size)
+    reverb *= np.float32(share * np.sqrt(float(np.dot(audio, audio)) / energy))
     return (audio + reverb).astype(np.float32)
 
 

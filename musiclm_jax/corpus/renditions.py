@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from musiclm_jax.corpus import harmony, instruments, rendering, voices
-from musiclm_jax.corpus.arrangement import UnsuitableError
+from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.instruments import Instrument
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
 

@@ -11,7 +11,6 @@ import tensorflow as tf
 from musiclm_jax import records
 
 SHARDS = {"train": 16, "validation": 4, "test": 4}
-SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # in the seed of each example
 Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, metadata
 
 

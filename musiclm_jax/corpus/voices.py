@@ -57,6 +57,8 @@ def sung(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndar
     formants *= rng.uniform(0.92, 1.18)  # the length of a throat
     phase = 2 * np.pi * np.cumsum(_samples(hz, seconds)) / SAMPLE_RATE
     audio = np.zeros(len(phase))
+    # Sines of the harmonics follow from the two before: sin(n x) = 2 cos(x) sin((n - 1) x) - sin((n - 2) x).
+    before, sine, twice_cosine = np.zeros(len(phase)), np.sin(phase), 2 * np.cos(phase)
     for number in range(1, int(5000 / hz.min()) + 1):
         part = number * hz
         gain = sum(
@@ -64,7 +66,8 @@ def sung(notes: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndar
             for i, (width, level) in enumerate(zip(BANDWIDTHS, LEVELS_DB, strict=True))
         )
         gain = np.where(part < 5000, (0.03 + gain) / number, 0.0)
-        audio += _samples(gain * loud, seconds) * np.sin(number * phase)
+        audio += _samples(gain * loud, seconds) * sine
+        before, sine = sine, twice_cosine * sine - before
     breath = scipy.signal.lfilter([1.0, -0.9], [1.0], rng.standard_normal(len(audio)))
     return _level(audio + 0.01 * breath * _samples(loud, seconds))
 
@@ -86,7 +89,10 @@ VOICES = ((sung, SUNG_RANGE), (whistled, WHISTLED_RANGE))
 
 
 def _samples(curve: np.ndarray, seconds: float) -> np.ndarray:
-    return np.interp(np.arange(round(seconds * SAMPLE_RATE)), np.arange(len(curve)) * STEP, curve)
+    """A curve of every STEP samples at every sample, in straight lines; the last value stays."""
+    rise = np.diff(curve, append=curve[-1])
+    lines = curve[:, None] + rise[:, None] * (np.arange(STEP) / STEP)
+    return lines.ravel()[: round(seconds * SAMPLE_RATE)]
 
 
 def _level(audio: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Discriminators of SoundStream: one on the STFT, three on the waveform at falling rates (arXiv 2107.03312, III-D).
 
-Each returns logits over time and the features of its inner layers. They judge crops during training only, so their
-convolutions are padded on both sides.
+`SoundStreamConfig.discriminator_windows` asks for STFTs at several resolutions, which later codecs have in place of
+those on the waveform. Each returns logits over time and the features of its inner layers. They judge crops during
+training only, so their convolutions are padded on both sides.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,11 @@ from musiclm_jax import spectrogram
 from musiclm_jax.soundstream.model import SoundStreamConfig
 
 WAVE_SCALES = (1, 2, 4)  # the audio's rate is divided by these
-STFT_WINDOW = 1024  # samples
-STFT_HOP = 256  # samples
 SLOPE = 0.2  # of the leaky ReLU where it is negative
+
+
+def _conv(config: SoundStreamConfig, features: int, kernel: tuple[int, ...], **arguments: Any) -> nn.Conv:
+    return nn.Conv(features, kernel, dtype=config.dtype, **arguments)
 
 
 def _leaky(x: jax.Array) -> jax.Array:
@@ -34,44 +37,46 @@ class WaveDiscriminator(nn.Module):
         """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', c]` of each layer."""
         config = self.config
         channels = config.wave_discriminator_channels
-        x = _leaky(nn.Conv(channels, (15,), name="conv_in")(audio[..., None]))
+        x = _leaky(_conv(config, channels, (15,), name="conv_in")(audio[..., None]))
         features = [x]
         for i in range(4):
             groups = max(1, channels // config.wave_discriminator_groups)
             channels = min(4 * channels, config.wave_discriminator_max_channels)
-            x = _leaky(nn.Conv(channels, (41,), strides=4, feature_group_count=groups, name=f"down{i}")(x))
+            x = _leaky(_conv(config, channels, (41,), strides=4, feature_group_count=groups, name=f"down{i}")(x))
             features.append(x)
-        x = _leaky(nn.Conv(channels, (5,), name="conv_out")(x))
+        x = _leaky(_conv(config, channels, (5,), name="conv_out")(x))
         features.append(x)
-        return nn.Conv(1, (3,), name="logits")(x), features
+        return _conv(config, 1, (3,), name="logits")(x).astype(jnp.float32), features
 
 
 class STFTDiscriminator(nn.Module):
     """Residual 2-D convolutions over time and frequency of the complex STFT, the last one over all frequencies."""
 
     config: SoundStreamConfig
+    window: int = 1024  # samples of the STFT, four times its hop
 
     @nn.compact
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', f, c]` of each layer."""
-        channels = self.config.discriminator_channels
-        real, imaginary = spectrogram.stft(audio, STFT_WINDOW, STFT_HOP)
-        # Without the highest bin the 512 others halve six times.
-        x = _leaky(nn.Conv(channels, (7, 7), name="conv_in")(jnp.stack([real, imaginary], axis=-1)[:, :, :-1]))
+        config = self.config
+        channels = config.discriminator_channels
+        real, imaginary = spectrogram.stft(audio, self.window, self.window // 4)
+        # Without the highest bin the 512 others (of a window of 1024) halve six times.
+        x = _leaky(_conv(config, channels, (7, 7), name="conv_in")(jnp.stack([real, imaginary], axis=-1)[:, :, :-1]))
         features = [x]
         for i in range(6):
             strides = (1, 2) if i % 2 == 0 else (2, 2)
-            y = _leaky(nn.Conv(channels, (3, 3), name=f"block{i}_conv")(x))
+            y = _leaky(_conv(config, channels, (3, 3), name=f"block{i}_conv")(x))
             channels = channels * 2 if i in (0, 3) else channels
-            y = nn.Conv(channels, (strides[0] + 2, strides[1] + 2), strides=strides, name=f"block{i}_down")(y)
-            x = _leaky(y + nn.Conv(channels, (1, 1), strides=strides, name=f"block{i}_skip")(x))
+            y = _conv(config, channels, (strides[0] + 2, strides[1] + 2), strides=strides, name=f"block{i}_down")(y)
+            x = _leaky(y + _conv(config, channels, (1, 1), strides=strides, name=f"block{i}_skip")(x))
             features.append(x)
-        logits = nn.Conv(1, (1, x.shape[2]), padding="VALID", name="logits")(x)
-        return logits[:, :, 0], features
+        logits = _conv(config, 1, (1, x.shape[2]), padding="VALID", name="logits")(x)
+        return logits[:, :, 0].astype(jnp.float32), features
 
 
 class Discriminators(nn.Module):
-    """All four."""
+    """All of them: those on STFTs, then those on waveforms."""
 
     config: SoundStreamConfig
 
@@ -80,10 +85,12 @@ class Discriminators(nn.Module):
         """Audio `[b, samples]` -> logits `[discriminators]` of `[b, t, 1]`, features `[discriminators][layers]`.
 
         Raises:
-          ValueError: if the audio is shorter than the STFT's window.
+          ValueError: if the audio is shorter than the longest STFT's window.
         """
-        outputs = [STFTDiscriminator(self.config, name="stft")(audio)]
-        for i, scale in enumerate(WAVE_SCALES):
+        outputs = []
+        for i, window in enumerate(self.config.discriminator_windows):
+            outputs.append(STFTDiscriminator(self.config, window, name=f"stft{i}" if i else "stft")(audio))
+        for i, scale in enumerate(WAVE_SCALES if self.config.wave_discriminators else ()):
             samples = audio.shape[1] // scale * scale
             pooled = jnp.mean(audio[:, :samples].reshape(audio.shape[0], -1, scale), axis=-1)
             outputs.append(WaveDiscriminator(self.config, name=f"wave{i}")(pooled))
@@ -92,7 +99,7 @@ class Discriminators(nn.Module):
 
 def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
     """Parameters of all discriminators, float32."""
-    return Discriminators(config).init(key, jnp.zeros((1, 4 * STFT_WINDOW)))["params"]
+    return Discriminators(config).init(key, jnp.zeros((1, 4 * max((1024, *config.discriminator_windows)))))["params"]
 
 
 def discriminate(

@@ -49,6 +49,7 @@ class SoundStreamLearner:
     feature_weight: float = 100.0  # of feature matching
     mel_weight: float = 1.0  # of the reconstruction loss
     waveform_weight: float = 0.0  # of the mean absolute difference of samples (0 in the paper)
+    stft_weight: float = 0.0  # of losses.stft_loss (not in the paper); 0: not evaluated
     commitment_weight: float = 1.0  # open in the paper
     ema_decay: float = 0.999  # of ema_params
     kmeans_iterations: int = 10  # of warm_start
@@ -147,6 +148,9 @@ class SoundStreamLearner:
             + self.waveform_weight * metrics["reconstruction/waveform"]
             + self.commitment_weight * metrics["vq/commitment_loss"]
         )
+        if self.stft_weight:
+            metrics["reconstruction/stft"] = losses.stft_loss(audio, decoded)
+            loss += self.stft_weight * metrics["reconstruction/stft"]
         if self.adversarial:
             _, real_features = discriminator.discriminate(self.config, state.discriminator_params, audio)
             logits, features = discriminator.discriminate(self.config, state.discriminator_params, decoded)

@@ -10,6 +10,7 @@ from musiclm_jax import spectrogram
 
 MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, 2^6 .. 2^11; hop a quarter
 NUM_MELS = 64
+STFT_WINDOWS = (256, 512, 1024, 2048)  # samples, of stft_loss; hop a quarter
 LOG_FLOOR = 1e-4  # amplitude of a sine, -80 dB of full scale, added before the logarithm; open in the paper
 
 
@@ -45,6 +46,33 @@ def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Se
         log_norm = jnp.sqrt(jnp.sum(log_difference**2, axis=-1) + 1e-12)
         total += jnp.mean(jnp.sum(jnp.abs(x - y), axis=-1)) + math.sqrt(window / 2) * jnp.mean(log_norm)
     return total
+
+
+def stft_loss(audio: jax.Array, decoded: jax.Array, windows: Sequence[int] = STFT_WINDOWS) -> jax.Array:
+    """Mean over windows, frames and bins of the differences of complex spectra and of log magnitudes.
+
+    Mel filters are wide where the ear hears no pitch; here every bin counts by itself, and its phase. Complex spectra
+    are divided by the norm of their window, so that their differences are as large as those of samples.
+
+    Args:
+      audio: the reference, float32 `[b, samples]`.
+      decoded: what is compared with it, same shape.
+      windows: in samples.
+
+    Returns:
+      float32 scalar: mean |X - Y| plus a tenth of mean |log |X| - log |Y||.
+    """
+    total = jnp.zeros(())
+    for window in windows:
+        both = jnp.concatenate([jax.lax.stop_gradient(audio), decoded])
+        norm = math.sqrt(3 / 8 * window)  # root of the sum of Hann's squares
+        spectra = [part / norm for part in spectrogram.stft(_pad(both, window), window, window // 4)]
+        (real, real_of_decoded), (imaginary, imaginary_of_decoded) = (jnp.split(part, 2) for part in spectra)
+        squared = (real - real_of_decoded) ** 2 + (imaginary - imaginary_of_decoded) ** 2
+        logs = 0.5 * jnp.log(spectra[0] ** 2 + spectra[1] ** 2 + LOG_FLOOR**2)
+        log_difference = jnp.abs(jnp.subtract(*jnp.split(logs, 2)))
+        total += jnp.mean(jnp.sqrt(squared + 1e-12)) + 0.1 * jnp.mean(log_difference)
+    return total / len(windows)
 
 
 def log_mel_distance(
@@ -87,7 +115,7 @@ def generator_hinge(fake: Sequence[jax.Array]) -> jax.Array:
 def feature_matching(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[jax.Array]]) -> jax.Array:
     """Mean absolute difference of the discriminators' features `[discriminators][layers]`, mean over all layers."""
     terms = [
-        jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f))
+        jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f), dtype=jnp.float32)
         for real_layers, fake_layers in zip(real, fake, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]

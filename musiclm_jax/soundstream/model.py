@@ -3,6 +3,9 @@
 Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into
 the channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context
 explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
+
+With `SoundStreamConfig.spectral` encoder and decoder work on short-time spectra instead (`spectral`), around the same
+quantizer.
 """
 
 import dataclasses
@@ -16,8 +19,10 @@ import jax.numpy as jnp
 
 from musiclm_jax import quantization
 from musiclm_jax.quantization import RVQConfig
+from musiclm_jax.soundstream.causal import CausalConv, Chain, Context, fold, unfold
+from musiclm_jax.soundstream.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
 
-Context = tuple[jax.Array, ...]  # the left context of each convolution, in the order of evaluation
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +46,30 @@ class SoundStreamConfig:
     wave_discriminator_channels: int = 16  # of the first convolution of the waveform discriminators
     wave_discriminator_max_channels: int = 1024  # widths grow fourfold per layer up to this
     wave_discriminator_groups: int = 4  # input channels seen by one group of their strided convolutions
+    wave_discriminators: bool = True  # False: those on the STFT alone
+    discriminator_windows: tuple[int, ...] = (1024,)  # samples; one discriminator on the STFT of each, hop a quarter
+    # Encoder and decoder on spectra, in place of patch_size, channels, strides, dilations and kernel_size. A mapping of
+    # its fields is taken, too: what JSON and gin files have.
+    spectral: SpectralConfig | None = None
+    # Of the products in the discriminators and in the spectral networks while they are trained, one of DTYPES: half the
+    # width is twice as fast on accelerators. `encode` and `decode` are float32 whatever it is.
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if isinstance(self.spectral, Mapping):
+            object.__setattr__(self, "spectral", SpectralConfig(**self.spectral))
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected one of {DTYPES}")
+        if not self.discriminator_windows and not self.wave_discriminators:
+            raise ValueError("no discriminator is left: discriminator_windows is empty, wave_discriminators False")
         if self.patch_size < 1 or not self.strides or min(self.strides) < 1:
             raise ValueError(f"patch_size {self.patch_size} and strides {self.strides} must be at least 1")
 
     @property
     def total_stride(self) -> int:
         """Samples per frame."""
+        if self.spectral is not None:
+            return self.spectral.frame_size
         return self.patch_size * math.prod(self.strides)
 
     @property
@@ -65,66 +86,7 @@ class SoundStreamConfig:
         )
 
 
-def fold(x: jax.Array, factor: int) -> jax.Array:
-    """`[b, t, c]` -> `[b, t // factor, factor * c]`."""
-    b, t, c = x.shape
-    return x.reshape(b, t // factor, factor * c)
-
-
-def unfold(x: jax.Array, factor: int) -> jax.Array:
-    """`[b, t, factor * c]` -> `[b, t * factor, c]`."""
-    b, t, c = x.shape
-    return x.reshape(b, t * factor, c // factor)
-
-
-class CausalConv(nn.Module):
-    """Convolution over `[b, t, c]` that sees the present frame and `(kernel_size - 1) * dilation` frames before it."""
-
-    features: int
-    kernel_size: int
-    dilation: int = 1
-    init_gain: float = 1.0  # variance of the kernel at the start, relative to one that keeps the input's
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns `[b, t, features]` and the context for the block that follows; a `context` of None is silence."""
-        reach = (self.kernel_size - 1) * self.dilation
-        b, t, c = x.shape
-        initializer = (
-            nn.initializers.variance_scaling(self.init_gain, "fan_in", "truncated_normal")
-            if self.init_gain
-            else nn.initializers.zeros
-        )
-        kernel = self.param("kernel", initializer, (self.kernel_size, c, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        extended = jnp.concatenate([jnp.zeros((b, reach, c), x.dtype) if context is None else context, x], axis=1)
-        # Silence before the first frame as padding of the convolution spares a copy; the context is then dead code.
-        y = jax.lax.conv_general_dilated(
-            x if context is None else extended,
-            kernel,
-            window_strides=(1,),
-            padding=((reach if context is None else 0, 0),),
-            rhs_dilation=(self.dilation,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-        return y + bias, extended[:, t:]
-
-
-class _Chain:
-    """Threads the contexts of a network's convolutions through its forward pass."""
-
-    def __init__(self, context: Context | None):
-        self._old = context
-        self.new: list[jax.Array] = []
-
-    def __call__(self, conv: nn.Module, x: jax.Array) -> jax.Array:
-        context = None if self._old is None else self._old[len(self.new)]
-        y, following = conv(x, context)
-        self.new.append(following)
-        return y
-
-
-def _residual_units(config: SoundStreamConfig, chain: _Chain, x: jax.Array, name: str) -> jax.Array:
+def _residual_units(config: SoundStreamConfig, chain: Chain, x: jax.Array, name: str) -> jax.Array:
     # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts loud
     # spends its first thousand steps on becoming silent, in which the codebooks collapse.
     channels = x.shape[-1]
@@ -143,7 +105,7 @@ class Encoder(nn.Module):
     def __call__(self, audio: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
         """Returns the embeddings and the context for the audio that follows; a `context` of None is silence."""
         config = self.config
-        chain = _Chain(context)
+        chain = Chain(context)
         x = fold(audio[..., None], config.patch_size)
         x = chain(CausalConv(config.channels, config.kernel_size, name="conv_in"), x)
         for i, stride in enumerate(config.strides):
@@ -164,7 +126,7 @@ class Decoder(nn.Module):
     def __call__(self, x: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
         """Returns the audio and the context for the embeddings that follow; a `context` of None is silence."""
         config = self.config
-        chain = _Chain(context)
+        chain = Chain(context)
         x = chain(CausalConv(config.channels * 2 ** len(config.strides), config.kernel_size, name="conv_in"), x)
         for i, stride in reversed(list(enumerate(config.strides))):
             # A transposed convolution of kernel 2 * stride: each input frame writes its own and the next output frame.
@@ -175,14 +137,29 @@ class Decoder(nn.Module):
         return unfold(x, config.patch_size)[..., 0], tuple(chain.new)
 
 
+def _encoder(config: SoundStreamConfig) -> nn.Module:
+    if config.spectral is not None:
+        return SpectralEncoder(config.spectral, config.embedding_dim, config.dtype)
+    return Encoder(config)
+
+
+def _decoder(config: SoundStreamConfig) -> nn.Module:
+    return Decoder(config) if config.spectral is None else SpectralDecoder(config.spectral, config.dtype)
+
+
+def _exact(config: SoundStreamConfig) -> SoundStreamConfig:
+    # A bundle is made with the config of its training and used on all kinds of machines.
+    return dataclasses.replace(config, dtype="float32")
+
+
 def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
     """{"encoder": ..., "decoder": ...}, float32."""
     encoder_key, decoder_key = jax.random.split(key)
     audio = jnp.zeros((1, config.total_stride))
     embeddings = jnp.zeros((1, 1, config.embedding_dim))
     return {
-        "encoder": Encoder(config).init(encoder_key, audio)["params"],
-        "decoder": Decoder(config).init(decoder_key, embeddings)["params"],
+        "encoder": _encoder(config).init(encoder_key, audio)["params"],
+        "decoder": _decoder(config).init(decoder_key, embeddings)["params"],
     }
 
 
@@ -201,12 +178,14 @@ def embed(config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array
       ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
     """
     _check_audio(config, audio)
+    if config.spectral is not None:
+        return _encoder(config).apply({"params": params["encoder"]}, audio)
     return Encoder(config).apply({"params": params["encoder"]}, audio)[0]
 
 
 def synthesize(config: SoundStreamConfig, params: Mapping[str, Any], embeddings: jax.Array) -> jax.Array:
     """Decoder: `[b, frames, embedding_dim]` -> audio float32 `[b, frames * total_stride]`."""
-    return Decoder(config).apply({"params": params["decoder"]}, embeddings)[0]
+    return _decoder(config).apply({"params": params["decoder"]}, embeddings)[0]
 
 
 def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array) -> jax.Array:
@@ -223,7 +202,7 @@ def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.A
     Raises:
       ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
     """
-    return quantization.encode(variables["codebooks"], embed(config, variables["params"], audio))
+    return quantization.encode(variables["codebooks"], embed(_exact(config), variables["params"], audio))
 
 
 def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array) -> jax.Array:
@@ -232,11 +211,24 @@ def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.A
     Raises:
       ValueError: if there are more levels than codebooks.
     """
-    return synthesize(config, variables["params"], quantization.decode(variables["codebooks"], codes))
+    return synthesize(_exact(config), variables["params"], quantization.decode(variables["codebooks"], codes))
+
+
+def _check_streaming(config: SoundStreamConfig) -> None:
+    if config.spectral is not None:
+        raise ValueError(
+            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, which the end of "
+            "a block does not have: encode the whole audio"
+        )
 
 
 def initial_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
-    """Context of silence for `encode_streaming`."""
+    """Context of silence for `encode_streaming`.
+
+    Raises:
+      ValueError: if the model is spectral.
+    """
+    _check_streaming(config)
     audio = jnp.zeros((batch, config.total_stride))
     _, shapes = jax.eval_shape(lambda: Encoder(config).apply({"params": params["encoder"]}, audio))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -257,8 +249,9 @@ def encode_streaming(
       int32 `[b, samples // total_stride, quantizers]` and the context for the next block.
 
     Raises:
-      ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
+      ValueError: if `audio` is not `[b, samples]` with a whole number of frames, or the model is spectral.
     """
+    _check_streaming(config)
     _check_audio(config, audio)
     x, context = Encoder(config).apply({"params": variables["params"]["encoder"]}, audio, context)
     return quantization.encode(variables["codebooks"], x), context
@@ -267,7 +260,7 @@ def encode_streaming(
 def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
     """Context of silence for `decode_streaming`."""
     embeddings = jnp.zeros((batch, 1, config.embedding_dim))
-    _, shapes = jax.eval_shape(lambda: Decoder(config).apply({"params": params["decoder"]}, embeddings))
+    _, shapes = jax.eval_shape(lambda: _decoder(config).apply({"params": params["decoder"]}, embeddings))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
@@ -289,4 +282,4 @@ def decode_streaming(
       ValueError: if there are more levels than codebooks.
     """
     embeddings = quantization.decode(variables["codebooks"], codes)
-    return Decoder(config).apply({"params": variables["params"]["decoder"]}, embeddings, context)
+    return _decoder(_exact(config)).apply({"params": variables["params"]["decoder"]}, embeddings, context)

@@ -1,0 +1,160 @@
+"""`musiclm bootstrap`: from scores to a bundle on one accelerator, on a machine without a network.
+
+    musiclm bootstrap --pack PACK                                                   here: gathers what is needed there
+    python -m launch.bootstrap --from PACK --output OUT --minutes 10        there, in a copy of the repository
+
+There: Python 3.11 or newer, JAX with its accelerator, flax, optax, numpy, scipy, tokenizers, safetensors, numba and
+tinysoundfont (a wheel; `pip install --no-deps`), but no TensorFlow, seqio, gin, librosa or soundfile. OUT/bundle holds
+each model as soon as it is trained, OUT/bootstrap.log says where the time went. `--rehearsal` is the whole chain at toy
+sizes.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+GIN_FILES = {
+    "soundstream": "soundstream_tiny.gin",
+    "decoder": "soundstream_tiny_adversarial.gin",
+    "w2v_bert": "w2v_bert_tiny.gin",
+    "mulan": "mulan_tiny.gin",
+    "semantic": "semantic_tiny.gin",
+    "coarse": "coarse_tiny.gin",
+    "fine": "fine_tiny.gin",
+    "semantic_melody": "semantic_tiny_melody.gin",
+}
+SEED_PARTS = ("text_encoder", "melody")
+MUSIC_CLIPS = 240  # excerpts of recordings
+QUIET = 0.003  # root mean square below which an excerpt is left out
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    p = argparse.ArgumentParser(
+        prog="musiclm bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pack", help="folder to make: scores, sound fonts, text encoder, configurations")
+    what.add_argument("--from", dest="source", help="the folder that --pack made: train from it")
+    p.add_argument(
+        "--bundle", default="tiny", help="--pack: whose text encoder and melody model are taken (default: tiny)"
+    )
+    p.add_argument("--human_captions", help="--pack: MusicCaps' CSV, for sentences of people (default: none)")
+    p.add_argument("--music", help="--pack: folder of recordings that the codec hears, too (default: none)")
+    p.add_argument("--output", help="--from: folder of the bundle and the log")
+    p.add_argument("--minutes", type=float, default=10.0, help="--from: time for everything (default: 10)")
+    p.add_argument("--seed", type=int, default=0, help="--from: of the corpus and the trainings (default: 0)")
+    p.add_argument("--blocks", type=int, help="--from: blocks of 2048 clips (5.7 h) to render (default: 12)")
+    p.add_argument("--workers", type=int, help="--from: processes that render (default: 14)")
+    p.add_argument("--work", help="--from: folder of rendered audio, such as /dev/shm/work (default: in OUT)")
+    p.add_argument("--rehearsal", action="store_true", help="--from: toy sizes, to see that all of it runs")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Raises:
+      ValueError: if arguments do not fit together.
+    """
+    args = parser().parse_args(arguments)
+    if args.pack:
+        pack(pathlib.Path(args.pack).expanduser(), args.bundle, args.human_captions, args.music)
+        return 0
+    if not args.output:
+        raise ValueError("--from needs --output, the folder of the bundle")
+    from musiclm_jax import bootstrap
+
+    sizes = bootstrap.rehearsal() if args.rehearsal else bootstrap.Sizes()
+    given = {"blocks": args.blocks, "workers": args.workers}
+    sizes = dataclasses.replace(sizes, **{name: value for name, value in given.items() if value is not None})
+    source, output = pathlib.Path(args.source).expanduser(), pathlib.Path(args.output).expanduser()
+    work = pathlib.Path(args.work).expanduser() if args.work else None
+    bootstrap.Bootstrap(source, output, args.minutes, sizes, args.seed, work).run()
+    return 0
+
+
+def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None) -> None:
+    """Gathers what a bare machine needs beside this repository."""
+    import gin
+
+    from musiclm_jax import bootstrap, bundles
+    from musiclm_jax.corpus import human_captions
+    from musiclm_jax.corpus import pack as corpus_pack
+    from musiclm_jax.launch import train as launch_train
+
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {}
+    for name, file in GIN_FILES.items():
+        launch_train.parse_gin([file], ["DATA_DIR = None"])
+        learner = gin.get_bindings("train")["learner"]
+        described[name] = json.loads(launch_train.config_files(learner)["config.json"])
+    (folder / bootstrap.LEARNERS_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    # The evaluation half of MusicCaps stays unread.
+    captions = [caption for caption in human_captions.read(human) if caption.split == "train"] if human else []
+    human_captions.save(captions, folder / bootstrap.HUMAN_FILE)
+    source, target = bundles.load(bundle), folder / bootstrap.SEED_BUNDLE
+    target.mkdir(exist_ok=True)
+    for name in SEED_PARTS:
+        shutil.copy(source.file(f"{name}.safetensors"), target)
+    shutil.copy(source.file("vocab.txt"), target)
+    parts = {name: source.config["parts"][name] for name in SEED_PARTS}
+    (target / "config.json").write_text(json.dumps(source.config | {"parts": parts}, indent=1) + "\n", encoding="utf-8")
+    corpus = folder / bootstrap.CORPUS_FOLDER
+    if not corpus.exists():
+        corpus_pack.pack(corpus)
+    if music:
+        pack_music(pathlib.Path(music).expanduser(), folder / bootstrap.MUSIC_FILE)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CLIPS, seed: int = 0) -> None:
+    """Excerpts of 10 s from random places of random recordings, in one Ogg Opus file.
+
+    Args:
+      source: folder of recordings, looked through to its depth.
+      target: the file.
+      clips: number of excerpts.
+      seed: of the draws.
+
+    Raises:
+      ValueError: if no recording is as long as an excerpt.
+    """
+    import numpy as np
+    import soundfile
+
+    from musiclm_jax import audio, bootstrap
+    from musiclm_jax.tokens import SAMPLE_RATE
+
+    rng, files = np.random.default_rng(seed), []
+    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.READABLE):
+        try:
+            if soundfile.info(path).duration >= 20:
+                files.append(path)
+        except soundfile.LibsndfileError:
+            print(f"left out: {path} cannot be read")
+    if not files:
+        raise ValueError(f"--music {source} holds no recording of 20 s or more")
+    excerpts: list[np.ndarray] = []
+    counts = np.bincount(rng.integers(len(files), size=2 * clips), minlength=len(files))
+    for index in rng.permutation(len(files)):
+        sound = audio.load(files[index]) if counts[index] else np.zeros(0, np.float32)
+        for _ in range(-(-counts[index] // 2)):
+            start = int(rng.integers(len(sound) - bootstrap.CLIP_SAMPLES))
+            excerpt = sound[start : start + bootstrap.CLIP_SAMPLES]
+            if np.sqrt(np.mean(excerpt**2)) > QUIET:
+                excerpts.append(excerpt)
+    excerpts = [excerpts[i] for i in rng.permutation(len(excerpts))[:clips]]
+    with soundfile.SoundFile(target, "w", SAMPLE_RATE, 1, format="OGG", subtype="OPUS", compression_level=0.8) as file:
+        for excerpt in excerpts:
+            file.write(excerpt)
+    print(f"{target}: {len(excerpts)} excerpts of {len(files)} recordings, {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

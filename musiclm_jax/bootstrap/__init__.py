@@ -1,0 +1,20 @@
+"""From scores to a bundle on one accelerator in minutes, without TensorFlow, seqio, gin or a network.
+
+`sizes` says how much, `corpus` renders, `programs` compiles ahead, `chain` trains part after part.
+"""
+
+from musiclm_jax.bootstrap.chain import LEARNERS_FILE, SEED_BUNDLE, Bootstrap
+from musiclm_jax.bootstrap.corpus import CORPUS_FOLDER, HUMAN_FILE, MUSIC_FILE
+from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, Sizes, rehearsal
+
+__all__ = [
+    "CLIP_SAMPLES",
+    "CORPUS_FOLDER",
+    "HUMAN_FILE",
+    "LEARNERS_FILE",
+    "MUSIC_FILE",
+    "SEED_BUNDLE",
+    "Bootstrap",
+    "Sizes",
+    "rehearsal",
+]

@@ -1,0 +1,325 @@
+"""The parts of a bootstrap in order: codec, semantic tokens, MuLan, tokens, stages, the codec's decoder once more.
+
+Each part has a share of the minutes that are left when it begins, and is saved in the bundle when it is done.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax import bundles, melody, mulan, resident, stage_weights, w2v_bert
+from musiclm_jax.bootstrap.corpus import Corpus
+from musiclm_jax.bootstrap.programs import Programs
+from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
+from musiclm_jax.bundles import config_from_json
+from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.mulan import MulanLearner
+from musiclm_jax.soundstream.learner import SoundStreamLearner
+from musiclm_jax.soundstream.learner import export as exported_codec
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.tokens import ACOUSTIC, MELODY
+from musiclm_jax.w2v_bert_learner import W2vBertLearner
+
+LEARNERS_FILE, SEED_BUNDLE = "learners.json", "bundle"  # in the pack: configurations; text encoder and melody model
+CLASSES: dict[str, Any] = dict.fromkeys(TRAININGS, StageLearner) | {
+    "soundstream": SoundStreamLearner,
+    "decoder": SoundStreamLearner,
+    "w2v_bert": W2vBertLearner,
+    "mulan": MulanLearner,
+}
+STAGES = ("coarse", "semantic", "fine")
+FITTED_BLOCKS = 4  # whose features clusters are fitted to
+
+
+class Log:
+    """Lines with the seconds since the start, printed and kept in a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._begin, self._file = time.monotonic(), path.open("a", encoding="utf-8")
+
+    def __call__(self, line: str) -> None:
+        """Writes one line."""
+        text = f"[{time.monotonic() - self._begin:6.1f}] {line}"
+        print(text, flush=True)
+        print(text, file=self._file, flush=True)
+
+
+class Bootstrap:
+    """One run; `run` goes through the parts in order."""
+
+    def __init__(
+        self,
+        pack: pathlib.Path,
+        output: pathlib.Path,
+        minutes: float,
+        sizes: Sizes,
+        seed: int = 0,
+        work: pathlib.Path | None = None,
+    ):
+        """Reads the pack.
+
+        Args:
+          pack: folder of `musiclm bootstrap --pack`.
+          output: folder of the bundle and the log.
+          minutes: for everything.
+          sizes: what is rendered and how it is trained.
+          seed: of the corpus and the trainings.
+          work: folder of rendered audio, 0.6 MB a clip; in `output` by default, better in memory.
+        """
+        output.mkdir(parents=True, exist_ok=True)
+        self.pack, self.sizes, self.seed = pack, sizes, seed
+        self.deadline = time.monotonic() + 60 * minutes
+        self.say = Log(output / "bootstrap.log")
+        self.seed_bundle = bundles.load(pack / SEED_BUNDLE)
+        self.bundle, self.work = output / "bundle", work or output / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        described = json.loads((pack / LEARNERS_FILE).read_text(encoding="utf-8"))
+        self.learners = {name: self._learner(name, described[name]) for name in TRAININGS}
+        self.draws = {name: self._draw(name) for name in TRAININGS}
+        self.programs = Programs(sizes, self.learners, self.draws, self.say)
+
+    def _learner(self, name: str, described: dict) -> Any:
+        """A learner as gin built it, for a time instead of a number of steps, and for this batch."""
+        learner = config_from_json(CLASSES[name], {"config": described["config"]} | described["learner"], name)
+        learner = dataclasses.replace(learner, optimizer=constant(learner.optimizer))
+        if isinstance(learner, StageLearner):
+            config = dataclasses.replace(learner.config, dtype=self.sizes.dtype, scan_layers=True)
+            return dataclasses.replace(learner, config=config)
+        if isinstance(learner, SoundStreamLearner):
+            vectors = self.sizes.batch[name] * self.sizes.seconds[name] * ACOUSTIC.frame_rate
+            codec = dataclasses.replace(
+                learner.config,
+                dtype=self.sizes.dtype,
+                dead_code_threshold=0.2 * vectors / learner.config.codebook_size,
+                **self.sizes.discriminators,
+            )
+            second = constant(learner.discriminator_optimizer)
+            return dataclasses.replace(learner, config=codec, discriminator_optimizer=second)
+        if isinstance(learner, MulanLearner):
+            return dataclasses.replace(learner, text_weights=None, vocab=str(self.seed_bundle.file("vocab.txt")))
+        return learner
+
+    def _draw(self, name: str) -> resident.Draw:
+        batch, learner = self.sizes.batch[name], self.learners[name]
+        if isinstance(learner, StageLearner):
+            has_mulan = any(part.stream == "mulan" for part in learner.stage.conditioning)
+            share = self.sizes.caption_share if has_mulan else 0.0
+            return functools.partial(resident.draw_tokens, batch=batch, stage=learner.stage, caption_share=share)
+        draw = resident.draw_pairs if name == "mulan" else resident.draw_audio
+        return functools.partial(draw, batch=batch, samples=resident.crop_samples(self.sizes.seconds[name]))
+
+    def run(self) -> None:
+        """Renders and trains all parts.
+
+        Raises:
+          RuntimeError: if the corpus cannot be rendered.
+          FloatingPointError: if a training diverges.
+        """
+        sizes = self.sizes
+        vocab = self.seed_bundle.file("vocab.txt").read_bytes()
+        self.say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {sizes.blocks * sizes.block} clips")
+        self.corpus = Corpus(sizes, self.pack, self.work, self.seed, vocab, self.say)
+        self._compile_ahead()
+        codec = self._train_codec()
+        semantic = self._train_w2v_bert()
+        joint = self._train_mulan()
+        tokens = self._tokenize(codec, semantic, joint)
+        trained = {name: self._train_stage(name, tokens) for name in TRAININGS if name in STAGES}
+        self._train_melody_stage(tokens, trained["semantic"])
+        self._train_decoder(codec)
+        self.corpus.close()
+        self.say("done")
+
+    def _compile_ahead(self) -> None:
+        """In the order of use."""
+        programs = self.programs
+        for name in ("soundstream", "w2v_bert", "mulan"):
+            programs.training(name)
+            if name == "w2v_bert":
+                programs.features()
+        programs.joint()
+        programs.tokenizers()
+        for name in TRAININGS:
+            if name in STAGES:
+                programs.training(name)
+        programs.training("semantic_melody")
+        programs.melodies(self.seed_bundle.part("melody"), self.lead_block)
+        programs.training("decoder")
+        for name in STAGES:
+            programs.evaluation(name)
+
+    @property
+    def lead_block(self) -> int:
+        """Leads that are encoded in one call."""
+        return self.sizes.block // self.sizes.leads_every
+
+    def key(self, purpose: str) -> jax.Array:
+        """A key of the run's seed."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()))
+
+    def _initial(self, name: str) -> Any:
+        return self.programs.get(f"{name} init")(self.key(f"{name} init"))
+
+    def _warm(self, name: str, state: Any) -> Any:
+        self.corpus.wait(1)
+        batch = self.draws[name](self.key(f"{name} batch"), next(self.corpus.blocks()))
+        return self.programs.get(f"{name} warm start")(state, batch, self.key(f"{name} warm start"))
+
+    def _trained(self, name: str, state: Any, data: Iterator[resident.Data]) -> Any:
+        """Trains a part in its share of what is left."""
+        run = self.programs.get(name)
+        after = TRAININGS[TRAININGS.index(name) :]
+        left = self.deadline - time.monotonic()
+        seconds = max(left * self.sizes.share[name] / sum(self.sizes.share[other] for other in after), 0.1)
+        self.say(f"{name}: trains for {seconds:.1f} s")
+        state, _, _ = resident.train_for(
+            run,
+            state,
+            data,
+            self.key(name),
+            count=self.sizes.steps[name],
+            seconds=seconds,
+            say=lambda line: self.say(f"{name}: {line}"),
+        )
+        return state
+
+    def _train_codec(self) -> Any:
+        """The codec without discriminators; returns its variables, whose tokens stay."""
+        state = self._warm("soundstream", self._initial("soundstream"))
+        state = self._trained("soundstream", state, self.corpus.sounds())
+        return self._save_codec("soundstream", state)
+
+    def _train_decoder(self, codec: Any) -> None:
+        """The codec's decoder against discriminators; encoder and codebooks stay."""
+        state = self.learners["decoder"].start_from(self._initial("decoder"), jax.tree.map(jnp.copy, codec))
+        self._save_codec("decoder", self._trained("decoder", state, self.corpus.sounds()))
+
+    def _save_codec(self, name: str, state: Any) -> Any:
+        config = self.learners[name].config
+        # The rate has fallen to 0: nothing is left to average.
+        variables = exported_codec(config, state.replace(ema_params=state.params))
+        self._save("soundstream", dataclasses.replace(config, dtype="float32"), variables)
+        return variables
+
+    def _train_w2v_bert(self) -> Any:
+        config = self.learners["w2v_bert"].config
+        state = self._trained("w2v_bert", self._warm("w2v_bert", self._initial("w2v_bert")), self.corpus.blocks())
+        begin, features = time.monotonic(), self.programs.get("features")
+        fitted = (features(state.params, block)[::4] for block in self.corpus.audio[:FITTED_BLOCKS])
+        variables = w2v_bert.fit_kmeans(config, {"params": state.params}, fitted, self.key("clusters"))
+        self.say(f"w2v_bert: clusters fitted in {time.monotonic() - begin:.1f} s")
+        self._save("w2v_bert", config, variables)
+        return variables
+
+    def _train_mulan(self) -> Any:
+        learner, state = self.learners["mulan"], self._initial("mulan")
+        state = state.replace(frozen={"text": self.seed_bundle.part("text_encoder").variables["text"]})
+        state = self._trained("mulan", state, self.corpus.blocks(texts=True))
+        variables, begin = learner.variables(state), time.monotonic()
+        count = len(self.corpus.text_ids)
+        heard, read = zip(*[self._embedded(variables, i) for i in range(count)], strict=True)
+        self.heard, self.read = list(heard), list(read)
+        audio, texts = np.concatenate(heard), np.concatenate(read)
+        chosen = range(0, self.sizes.texts, 3)
+        pairs = np.concatenate([audio for _ in chosen]), np.concatenate([texts[:, text] for text in chosen])
+        variables = mulan.fit_quantizer(learner.config, variables, *pairs, self.key("quantizer"))
+        codes = [
+            mulan.tokens(learner.config, variables, vectors, kind)
+            for vectors, kind in ((audio, "audio"), (texts[:, -1], "text"))
+        ]
+        agreement = np.round(np.asarray(mulan.token_agreement(*codes)), 3).tolist()
+        self.say(f"mulan: quantizer fitted in {time.monotonic() - begin:.1f} s, agreement by level {agreement}")
+        self.bundle.mkdir(exist_ok=True)
+        for name, size in bundles.save_mulan(self.bundle, learner.config, variables).items():
+            self.say(f"saved {name}, {size / 1e6:.2f} MB")
+        return variables
+
+    def _embedded(self, variables: Any, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """MuLan's embeddings of the clips of a block, `[clips, dim]`, and of their texts, `[clips, texts, dim]`."""
+        return self._embeddings(variables, self.corpus.audio[block], self.corpus.text_ids[block])
+
+    def _embeddings(self, variables: Any, audio: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        towers = {name: variables[name] for name in ("text", "projection")}
+        heard = self.programs.get("embed_audio")(variables["audio"], audio)
+        return np.asarray(heard), np.asarray(self.programs.get("embed_texts")(towers, ids))
+
+    def _tokenize(self, codec: Any, semantic: Any, joint: Any) -> dict[str, jax.Array]:
+        """Token streams of all clips, on the accelerator; sets `held_out` to those of the validation split."""
+        begin, sizes = time.monotonic(), self.sizes
+        self.corpus.wait(sizes.blocks)
+        self.say(f"tokens: waited {time.monotonic() - begin:.1f} s for the last clips")
+        begin = time.monotonic()
+        for block in range(len(self.heard), sizes.blocks):  # rendered since MuLan was fitted
+            heard, read = self._embedded(joint, block)
+            self.heard.append(heard)
+            self.read.append(read)
+
+        def streams(audio: Any, heard: np.ndarray, read: np.ndarray) -> dict[str, jax.Array]:
+            config = self.learners["mulan"].config
+            of_text = mulan.tokens(config, joint, read.reshape(-1, read.shape[-1]), "text")
+            return {
+                "acoustic": self.programs.get("acoustic")(codec, audio),
+                "semantic": self.programs.get("semantic codes")(semantic, audio),
+                "mulan": mulan.tokens(config, joint, heard, "audio").astype(jnp.int16),
+                "caption_mulan": of_text.reshape(*read.shape[:2], -1).astype(jnp.int16),
+            }
+
+        blocks = [streams(*block) for block in zip(self.corpus.audio, self.heard, self.read, strict=True)]
+        tokens = {name: jnp.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        audio, ids = self.corpus.held_out()
+        held_out = streams(audio, *self._embeddings(joint, audio, ids))
+        self.held_out = {name: codes[: sizes.validation] for name, codes in held_out.items()}
+        used = [len(np.unique(np.asarray(tokens["acoustic"][::16, ::8, level]))) for level in range(4)]
+        distinct = len(np.unique(np.asarray(tokens["semantic"][::4])))
+        self.say(f"tokens: made in {time.monotonic() - begin:.1f} s; codes in use {used}, semantic {distinct}")
+        return tokens
+
+    def _train_stage(self, name: str, tokens: dict[str, jax.Array]) -> Any:
+        data = {key: tokens[key] for key in self.programs.data(name)}
+        state = self._trained(name, self._initial(name), itertools.repeat(data))
+        self._save_stage(name, state.params)
+        evaluate = self.programs.get(f"{name} evaluation")
+        figures = evaluate(state, {key: self.held_out[key] for key in data}, self.key("evaluation"))
+        self.say(f"{name}: held out {resident.shown(jax.device_get(figures))}")
+        return state.params
+
+    def _train_melody_stage(self, tokens: dict[str, jax.Array], params: Any) -> None:
+        """The semantic stage under a melody, from the weights of the one without."""
+        name, every, begin = "semantic_melody", self.sizes.leads_every, time.monotonic()
+        part, learner, leads = self.seed_bundle.part("melody"), self.learners[name], self.corpus.leads()
+        encode, step = self.programs.get("melodies"), self.lead_block
+        sung = [encode(part.variables, np.asarray(leads[i : i + step])) for i in range(0, len(leads), step)]
+        data = {key: tokens[key][::every] for key in self.programs.data(name) if key != MELODY.name}
+        data[MELODY.name] = jnp.concatenate(sung)
+        self.say(f"{name}: melodies of {len(leads)} leads in {time.monotonic() - begin:.1f} s")
+        codebooks, old = {MELODY.name: melody.entries(*part)}, self.learners["semantic"].stage
+        begun = stage_weights.carried_over(jax.device_get(params), old, learner.stage, codebooks)
+        state = self._initial(name).replace(params=jax.tree.map(jnp.asarray, dict(begun)))
+        state = self._trained(name, state, itertools.repeat(data))
+        self._save_stage(name, state.params, "int8")
+
+    def _save_stage(self, name: str, params: Any, storage: str = "float16") -> None:
+        learner = self.learners[name]
+        # A bundle is for any machine.
+        config = dataclasses.replace(learner.config, dtype="float32", scan_layers=False)
+        self._save(name, StageModelConfig(learner.stage, config), {"params": params}, storage)
+
+    def _save(self, name: str, config: Any, variables: Any, storage: str = "float16") -> None:
+        size = bundles.save_part(self.bundle, name, config, jax.device_get(variables), storage)
+        self.say(f"saved {name}, {size / 1e6:.2f} MB")
+
+
+def constant(optimizer: Any) -> Any:
+    """The optimiser at its peak rate after the warm-up: `resident.train_for` makes it fall with the time."""
+    return dataclasses.replace(optimizer, schedule="constant")

@@ -1,0 +1,141 @@
+"""Clips of a bootstrap: rendered by processes, taken to the accelerator block by block while it trains."""
+
+import itertools
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax import mulan, resident
+from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, Sizes
+from musiclm_jax.corpus import human_captions
+from musiclm_jax.corpus.resident import RenderJob
+
+HUMAN_FILE = "human_captions.json"  # in the pack: sentences of people
+MUSIC_FILE = "music.ogg"  # in the pack: excerpts of recordings for the codec; may be missing, and needs soundfile
+CORPUS_FOLDER = "corpus"  # in the pack: scores and sound fonts
+
+
+class Corpus:
+    """Clips as they are rendered, in blocks in the accelerator's memory, and the texts about them."""
+
+    def __init__(
+        self, sizes: Sizes, pack: pathlib.Path, work: pathlib.Path, seed: int, vocab: bytes, say: Callable[[str], None]
+    ):
+        """Starts to render; a thread takes finished blocks to the accelerator."""
+        self._sizes, self._vocab, self._say = sizes, vocab, say
+        self._human, self._music = human_captions.load(pack / HUMAN_FILE), pack / MUSIC_FILE
+        self._rng = np.random.default_rng(seed)
+        self._count = sizes.blocks * sizes.block
+        self._job = RenderJob(
+            pack / CORPUS_FOLDER,
+            work,
+            seed,
+            {"train": self._count, "validation": sizes.validation},
+            sizes.workers,
+            sizes.leads_every,
+        )
+        self.audio: list[jax.Array] = []  # int16 [block, samples] each
+        self._validation: tuple[np.ndarray, np.ndarray] | None = None  # audio and text ids of one block, filled up
+        self.text_ids: list[jax.Array] = []  # int16 [block, texts, length] each
+        self.music: jax.Array | None = None  # a block of recordings for the codec, if there are some
+        self.closed = False
+        self.trouble: BaseException | None = None
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        try:
+            if self._music.exists():
+                self.music = jax.device_put(recordings(self._music, self._sizes.block))
+                self._say("recordings for the codec are read")
+            block = self._sizes.block
+            for index in range(self._sizes.blocks):
+                while self._job.available("train") < (index + 1) * block:
+                    self._job.failed()
+                    if self.closed:
+                        return
+                    time.sleep(0.2)
+                rows = self._job.arrays["train.audio.int16"][index * block : (index + 1) * block]
+                self.audio.append(jax.device_put(np.ascontiguousarray(rows)))
+                clips = self._job.metadata("train", (index + 1) * block)[index * block :]
+                self.text_ids.append(jax.device_put(self._texts(clips)))
+                self._say(f"clips: {(index + 1) * block} of {self._count}")
+            held_out = np.zeros((block, CLIP_SAMPLES), np.int16)
+            held_out[: self._sizes.validation] = self._job.arrays["validation.audio.int16"]
+            own = self._texts(self._job.metadata("validation", self._sizes.validation))
+            ids = np.zeros((block, *own.shape[1:]), own.dtype)
+            ids[: len(own)] = own
+            self._validation = held_out, ids
+        except BaseException as error:  # told where the blocks are waited for
+            self.trouble = error
+
+    def _texts(self, clips: list[dict]) -> np.ndarray:
+        """Ids of texts about clips: captions, lists of aspects, sentences of people that fit."""
+        sizes, rng = self._sizes, self._rng
+        texts: list[str] = []
+        for clip in clips:
+            fitting = human_captions.match(self._human, clip)
+            drawn: list[int] = rng.permutation(fitting)[: sizes.human_texts].tolist() if fitting else []
+            own = [self._human[i].text for i in drawn]
+            own += [mulan.training_text(clip["caption"], clip["aspects"], rng, 1.0) for _ in range(2)]
+            own += list(clip["caption"])
+            own += [mulan.training_text(clip["caption"], clip["aspects"], rng) for _ in range(sizes.texts)]
+            texts += own[: sizes.texts]
+        ids, _ = mulan.tokenize_texts(self._vocab, texts, sizes.text_length)
+        return ids.reshape(len(clips), sizes.texts, sizes.text_length).astype(np.int16)
+
+    def wait(self, blocks: int) -> None:
+        """Waits for the first so many blocks.
+
+        Raises:
+          RuntimeError: if they cannot be rendered.
+        """
+        while len(self.text_ids) < blocks or (blocks == self._sizes.blocks and self._validation is None):
+            if self.trouble is not None:
+                raise RuntimeError(f"the corpus cannot be rendered: {self.trouble}") from self.trouble
+            time.sleep(0.1)
+
+    def blocks(self, texts: bool = False) -> Iterator[resident.Data]:
+        """The blocks that are there, in turn and without end."""
+        for turn in itertools.count():
+            index = turn % len(self.text_ids)
+            data = {"audio": self.audio[index], "clips": jnp.int32(self._sizes.block)}
+            yield data | ({"text_ids": self.text_ids[index]} if texts else {})
+
+    def sounds(self) -> Iterator[resident.Data]:
+        """The blocks that are there, and every eighth time recordings: what the codec learns from."""
+        for turn, data in enumerate(self.blocks()):
+            with_music = turn % 8 == 7
+            yield {**data, "audio": self.music} if with_music and self.music is not None else data
+
+    def leads(self) -> np.ndarray:
+        """Leads by a voice of every `leads_every`-th clip: int16 `[n, samples]`."""
+        return self._job.arrays["train.leads.int16"]
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Audio and text ids of the validation split in one block, of which the rest is silence.
+
+        Raises:
+          RuntimeError: if it is not rendered yet.
+        """
+        if self._validation is None:
+            raise RuntimeError("the validation split is not rendered: wait for all blocks first")
+        return self._validation
+
+    def close(self) -> None:
+        """Stops rendering."""
+        self.closed = True
+        self._job.stop()
+
+
+def recordings(path: pathlib.Path, clips: int) -> np.ndarray:
+    """Excerpts of 10 s from a sound file, repeated to fill a block: int16 `[clips, samples]`."""
+    import soundfile
+
+    sound, _ = soundfile.read(path, dtype="int16")
+    excerpts = sound[: len(sound) // CLIP_SAMPLES * CLIP_SAMPLES].reshape(-1, CLIP_SAMPLES)
+    return np.resize(excerpts, (clips, CLIP_SAMPLES))

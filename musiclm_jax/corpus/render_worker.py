@@ -1,0 +1,74 @@
+"""One worker process of resident.RenderJob: python -m musiclm_jax.corpus.render_worker FOLDER NUMBER."""
+
+import fcntl
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+from musiclm_jax.corpus import compositions, leads, pack, rendering, resident
+from musiclm_jax.corpus.clips import Clip, make_clip
+from musiclm_jax.corpus.scores import Score
+
+_PCM_SCALE = 32767.0
+_FURTHER = 1_000_001  # from the number of a clip that cannot be made to the one that stands in for it
+_LEFT_OUT = ("audio", "pitch_class")  # of a clip's fields, in metadata
+
+
+def claim(folder: pathlib.Path) -> int:
+    """Takes the next place in the schedule; no two workers get the same."""
+    with open(folder / "next", "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place = int(file.read())
+        file.seek(0)
+        file.write(str(place + 1))
+    return place
+
+
+def make_or_replace(renderer: rendering.Renderer, pool: list[Score], seed: int, split: str, index: int) -> Clip:
+    """The clip of a number, or where none can be made that of another number, under the same name."""
+    number = index
+    while True:
+        try:
+            clip = make_clip(renderer, pool, seed, split, number)
+        except RuntimeError as error:
+            print(f"{error}; another takes its place", flush=True)
+            number += _FURTHER  # another lead instrument, too
+            continue
+        clip.fields["id"] = f"{split}-{index:05d}"
+        return clip
+
+
+def pcm(audio: np.ndarray) -> np.ndarray:
+    """Audio `[samples]` in [-1, 1] as int16, as `records.pcm_from_audio` has it."""
+    return np.round(audio * _PCM_SCALE).astype(np.int16)
+
+
+def work(folder: pathlib.Path, worker: int) -> None:
+    """Renders clips until none is left."""
+    settings = json.loads((folder / resident.SETTINGS).read_text())
+    scores, fonts = pack.read_pack(pathlib.Path(settings["pack"]))
+    pools, renderer = compositions.split_scores(scores), rendering.Renderer(fonts)
+    every = settings["leads_every"]
+    arrays = resident.open_arrays(folder, settings["counts"], every, "r+")
+    order = resident.schedule(settings["counts"])
+    with open(folder / f"metadata-{worker}.jsonl", "w") as file:
+        # Without the process that waits for the clips, nobody would end this one.
+        while os.getppid() == settings["parent"] and (place := claim(folder)) < len(order):
+            split, index = order[place]
+            clip = make_or_replace(renderer, pools[split], settings["seed"], split, index)
+            fields = clip.fields
+            arrays[f"{split}.audio.int16"][index] = pcm(fields["audio"])
+            if split == "train" and index % every == 0:
+                lead = leads.performed(fields["id"], fields["audio"], fields["pitch_class"])
+                arrays[f"{split}.leads.int16"][index // every] = pcm(np.clip(lead, -1.0, 1.0))
+            known = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
+            file.write(json.dumps(known | clip.extra | {"index": index}) + "\n")
+            file.flush()
+            arrays[f"{split}.done"][index] = 1  # last: then all else of the clip is there
+
+
+if __name__ == "__main__":
+    work(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,137 @@
+"""Training from arrays in the accelerator's memory: aligned crops, texts for sound, and a rate that time decides."""
+
+import dataclasses
+import functools
+import itertools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musiclm_jax import partitioning, resident, stages
+from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.transformer import TransformerConfig
+
+CLIPS, FRAMES = 5, 50
+STAGE = stages.coarse_stage(
+    seconds=0.4, mulan_quantizers=2, semantic_codebook_size=1024, coarse_quantizers=2, full_vocabulary=False
+)
+LEARNER = StageLearner(
+    STAGE,
+    TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=16, dropout=0.0, scan_layers=True),
+    OptimizerConfig(name="adamw", learning_rate=1e-2, schedule="constant", warmup_steps=0, weight_decay=0.1),
+)
+
+
+def token_data() -> dict[str, jax.Array]:
+    """Codes that tell their place: a semantic code its frame, an acoustic code its frame, MuLan codes the clip."""
+    acoustic = np.broadcast_to(np.arange(2 * FRAMES)[None, :, None], (CLIPS, 2 * FRAMES, 3))
+    rows = np.arange(CLIPS)
+    return {
+        "semantic": jnp.asarray(np.broadcast_to(np.arange(FRAMES), (CLIPS, FRAMES)), jnp.int16),
+        "acoustic": jnp.asarray(acoustic, jnp.int16),
+        "mulan": jnp.asarray(np.stack([rows, rows], 1), jnp.int16),
+        "caption_mulan": jnp.asarray(np.broadcast_to(100 + rows[:, None, None], (CLIPS, 4, 2)), jnp.int16),
+    }
+
+
+def draw(key: jax.Array, data: resident.Data) -> dict[str, jax.Array]:
+    """Four crops for LEARNER."""
+    return resident.draw_tokens(key, data, batch=4, stage=STAGE)
+
+
+def test_token_crops_are_aligned_in_time():
+    batch = resident.draw_tokens(jax.random.key(0), token_data(), batch=64, stage=STAGE)
+    assert batch["semantic"].shape == (64, 10) and batch["acoustic"].shape == (64, 20, 3)
+    starts = np.asarray(batch["semantic"][:, 0])
+    np.testing.assert_array_equal(batch["semantic"], starts[:, None] + np.arange(10))
+    np.testing.assert_array_equal(batch["acoustic"][:, :, 1], 2 * starts[:, None] + np.arange(20))
+    assert starts.min() == 0 and starts.max() == FRAMES - 10  # both ends are drawn
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (1.0, 1, 1), (0.5, 0.35, 0.65)])
+def test_caption_share_is_the_share_of_rows_with_codes_of_a_text(share, low, high):
+    data = token_data()
+    batch = resident.draw_tokens(jax.random.key(1), data, batch=200, stage=STAGE, caption_share=share)
+    of_text = np.asarray(batch["mulan"][:, 0]) >= 100
+    assert low <= of_text.mean() <= high
+    # A row's text is about the row's own clip: with the text's offset taken off, all clips are drawn.
+    assert set(np.asarray(batch["mulan"][:, 0]) % 100) == set(range(CLIPS))
+
+
+def test_audio_crops_come_from_the_clips_that_are_there():
+    samples = np.arange(CLIPS * 1000, dtype=np.int16).reshape(CLIPS, 1000)
+    data = {"audio": jnp.asarray(samples), "clips": jnp.int32(2)}
+    audio = resident.draw_audio(jax.random.key(0), data, batch=64, samples=100)["audio"] * resident.FULL_SCALE
+    assert audio.max() < 2000
+    np.testing.assert_allclose(np.diff(audio, axis=1), 1.0)
+
+
+def test_pairs_hold_a_text_of_their_own_clip():
+    samples = np.repeat(np.arange(CLIPS, dtype=np.int16)[:, None], 1000, axis=1)
+    ids = np.zeros((CLIPS, 3, 6), np.int16)
+    ids[:, :, :4] = np.arange(CLIPS)[:, None, None] + 1
+    data = {"audio": jnp.asarray(samples), "clips": jnp.int32(CLIPS), "text_ids": jnp.asarray(ids)}
+    batch = resident.draw_pairs(jax.random.key(0), data, batch=32, samples=10)
+    np.testing.assert_array_equal(batch["text_ids"][:, 0], batch["audio"][:, 0] * resident.FULL_SCALE + 1)
+    np.testing.assert_array_equal(batch["text_mask"], np.broadcast_to([1, 1, 1, 1, 0, 0], (32, 6)))
+
+
+def state() -> object:
+    """Of LEARNER at step 0; new arrays each time, since steps donate them."""
+    return jax.jit(functools.partial(resident.unboxed_init, LEARNER))(jax.random.key(0))
+
+
+def test_steps_in_one_call_equal_steps_in_two():
+    data, key, one = token_data(), jax.random.key(3), jnp.float32(1)
+    whole, _ = resident.steps(LEARNER, draw, 4)(state(), data, key, jnp.int32(0), one)
+    run = resident.steps(LEARNER, draw, 2)
+    parts, _ = run(run(state(), data, key, jnp.int32(0), one)[0], data, key, jnp.int32(2), one)
+    assert int(parts.step) == 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, parts.params)
+
+
+def test_a_scaled_step_is_a_step_at_a_lower_rate():
+    before = state()
+    slow = dataclasses.replace(LEARNER, optimizer=dataclasses.replace(LEARNER.optimizer, learning_rate=0.3e-2))
+    batch, key = draw(jax.random.key(5), token_data()), jax.random.key(6)
+    expected, _ = slow.train_step(before, batch, key)
+    after, _ = LEARNER.train_step(before, batch, key)
+    got = resident.scaled(before, after, jnp.float32(0.3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected.params, got.params)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, got.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_train_for_stops_in_time_and_lowers_the_rate():
+    scales: list[float] = []
+
+    def run(state, data, key, first, scale):
+        time.sleep(0.01)
+        scales.append(float(scale))
+        return state + 1, {"loss": jnp.float32(1.0)}
+
+    lines: list[str] = []
+    final, done, metrics = resident.train_for(
+        run, 0, itertools.repeat({}), jax.random.key(0), count=2, seconds=0.4, say=lines.append, every=0.1
+    )
+    assert done == 2 * final == 2 * len(scales) and 8 < final <= 42
+    assert scales[0] > 0.9 and scales[-1] < 0.2 and scales == sorted(scales, reverse=True)
+    assert metrics == {"loss": 1.0} and lines
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    def run(state, data, key, first, scale):
+        return state, {"loss": jnp.float32(np.nan)}
+
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        resident.train_for(run, 0, itertools.repeat({}), jax.random.key(0), count=1, seconds=0.2, say=print)
+
+
+def test_abstract_state_has_the_shapes_of_the_state():
+    shapes = jax.tree.map(lambda leaf: leaf.shape, resident.abstract_state(LEARNER))
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, state())
+    assert partitioning.unbox(shapes) == shapes
