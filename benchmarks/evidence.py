@@ -2,6 +2,9 @@
 
 Each benchmark is a process of its own and leaves <work>/<name>.json; one that is finished is not run again (delete its
 file for that). The music of the generation benchmark stays in <work>/generated. Hours on two cores, mostly generation.
+
+With --card MODEL_CARD.md the tables are also written into that file, between the lines `<!-- figures -->` and
+`<!-- /figures -->`, each below the command that makes it: no figure of other weights stays in it.
 """
 
 import pathlib
@@ -21,6 +24,9 @@ BENCHMARKS = (
 )
 
 
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
 def command(module: str, reads: str, args, output: pathlib.Path) -> list[str]:
     """The command line of a benchmark."""
     line = [sys.executable, "-m", f"benchmarks.{module}", "--output", str(output)]
@@ -37,6 +43,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--tokens", required=True, help="folder of token records, made by `musiclm tokenize`")
     parser.add_argument("--work", required=True, help="folder for the figures and the generated music")
+    parser.add_argument("--card", help="model card to write the tables into")
     parser.add_argument("--only", nargs="+", default=[module for _, module, _ in BENCHMARKS], help="benchmarks to run")
     args = parser.parse_args()
     if unknown := sorted(set(args.only) - {module for _, module, _ in BENCHMARKS}):
@@ -53,12 +60,29 @@ def main() -> None:
             ).returncode:
                 failed.append(module)
         if output.exists():
-            sections.append(f"### {title}\n\n{table(read_published(output))}\n")
+            made_by = f"`python -m benchmarks.{module} --{reads} {reads.upper()}`"
+            sections.append(f"### {title}\n\n{made_by}\n\n{table(read_published(output))}\n")
     path = pathlib.Path(args.output).expanduser() if args.output else work / "evidence.md"
     path.write_text("\n".join(sections), encoding="utf-8")
+    if args.card:
+        write_into(pathlib.Path(args.card).expanduser(), "\n".join(sections))
     print(f"{len(sections)} of {len(BENCHMARKS)} benchmarks are in {path}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def write_into(card: pathlib.Path, figures: str) -> None:
+    """Replaces what lies between the two marks of a card.
+
+    Raises:
+      SystemExit: if it lacks them.
+    """
+    text = card.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{card} lacks the lines {BEGIN} and {END}: put them where the figures are to stand")
+    card.write_text(f"{before}{BEGIN}\n\n{figures}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ GIN_FILES = {
 }
 SEED_PARTS = ("text_encoder", "melody")
 MUSIC_CLIPS = 240  # excerpts of recordings
+SHORTEST = 20  # seconds of a recording
 QUIET = 0.003  # root mean square below which an excerpt is left out
 
 
@@ -48,9 +49,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", help="--from: folder of the bundle and the log")
     p.add_argument("--minutes", type=float, default=10.0, help="--from: time for everything (default: 10)")
     p.add_argument("--seed", type=int, default=0, help="--from: of the corpus and the trainings (default: 0)")
-    p.add_argument("--blocks", type=int, help="--from: blocks of 2048 clips (5.7 h) to render (default: 12)")
-    p.add_argument("--workers", type=int, help="--from: processes that render (default: 14)")
+    p.add_argument("--blocks", type=int, help="--from: blocks of 2048 clips (5.7 h) to render (default: 16)")
+    p.add_argument("--workers", type=int, help="--from: processes that render (default: 12)")
     p.add_argument("--work", help="--from: folder of rendered audio, such as /dev/shm/work (default: in OUT)")
+    p.add_argument("--parts", nargs="+", help="--from: train these, further if OUT/bundle has them (default: all)")
+    p.add_argument("--cpu", action="store_true", help="--from: sizes for two CPU cores")
     p.add_argument("--rehearsal", action="store_true", help="--from: toy sizes, to see that all of it runs")
     return p
 
@@ -69,12 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError("--from needs --output, the folder of the bundle")
     from musiclm_jax import bootstrap
 
-    sizes = bootstrap.rehearsal() if args.rehearsal else bootstrap.Sizes()
+    sizes = bootstrap.rehearsal() if args.rehearsal else bootstrap.cpu() if args.cpu else bootstrap.Sizes()
     given = {"blocks": args.blocks, "workers": args.workers}
     sizes = dataclasses.replace(sizes, **{name: value for name, value in given.items() if value is not None})
     source, output = pathlib.Path(args.source).expanduser(), pathlib.Path(args.output).expanduser()
+    parts = args.parts or bootstrap.TRAININGS
     work = pathlib.Path(args.work).expanduser() if args.work else None
-    bootstrap.Bootstrap(source, output, args.minutes, sizes, args.seed, work).run()
+    bootstrap.Bootstrap(source, output, args.minutes, sizes, args.seed, work, parts).run()
     return 0
 
 
@@ -126,20 +130,18 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
       ValueError: if no recording is as long as an excerpt.
     """
     import numpy as np
-    import soundfile
 
     from musiclm_jax import audio, bootstrap
-    from musiclm_jax.tokens import SAMPLE_RATE
 
     rng, files = np.random.default_rng(seed), []
     for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.READABLE):
-        try:
-            if soundfile.info(path).duration >= 20:
-                files.append(path)
-        except soundfile.LibsndfileError:
+        seconds = audio.duration(path)
+        if seconds is None:
             print(f"left out: {path} cannot be read")
+        elif seconds >= SHORTEST:
+            files.append(path)
     if not files:
-        raise ValueError(f"--music {source} holds no recording of 20 s or more")
+        raise ValueError(f"--music {source} holds no recording of {SHORTEST} s or more")
     excerpts: list[np.ndarray] = []
     counts = np.bincount(rng.integers(len(files), size=2 * clips), minlength=len(files))
     for index in rng.permutation(len(files)):
@@ -150,9 +152,7 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
             if np.sqrt(np.mean(excerpt**2)) > QUIET:
                 excerpts.append(excerpt)
     excerpts = [excerpts[i] for i in rng.permutation(len(excerpts))[:clips]]
-    with soundfile.SoundFile(target, "w", SAMPLE_RATE, 1, format="OGG", subtype="OPUS", compression_level=0.8) as file:
-        for excerpt in excerpts:
-            file.write(excerpt)
+    audio.write_opus(target, excerpts)
     print(f"{target}: {len(excerpts)} excerpts of {len(files)} recordings, {target.stat().st_size / 1e6:.1f} MB")
 
 

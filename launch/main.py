@@ -16,6 +16,7 @@ COMMANDS = {
     "diagnose": ("musiclm_jax.launch.diagnose", "say which part of a bundle is at fault, and what to do about it"),
     "listen": ("musiclm_jax.launch.listen", "compare two systems by ear: blind pairs on a local web page"),
     "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
+    "bootstrap": ("musiclm_jax.launch.bootstrap", "train a whole bundle from scores on one accelerator in minutes"),
 }
 USAGE = """musiclm: music from text, with MusicLM in JAX.
 

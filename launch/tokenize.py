@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="melody tokens of most clips are those of their lead, sung or whistled by itself",
     )
+    p.add_argument(
+        "--captions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also the MuLan codes of N captions of each clip, for stages that are trained with a caption_share",
+    )
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
     p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
     p.add_argument("--shards", type=int, default=16, help="shards of the training split, for sound files (default: 16)")
@@ -79,12 +86,13 @@ def main(arguments: list[str]) -> int:
         known = known_codes(pathlib.Path(args.reuse).expanduser() / target.name, kept) if kept else {}
         for batch in batched(clip_source(), args.batch_size):
             streams = tokenize_batch(tokenizers, batch, args.batch_size, kept, args.sung)
+            of_texts = caption_codes(tokenizers, batch, args.captions) if args.captions else [None] * len(batch)
             for row, clip in enumerate(batch):
                 if kept and clip["id"] not in known:
                     raise ValueError(f"--reuse {args.reuse} has no clip {clip['id']}: give tokens of the same corpus")
                 codes = {name: stream[row] for name, stream in streams.items()} | known.get(clip["id"], {})
                 fields = {name: clip[name] for name in RECORD_FIELDS}
-                examples.append(records.token_example(**fields, **codes))
+                examples.append(records.token_example(**fields, **codes, caption_mulan=of_texts[row]))
             clips += len(batch)
             rate = clips / (time.monotonic() - start)
             progress(f"tokenize {target.name} ({clips} clips, {rate:.1f}/s)", index, len(todo))
@@ -128,6 +136,16 @@ def tokenize_batch(
         heard = [leads.performed(clip["id"], clip["audio"], clip["pitch_class"]) for clip in filled]
         streams[MELODY.name] = np.asarray(melody_codes(tokenizers.melody, np.stack(heard)))
     return {name: codes[: len(clips)] for name, codes in streams.items()}
+
+
+def caption_codes(tokenizers: Any, clips: Sequence[dict], count: int) -> list[np.ndarray]:
+    """MuLan codes int `[count, 12]` of captions of each clip, some twice if they are few; `[0, 12]` without any."""
+    texts = [list(itertools.islice(itertools.cycle(clip["caption"]), count)) for clip in clips]
+    known = [[text for text in own if text.strip()] for own in texts]
+    if not any(known):
+        return [np.zeros((0, 12), np.int32) for _ in clips]
+    codes = iter(tokenizers.caption_codes([text for own in known for text in own]))
+    return [np.stack(list(itertools.islice(codes, len(own)))) if own else np.zeros((0, 12), np.int32) for own in known]
 
 
 def made_by(bundle: Any, sung: bool) -> dict[str, str]:

@@ -251,7 +251,7 @@ def weights_of(bundle: bundles.Bundle, learner: Learner) -> dict[str, Any]:
     Raises:
       BundleError: if the bundle lacks the part, or it is damaged.
     """
-    config, variables = bundle.part(part_name(learner))
+    config, variables = bundle.mulan() if learner.family == "mulan" else bundle.part(part_name(learner))
     if not isinstance(learner, StageLearner):
         return variables
     codebooks = {MELODY.name: melody.entries(*bundle.part("melody"))} if bundle.has("melody") else {}

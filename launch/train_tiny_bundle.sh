@@ -68,7 +68,7 @@ step renditions musiclm corpus --output "$renditions" --passages "${PASSAGES:-50
 step train_melody train melody_tiny "$renditions"
 step export_melody musiclm export --family melody --model_dir "$work/melody_tiny" --bundle "$bundle" --corpus "$renditions"
 
-step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens"
+step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens" --captions 3
 
 for stage in semantic coarse fine; do
   step "train_$stage" train "${stage}_tiny" "$tokens"
@@ -78,7 +78,8 @@ for stage in semantic coarse fine; do
 done
 
 # Begins with the weights of the stage that follows the text alone, and hears the lead of a clip as a voice has it.
-step tokenize_sung musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens-sung" --reuse "$tokens" --sung
+step tokenize_sung musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens-sung" --reuse "$tokens" --sung \
+  --captions 3
 step train_semantic_melody train semantic_tiny_melody "$tokens-sung" "--start_from=$bundle"
 step export_semantic_melody musiclm export --family semantic_melody --model_dir "$work/semantic_tiny_melody" \
   --bundle "$bundle" --best --storage int8

@@ -71,6 +71,26 @@ def sample_rate_of(path: str | os.PathLike) -> int | None:
         return None
 
 
+def duration(path: str | os.PathLike) -> float | None:
+    """Length of a sound file in seconds, from its header; None if libsndfile cannot read it."""
+    try:
+        return float(soundfile.info(path).duration)
+    except soundfile.LibsndfileError:
+        return None
+
+
+def read_pcm(path: str | os.PathLike) -> np.ndarray:
+    """Samples of a sound file as they are: int16 `[samples]`, or `[samples, channels]` of more than one channel."""
+    return soundfile.read(path, dtype="int16")[0]
+
+
+def write_opus(path: str | os.PathLike, blocks: Iterable[np.ndarray]) -> None:
+    """Writes audio, float `[samples]` each block, one after the other into a small Ogg Opus file."""
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "OPUS", format="OGG", compression_level=0.8) as sound:
+        for block in blocks:
+            sound.write(block)
+
+
 def _load_with_ffmpeg(path: pathlib.Path, sndfile_error: Exception) -> tuple[np.ndarray, float]:
     import librosa  # here: it takes a second to import, and writing does not need it
 

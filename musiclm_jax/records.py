@@ -46,6 +46,7 @@ _TOKEN_FEATURES = {
     "acoustic": tf.io.FixedLenSequenceFeature([tokens.ACOUSTIC.quantizers], tf.int64, allow_missing=True),
     "mulan": tf.io.FixedLenFeature([tokens.MULAN.quantizers], tf.int64),
     "melody": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+    "caption_mulan": tf.io.FixedLenSequenceFeature([tokens.MULAN.quantizers], tf.int64, allow_missing=True),
     "caption": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
     "instrument": tf.io.FixedLenFeature([], tf.string),
     "composition": tf.io.FixedLenFeature([], tf.string),
@@ -182,6 +183,7 @@ def token_example(
     composition: str,
     held_out_pair: int,
     melody: np.ndarray | None = None,
+    caption_mulan: np.ndarray | None = None,
 ) -> bytes:
     """Serializes the token streams of one clip.
 
@@ -195,6 +197,7 @@ def token_example(
       composition: id of the composition.
       held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
       melody: codes `[72]` of the melody of its audio, where there is a melody model.
+      caption_mulan: codes `[n, 12]` of the embeddings of texts about the clip, where there are some.
 
     Raises:
       ValueError: if a stream has another shape, the lengths do not match, or a code is negative.
@@ -203,6 +206,9 @@ def token_example(
     melody = np.zeros(0, np.int32) if melody is None else np.asarray(melody)
     if melody.shape not in ((0,), (tokens.MELODY.quantizers,)):
         raise ValueError(f"record {id}: melody {melody.shape}, expected [{tokens.MELODY.quantizers}], or none")
+    of_texts = np.zeros((0, tokens.MULAN.quantizers), np.int32) if caption_mulan is None else np.asarray(caption_mulan)
+    if of_texts.ndim != 2 or of_texts.shape[1] != tokens.MULAN.quantizers:
+        raise ValueError(f"record {id}: caption_mulan {of_texts.shape}, expected [n, {tokens.MULAN.quantizers}]")
     frames = semantic.shape[0] * tokens.ACOUSTIC.frame_rate // tokens.SEMANTIC.frame_rate
     expected = (frames, tokens.ACOUSTIC.quantizers)
     if semantic.ndim != 1 or acoustic.shape != expected or mulan.shape != (tokens.MULAN.quantizers,):
@@ -210,7 +216,7 @@ def token_example(
             f"record {id}: semantic {semantic.shape}, acoustic {acoustic.shape}, mulan {mulan.shape}: expected "
             f"[t], [2 t, {tokens.ACOUSTIC.quantizers}], [{tokens.MULAN.quantizers}]; tokenize all from the same audio"
         )
-    if min(int(codes.min(initial=0)) for codes in (semantic, acoustic, mulan, melody)) < 0:
+    if min(int(codes.min(initial=0)) for codes in (semantic, acoustic, mulan, melody, of_texts)) < 0:
         raise ValueError(f"record {id} has a negative code: records keep raw codes, 0..codebook_size-1")
     return _example(
         {
@@ -219,6 +225,7 @@ def token_example(
             "acoustic": acoustic,
             "mulan": mulan,
             "melody": melody,
+            "caption_mulan": of_texts,
             "caption": list(caption),
             "instrument": instrument,
             "composition": composition,
@@ -231,7 +238,8 @@ def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses one token record.
 
     Returns:
-      int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`, melody `[72]` or `[0]`; string caption `[n]`.
+      int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`, melody `[72]` or `[0]`, caption_mulan `[n, 12]`;
+      string caption `[n]`.
     """
     return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
 

@@ -48,12 +48,14 @@ def draw_pairs(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[
 
     Args:
       key: of the step.
-      data: as in `draw_audio`, and "text_ids" int `[clips, texts, length]`, 0 in padding.
+      data: as in `draw_audio`, "text_ids" int `[clips, texts, length]`, 0 in padding, and "text_vectors" float
+        `[clips, texts, width]`, what the text encoder, which is not trained, made of them.
       batch: pairs.
       samples: length of a crop.
 
     Returns:
-      {"audio": float32 `[batch, samples]`, "text_ids", "text_mask": int32 `[batch, length]`}.
+      {"audio": float32 `[batch, samples]`, "text_ids": int32 `[batch, length]`, "text_vectors": float32 `[batch,
+      width]`}.
     """
     row_key, start_key, text_key = jax.random.split(key, 3)
     rows = jax.random.randint(row_key, (batch,), 0, data["clips"])
@@ -61,7 +63,7 @@ def draw_pairs(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[
     chosen = jax.random.randint(text_key, (batch,), 0, data["text_ids"].shape[1])
     ids = data["text_ids"][rows, chosen].astype(jnp.int32)
     audio = _crop_audio(data["audio"], rows, starts, samples)
-    return {"audio": audio, "text_ids": ids, "text_mask": (ids > 0).astype(jnp.int32)}
+    return {"audio": audio, "text_ids": ids, "text_vectors": data["text_vectors"][rows, chosen].astype(jnp.float32)}
 
 
 def _crop_audio(audio: jax.Array, rows: jax.Array, starts: jax.Array, samples: int) -> jax.Array:
@@ -150,11 +152,13 @@ def steps(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def run(state: Any, data: Data, key: jax.Array, first: jax.Array, scale: jax.Array) -> tuple[Any, Any]:
-        def one(state: Any, index: jax.Array) -> tuple[Any, Any]:
+        def one(state: Any, index: jax.Array | int) -> tuple[Any, Any]:
             draw_key, step_key = jax.random.split(jax.random.fold_in(key, first + index))
             after, metrics = learner.train_step(state, draw(draw_key, data), step_key)
             return scaled(state, after, scale), metrics
 
+        if count == 1:  # inside a loop XLA's CPU compiler does not find its fast convolutions
+            return one(state, 0)
         state, metrics = jax.lax.scan(one, state, jnp.arange(count))
         return state, jax.tree.map(jnp.mean, metrics)
 

@@ -159,7 +159,14 @@ class StageLearner:
         stage = self.stage
         dropout_key = key if self.config.dropout else None
         hidden = hidden_states(
-            self.config, params, lm.decoder_input_tokens, stage.times()[:-1], stage.spans(), lm.valid, dropout_key
+            self.config,
+            params,
+            lm.decoder_input_tokens,
+            stage.times()[:-1],
+            stage.spans(),
+            lm.valid,
+            dropout_key,
+            frequent_id=stage.vocabulary.bos if self.hidden_context else None,  # hidden frames are bos
         )
         rows, frames, levels = lm.target_codes.shape
         hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)

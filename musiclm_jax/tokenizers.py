@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,11 @@ class Tokenizers:
             for name, (encode, part) in encoders.items()
             if part is not None and name not in known
         }
+
+    def caption_codes(self, texts: Sequence[str]) -> np.ndarray:
+        """MuLan codes of texts: int32 `[texts, 12]`."""
+        config, variables = self.mulan
+        return np.asarray(mulan.tokens(config, variables, mulan.embed_text(config, variables, texts), "text"))
 
 
 def semantic_codes(part: Part, audio: np.ndarray) -> jax.Array:

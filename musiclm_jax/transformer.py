@@ -119,6 +119,7 @@ class Transformer(nn.Module):
     config: TransformerConfig
     rows: int  # of the embedding table
     stacked: bool = True
+    frequent_id: int | None = None  # an id that many tokens may have, see `_embed`
 
     def setup(self) -> None:
         """Makes the parameters."""
@@ -249,9 +250,19 @@ class Transformer(nn.Module):
         return features
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        """Embeds ids [..., l]. Each device looks up its own rows in whole vectors: the table is gathered, not they."""
+        """Embeds ids [..., l]. Each device looks up its own rows in whole vectors: the table is gathered, not they.
+
+        The gradient of a row is a sum over the tokens that have its id. GPUs add them one after the other, and wait
+        where a thousand tokens of a batch have the same id; that of `frequent_id` is a sum over a mask instead.
+        """
         table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), ("vocab", None))
-        return jnp.take(table, tokens, axis=0)
+        if self.frequent_id is None:
+            return jnp.take(table, tokens, axis=0)
+        is_frequent = tokens == self.frequent_id
+        # The places of frequent tokens look up rows of their own, so that their gradients of 0 do not meet in one row.
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) % self.rows, tokens.shape)
+        others = jnp.take(table, jnp.where(is_frequent, places, tokens), axis=0)
+        return jnp.where(is_frequent[..., None], table[self.frequent_id], others)
 
 
 def _saved_by(policy: str) -> Any:
@@ -310,6 +321,7 @@ def hidden_states(
     spans: tuple[ConditionSpan, ...],
     valid: jax.Array,
     dropout_key: jax.Array | None = None,
+    frequent_id: int | None = None,
 ) -> jax.Array:
     """Hidden states [b, l, d] of a whole sequence.
 
@@ -321,11 +333,12 @@ def hidden_states(
       spans: of the conditioning, see `Stage.spans`.
       valid: bool [b, l], positions that may be seen.
       dropout_key: turns dropout on.
+      frequent_id: an id that many tokens may have; only how the gradient is computed depends on it.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     rows = params["embedding"].shape[0]
     stacked = config.scan_layers and "layers" in params
-    model = Transformer(config, rows, stacked=stacked)
+    model = Transformer(config, rows, stacked=stacked, frequent_id=frequent_id)
     params = unstack_layers(params) if "layers" in params and not stacked else params
     features = jnp.asarray(time_features(times, config.d_model))
     length = tokens.shape[1]

@@ -6,7 +6,11 @@ from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 
 def coarse_task(
-    data_dir: str | None, crop_seconds: float = 10.0, crops_per_clip: int = 1, name: str = "coarse"
+    data_dir: str | None,
+    crop_seconds: float = 10.0,
+    crops_per_clip: int = 1,
+    caption_share: float = 0.0,
+    name: str = "coarse",
 ) -> TaskSpec:
     """Registers the task with seqio.
 
@@ -14,9 +18,11 @@ def coarse_task(
       data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
+      caption_share: how often the MuLan codes are those of a text about the clip, see `streams.token_task`.
       name: in seqio's registry.
 
     Returns:
       What `datasets.TaskDataset` takes. Batches: "acoustic" `[b, 50 s, 12]`, "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
     """
-    return TaskSpec(name, streams.token_task(name, data_dir, (MULAN, SEMANTIC, ACOUSTIC), crop_seconds, crops_per_clip))
+    used = (MULAN, SEMANTIC, ACOUSTIC)
+    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))

@@ -10,6 +10,7 @@ def semantic_task(
     crop_seconds: float = 30.0,
     crops_per_clip: int = 1,
     melody: bool = False,
+    caption_share: float = 0.0,
     name: str = "semantic",
 ) -> TaskSpec:
     """Registers the task with seqio.
@@ -19,6 +20,7 @@ def semantic_task(
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
       crops_per_clip: random crops of each clip in an epoch.
       melody: for a stage that is conditioned on melody tokens, too. They are those of a clip's first 10 s.
+      caption_share: how often the MuLan codes are those of a text about the clip, see `streams.token_task`.
       name: in seqio's registry.
 
     Returns:
@@ -28,4 +30,4 @@ def semantic_task(
       ValueError: if `melody` is asked for and the records have none.
     """
     used = (MULAN, MELODY, SEMANTIC) if melody else (MULAN, SEMANTIC)
-    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip))
+    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))

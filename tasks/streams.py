@@ -13,6 +13,7 @@ import tensorflow as tf
 from musiclm_jax import records
 from musiclm_jax.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
 
+CAPTION_MULAN = "caption_mulan"  # field of token records: MuLan codes of texts about the clip
 SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples
 MAX_SHUFFLE_EXAMPLES = 8192
 
@@ -133,6 +134,17 @@ def crop_streams(example, seed, seconds):
     return cropped
 
 
+@seqio.map_over_dataset(num_seeds=1)
+def choose_mulan(example, seed, caption_share):
+    """Makes one "mulan" `[q]` of "mulan" and "caption_mulan" `[n, q]`: with caption_share that of one of the texts."""
+    seeds = tf.unstack(tf.random.experimental.stateless_split(tf.stack(seed), 2))
+    of_texts = example["caption_mulan"]
+    chosen = tf.random.stateless_uniform([], seeds[0], 0, tf.maximum(tf.shape(of_texts)[0], 1), tf.int32)
+    use_text = (tf.random.stateless_uniform([], seeds[1]) < caption_share) & (tf.shape(of_texts)[0] > 0)
+    mulan = tf.cond(use_text, lambda: of_texts[chosen], lambda: example["mulan"])
+    return {name: codes for name, codes in {**example, "mulan": mulan}.items() if name != "caption_mulan"}
+
+
 @seqio.map_over_dataset
 def codes_plus_one(example):
     """Frees 0 for padding: int64 codes become int32 code + 1."""
@@ -167,7 +179,12 @@ def choose_caption(example, seed, aspect_probability):
 
 
 def token_task(
-    name: str, data_dir: str | None, streams: tuple[TokenStream, ...], crop_seconds: float, crops_per_clip: int
+    name: str,
+    data_dir: str | None,
+    streams: tuple[TokenStream, ...],
+    crop_seconds: float,
+    crops_per_clip: int,
+    caption_share: float = 0.0,
 ) -> dict[str, int]:
     """Registers a task of token records.
 
@@ -177,22 +194,32 @@ def token_task(
       streams: the streams of the stage.
       crop_seconds: length of a crop; whole frames of all streams.
       crops_per_clip: random crops of each clip in an epoch.
+      caption_share: how often the MuLan codes are those of a text about the clip, as they are at generation, instead of
+        those of its sound. 0 in the paper, whose training music has no texts.
 
     Returns:
       frames (or codes per clip) of each stream.
+
+    Raises:
+      ValueError: if a share or a length is impossible, or the records lack what is asked for.
     """
     check_crops(crop_seconds, crops_per_clip)
+    if not 0 <= caption_share <= 1:
+        raise ValueError(f"caption_share is {caption_share}, expected 0 to 1")
     names = tuple(stream.name for stream in streams)
     if MELODY in streams and data_dir is not None:
-        check_melody(data_dir)
+        check_has(data_dir, MELODY.name, "melody", "`musiclm tokenize` and a bundle that has a melody model")
+    if caption_share and data_dir is not None:
+        check_has(data_dir, CAPTION_MULAN, "codes of captions", "`musiclm tokenize --captions 3` from captioned clips")
     lengths = {s.name: s.frames(crop_seconds) if s.frame_rate else s.quantizers for s in streams}
     register(
         name,
         source(data_dir, records.parse_token_example),
         [
-            functools.partial(keep, names=names),
+            functools.partial(keep, names=(*names, CAPTION_MULAN) if caption_share else names),
             functools.partial(repeat, times=crops_per_clip),
             functools.partial(crop_streams, seconds=crop_seconds),
+            *([functools.partial(choose_mulan, caption_share=caption_share)] if caption_share else []),
             codes_plus_one,
         ],
         {stream.name: codes_feature(stream) for stream in streams},
@@ -202,18 +229,15 @@ def token_task(
     return lengths
 
 
-def check_melody(data_dir: str) -> None:
-    """Looks at the first record: the melody is the one stream that records may lack.
+def check_has(data_dir: str, stream: str, what: str, how: str) -> None:
+    """Looks at the first record for a stream that records may lack; `how` makes records that have it.
 
     Raises:
-      ValueError: if it has none.
+      ValueError: if it lacks the stream.
     """
     for record in records.read_token_records(records.shard_paths(data_dir, "train")[:1]):
-        if not len(record[MELODY.name]):
-            raise ValueError(
-                f"{data_dir} holds tokens without melody: make them with `musiclm tokenize` and a bundle that has a "
-                "melody model"
-            )
+        if not len(record[stream]):
+            raise ValueError(f"{data_dir} holds tokens without {what}: make them with {how}")
         return
 
 

@@ -19,6 +19,11 @@ def clip_codes(number: int) -> dict[str, np.ndarray]:
     return {"semantic": np.arange(SEMANTIC_FRAMES), "acoustic": acoustic, "mulan": np.full(12, number)}
 
 
+def caption_codes(number: int) -> np.ndarray:
+    """MuLan codes `[2, 12]` of two texts about a clip: they tell the clip and the text."""
+    return np.stack([np.full(12, 100 * text + number) for text in (1, 2)])
+
+
 def clip_audio(number: int) -> np.ndarray:
     """A ramp of 2 s within [-1, 1] whose first sample tells the clip."""
     return np.linspace(0.1 * number, 0.1 * number + 0.2, 48_000).astype(np.float32)
@@ -34,8 +39,8 @@ def _write(folder: pathlib.Path, make) -> pathlib.Path:
     return folder
 
 
-def token_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Writes token records; clip n has MuLan and melody codes n."""
+def token_folder(folder: pathlib.Path, texts: bool = True) -> pathlib.Path:
+    """Writes token records; clip n has MuLan and melody codes n, and with `texts` those of `caption_codes`."""
 
     def make(name: str, number: int) -> bytes:
         codes = clip_codes(number)
@@ -46,6 +51,7 @@ def token_folder(folder: pathlib.Path) -> pathlib.Path:
             composition=name,
             held_out_pair=0,
             melody=np.full(72, number),
+            caption_mulan=caption_codes(number) if texts else None,
             **codes,
         )
 

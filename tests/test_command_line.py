@@ -55,7 +55,7 @@ def test_help_shows_every_command_and_an_example(run):
             assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["generate", "describe", "export", "tokenize", "diagnose", "listen"])
+@pytest.mark.parametrize("name", ["generate", "describe", "export", "tokenize", "diagnose", "listen", "bootstrap"])
 def test_help_of_a_command(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0 and f"usage: musiclm {name}" in out

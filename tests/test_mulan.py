@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import mulan
+from musiclm_jax import bundles, mulan
+from musiclm_jax.launch import train
 from musiclm_jax.mulan import MulanConfig, MulanLearner, contrastive
 from musiclm_jax.mulan.audio_tower import AudioTower, features
 from musiclm_jax.mulan.learner import drop_words
@@ -121,6 +123,28 @@ def test_tuned_encoder_gets_gradients():
     after, _ = jax.jit(learner.train_step)(state, tone_batch(), jax.random.key(1))
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["text"], after.params["text"])
     assert moved["layer_0"]["query"]["kernel"] > 0 and moved["words"]["embedding"] > 0
+
+
+@pytest.mark.parametrize("tune", [False, True])
+def test_a_run_begun_from_a_bundle_has_its_towers(tune):
+    bundle = bundles.load(miniature.path())
+    config = dataclasses.replace(miniature.MULAN, tune_text_encoder=tune)
+    learner = MulanLearner(config, ADAM, initial_scale=5.0)
+    state = jax.tree.map(jnp.asarray, miniature.random_like(learner.init, jax.random.key(0)))
+    zeros = jax.tree.map(jnp.zeros_like, state).replace(opt_state=state.opt_state)
+    variables = train.weights_of(bundle, learner)
+    started = learner.start_from(zeros, variables)
+    assert jax.tree.structure(started) == jax.tree.structure(state) and bool(started.frozen) is not tune
+
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (2, config.window_samples)).astype(np.float32)
+    texts = ["a slow piano", "jig"]
+    ids, mask = mulan.tokenize_texts(np.asarray(variables["vocab"]).tobytes(), texts, config.max_text_tokens)
+    batch = {"audio": audio, "text_ids": ids, "text_mask": mask}
+    heard, read = jax.jit(lambda state: learner.embed(state.params, state.frozen, batch, None))(started)
+    np.testing.assert_allclose(heard, mulan.embed_audio(*bundle.mulan(), audio), atol=1e-4)
+    np.testing.assert_allclose(read, mulan.embed_text(*bundle.mulan(), texts), atol=1e-5)
+    # The optimiser and the temperature are those of the new run.
+    assert float(started.params["log_scale"]) == 0.0 and started.opt_state is state.opt_state
 
 
 def test_scale_is_clipped():

@@ -108,6 +108,35 @@ def test_streams_that_do_not_match_are_refused(semantic, acoustic, mulan):
         )
 
 
+FIELDS = {"id": "a", "caption": ["x", "y"], "instrument": "flute", "composition": "c", "held_out_pair": 0}
+CODES = {"semantic": np.array([5, 0]), "acoustic": np.zeros((4, 12), int), "mulan": np.arange(12)}
+
+
+def test_codes_of_captions_come_back_text_by_text(tmp_path):
+    of_texts = np.arange(36).reshape(3, 12)
+    with_texts = records.token_example(**FIELDS, **CODES, caption_mulan=of_texts)
+    _write(tmp_path, "train", 0, 1, [with_texts, records.token_example(**FIELDS, **CODES)])
+    first, second = records.read_token_records(records.shard_paths(tmp_path, "train"))
+    np.testing.assert_array_equal(first["caption_mulan"], of_texts)
+    assert second["caption_mulan"].shape == (0, 12)
+
+
+def test_records_from_before_captions_had_codes_still_read():
+    example = tf.train.Example.FromString(records.token_example(**FIELDS, **CODES))
+    del example.features.feature["caption_mulan"]
+    parsed = records.parse_token_example(tf.constant(example.SerializeToString()))
+    assert parsed["caption_mulan"].shape == (0, 12)
+    np.testing.assert_array_equal(parsed["mulan"], np.arange(12))
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 11), (1, 3, 12)])
+def test_codes_of_captions_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"record a: caption_mulan \(.*\), expected \[n, 12\]"):
+        records.token_example(**FIELDS, **CODES, caption_mulan=np.zeros(shape, int))
+    with pytest.raises(ValueError, match="record a has a negative code"):
+        records.token_example(**FIELDS, **CODES, caption_mulan=np.full((1, 12), -1))
+
+
 def test_rendition_record_round_trip(tmp_path):
     renditions = np.stack([_audio(seed=seed) for seed in range(3)])
     fields = {"id": "train-7", "players": ["sung", "instrument", "whistled"], "composition": "airdsAirs/3"}

@@ -74,21 +74,35 @@ def test_pairs_hold_a_text_of_their_own_clip():
     samples = np.repeat(np.arange(CLIPS, dtype=np.int16)[:, None], 1000, axis=1)
     ids = np.zeros((CLIPS, 3, 6), np.int16)
     ids[:, :, :4] = np.arange(CLIPS)[:, None, None] + 1
+    vectors = jnp.asarray(np.broadcast_to(np.arange(CLIPS)[:, None, None], (CLIPS, 3, 2)), jnp.float16)
     data = {"audio": jnp.asarray(samples), "clips": jnp.int32(CLIPS), "text_ids": jnp.asarray(ids)}
+    data["text_vectors"] = vectors
     batch = resident.draw_pairs(jax.random.key(0), data, batch=32, samples=10)
     np.testing.assert_array_equal(batch["text_ids"][:, 0], batch["audio"][:, 0] * resident.FULL_SCALE + 1)
-    np.testing.assert_array_equal(batch["text_mask"], np.broadcast_to([1, 1, 1, 1, 0, 0], (32, 6)))
+    np.testing.assert_array_equal(batch["text_vectors"][:, 1] + 1, batch["text_ids"][:, 0])
+
+
+def compiled(function, *arguments):
+    """A program that runs once or twice: compiled quickly, running slowly."""
+    return function.lower(*arguments).compile(compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def _state() -> object:
+    init = jax.jit(functools.partial(resident.unboxed_init, LEARNER))
+    return compiled(init, jax.random.key(0))(jax.random.key(0))
 
 
 def state() -> object:
     """Of LEARNER at step 0; new arrays each time, since steps donate them."""
-    return jax.jit(functools.partial(resident.unboxed_init, LEARNER))(jax.random.key(0))
+    return jax.tree.map(jnp.copy, _state())
 
 
 def test_steps_in_one_call_equal_steps_in_two():
     data, key, one = token_data(), jax.random.key(3), jnp.float32(1)
-    whole, _ = resident.steps(LEARNER, draw, 4)(state(), data, key, jnp.int32(0), one)
-    run = resident.steps(LEARNER, draw, 2)
+    arguments = state(), data, key, jnp.int32(0), one
+    whole, _ = compiled(resident.steps(LEARNER, draw, 4), *arguments)(*arguments)
+    run = compiled(resident.steps(LEARNER, draw, 2), state(), *arguments[1:])
     parts, _ = run(run(state(), data, key, jnp.int32(0), one)[0], data, key, jnp.int32(2), one)
     assert int(parts.step) == 4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, parts.params)
@@ -98,8 +112,9 @@ def test_a_scaled_step_is_a_step_at_a_lower_rate():
     before = state()
     slow = dataclasses.replace(LEARNER, optimizer=dataclasses.replace(LEARNER.optimizer, learning_rate=0.3e-2))
     batch, key = draw(jax.random.key(5), token_data()), jax.random.key(6)
-    expected, _ = slow.train_step(before, batch, key)
-    after, _ = LEARNER.train_step(before, batch, key)
+    expected, after = (
+        compiled(jax.jit(learner.train_step), before, batch, key)(before, batch, key)[0] for learner in (slow, LEARNER)
+    )
     got = resident.scaled(before, after, jnp.float32(0.3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected.params, got.params)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, got.params)

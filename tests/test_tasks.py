@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import record_folders
 import seqio
+import tensorflow as tf
 
 from musiclm_jax.datasets import TaskDataset
 from musiclm_jax.tasks import coarse, fine, melody, mulan, semantic, soundstream, streams, w2v_bert
@@ -74,6 +75,48 @@ def test_tf_crop_equals_numpy_slices(tokens):
         start = example["semantic"][0]
         np.testing.assert_array_equal(example["semantic"], codes["semantic"][start : start + 20])
         np.testing.assert_array_equal(example["acoustic"], codes["acoustic"][2 * start : 2 * (start + 20)])
+
+
+def is_of_text(example):
+    """Whether the MuLan codes are those of one of the clip's texts; fails if they are of nothing or of another clip."""
+    codes, clip = example["mulan"], example["mulan"][0] % 100
+    known = [record_folders.clip_codes(clip)["mulan"], *record_folders.caption_codes(clip)]
+    [place] = [i for i, own in enumerate(known) if np.array_equal(codes, own)]
+    return place > 0
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"), [(0.0, 0, 0), (0.5, 0.25, 0.75), (1.0, 1, 1)], ids=["sound", "both", "text"]
+)
+@pytest.mark.parametrize("make", [coarse.coarse_task, semantic.semantic_task])
+def test_caption_share_is_the_share_of_crops_with_codes_of_a_text(tokens, make, share, low, high):
+    task = make(tokens, crop_seconds=0.4, crops_per_clip=8, caption_share=share)
+    examples = epoch(task)
+    assert len(examples) == 8 * record_folders.CLIPS and "caption_mulan" not in examples[0]
+    assert sorted(example["mulan"][0] % 100 for example in examples) == sorted([*range(record_folders.CLIPS)] * 8)
+    assert low <= np.mean([is_of_text(example) for example in examples]) <= high
+    assert {int(example["mulan"][0]) // 100 for example in examples} == {
+        number for number in range(3) if (number == 0 and share < 1) or (number > 0 and share > 0)
+    }, "all texts are drawn"
+
+
+def test_a_clip_without_texts_keeps_the_codes_of_its_sound():
+    own = {"mulan": np.full(12, 7), "caption_mulan": np.zeros((0, 12), np.int64)}
+    [chosen] = streams.choose_mulan(tf.data.Dataset.from_tensors(own), caption_share=1.0)
+    assert set(chosen) == {"mulan"}
+    np.testing.assert_array_equal(chosen["mulan"], own["mulan"])
+
+
+def test_codes_of_texts_that_are_not_there_are_refused(tmp_path):
+    without = str(record_folders.token_folder(tmp_path / "without", texts=False))
+    message = "holds tokens without codes of captions: make them with `musiclm tokenize --captions 3`"
+    for make in (coarse.coarse_task, semantic.semantic_task):
+        with pytest.raises(ValueError, match=message) as error:
+            make(without, crop_seconds=0.4, caption_share=0.5)
+        assert "\n" not in str(error.value)
+        make(without, crop_seconds=0.4)
+    with pytest.raises(ValueError, match=r"caption_share is 1\.5, expected 0 to 1"):
+        coarse.coarse_task(without, crop_seconds=0.4, caption_share=1.5)
 
 
 @pytest.mark.parametrize("make", [soundstream.soundstream_task, w2v_bert.w2v_bert_task])

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from musiclm_jax import audio, bundles, checkpoints, melody, mulan, quantization, records, tokenizers, w2v_bert
 from musiclm_jax.corpus import leads
-from musiclm_jax.launch import export, main, train
+from musiclm_jax.launch import export, main, tokenize, train
 from musiclm_jax.melody import MelodyLearner
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.optimizers import OptimizerConfig
@@ -85,6 +85,30 @@ def test_token_records_hold_the_streams_of_the_clips(corpus, tmp_path, capsys):
     code, _, err = run(capsys, *options)
     assert code == 0 and "6 shards, 5 of them done already" in err
     assert [path.stat().st_mtime_ns == times[path] for path in shards] == [False] + [True] * 5
+
+
+def test_tokens_of_captions_are_those_of_their_texts(corpus, tmp_path, capsys):
+    options = ["tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", tmp_path, "--batch_size", "4"]
+    code, _, err = run(capsys, *options, "--captions", "4")
+    assert code == 0, err
+    part = bundles.load(miniature.path()).mulan()
+    texts = ["a slow piano", "the piano", "a jig", "a slow piano"]  # the first one again: there are three
+    expected = mulan.tokens(*part, mulan.embed_text(*part, texts), "text")
+    for split, count in CLIPS.items():
+        tokens = list(records.read_token_records(records.shard_paths(tmp_path, split)))
+        assert len(tokens) == count
+        for record in tokens:
+            np.testing.assert_array_equal(record["caption_mulan"], expected)
+
+
+def test_empty_captions_have_no_codes():
+    made = Tokenizers.from_bundle(bundles.load(miniature.path()))
+    clips = [{"caption": captions} for captions in ([""], ["a jig", " "], [], ["the piano"])]
+    codes = tokenize.caption_codes(made, clips, 2)
+    assert [len(own) for own in codes] == [0, 1, 0, 2] and all(own.shape[1:] == (12,) for own in codes)
+    np.testing.assert_array_equal(codes[1], made.caption_codes(["a jig"]))
+    np.testing.assert_array_equal(codes[3], made.caption_codes(["the piano"] * 2))
+    assert [own.shape for own in tokenize.caption_codes(made, clips[:1], 3)] == [(0, 12)]
 
 
 def test_tokens_of_two_tokenizers_are_not_mixed(corpus, tmp_path, capsys):

@@ -85,6 +85,24 @@ def test_ways_to_run_give_the_same_values_and_gradients(params, tokens, change):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, expected_gradient)
 
 
+def test_a_frequent_id_changes_neither_values_nor_gradients(params, tokens):
+    frequent = 5
+    tokens = np.where(np.random.default_rng(3).random(tokens.shape) < 0.6, frequent, tokens)
+
+    def gradients(frequent_id):
+        def loss(p):
+            valid = np.ones(tokens.shape, bool)
+            hidden = transformer.hidden_states(SMALL, p, tokens, TIMES, SPANS, valid, frequent_id=frequent_id)
+            return jnp.sum(hidden * np.arange(hidden.size).reshape(hidden.shape) / hidden.size)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (value, expected), (same, got) = gradients(None), gradients(frequent)
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), got, expected)
+    assert np.abs(expected["embedding"][frequent]).max() > 0.01
+
+
 def test_causal_by_gradient(params, tokens):
     embedding = params["embedding"]
     tokens = np.arange(LENGTH, dtype=np.int32)[None]  # each token once: row i of the table is the input of position i

@@ -5,7 +5,7 @@
 
 from musiclm_jax.bootstrap.chain import LEARNERS_FILE, SEED_BUNDLE, Bootstrap
 from musiclm_jax.bootstrap.corpus import CORPUS_FOLDER, HUMAN_FILE, MUSIC_FILE
-from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, Sizes, rehearsal
+from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, TRAININGS, Sizes, cpu, rehearsal
 
 __all__ = [
     "CLIP_SAMPLES",
@@ -14,7 +14,9 @@ __all__ = [
     "LEARNERS_FILE",
     "MUSIC_FILE",
     "SEED_BUNDLE",
+    "TRAININGS",
     "Bootstrap",
     "Sizes",
+    "cpu",
     "rehearsal",
 ]

@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 
 from musiclm_jax import bundles, melody, mulan, resident, stage_weights, w2v_bert
 from musiclm_jax.bootstrap.corpus import Corpus
-from musiclm_jax.bootstrap.programs import Programs
+from musiclm_jax.bootstrap.programs import Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.bundles import config_from_json
 from musiclm_jax.bundles.stage_config import StageModelConfig
@@ -66,6 +66,7 @@ class Bootstrap:
         sizes: Sizes,
         seed: int = 0,
         work: pathlib.Path | None = None,
+        parts: Collection[str] = TRAININGS,
     ):
         """Reads the pack.
 
@@ -76,9 +77,16 @@ class Bootstrap:
           sizes: what is rendered and how it is trained.
           seed: of the corpus and the trainings.
           work: folder of rendered audio, 0.6 MB a clip; in `output` by default, better in memory.
+          parts: of TRAININGS, those to train. What the output's bundle holds of them is trained further; the others are
+            taken from it.
+
+        Raises:
+          ValueError: if a part is unknown, or one that is not trained is missing in the output's bundle.
         """
+        if unknown := sorted(set(parts) - set(TRAININGS)):
+            raise ValueError(f"unknown parts {', '.join(unknown)}: choose among {', '.join(TRAININGS)}")
         output.mkdir(parents=True, exist_ok=True)
-        self.pack, self.sizes, self.seed = pack, sizes, seed
+        self.pack, self.sizes, self.seed, self.parts = pack, sizes, seed, [name for name in TRAININGS if name in parts]
         self.deadline = time.monotonic() + 60 * minutes
         self.say = Log(output / "bootstrap.log")
         self.seed_bundle = bundles.load(pack / SEED_BUNDLE)
@@ -87,6 +95,7 @@ class Bootstrap:
         described = json.loads((pack / LEARNERS_FILE).read_text(encoding="utf-8"))
         self.learners = {name: self._learner(name, described[name]) for name in TRAININGS}
         self.draws = {name: self._draw(name) for name in TRAININGS}
+        self.embedded: list[tuple[np.ndarray, np.ndarray]] = []  # MuLan's vectors of clips and texts, block by block
         self.programs = Programs(sizes, self.learners, self.draws, self.say)
 
     def _learner(self, name: str, described: dict) -> Any:
@@ -131,38 +140,68 @@ class Bootstrap:
         self.say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {sizes.blocks * sizes.block} clips")
         self.corpus = Corpus(sizes, self.pack, self.work, self.seed, vocab, self.say)
         self._compile_ahead()
-        codec = self._train_codec()
-        semantic = self._train_w2v_bert()
-        joint = self._train_mulan()
-        tokens = self._tokenize(codec, semantic, joint)
-        trained = {name: self._train_stage(name, tokens) for name in TRAININGS if name in STAGES}
-        self._train_melody_stage(tokens, trained["semantic"])
-        self._train_decoder(codec)
+        codec = self._train_codec() if "soundstream" in self.parts else self._made("soundstream")
+        semantic = self._train_w2v_bert() if "w2v_bert" in self.parts else self._made("w2v_bert")
+        joint = self._train_mulan() if "mulan" in self.parts else self._made("mulan")
+        if any(issubclass(CLASSES[name], StageLearner) for name in self.parts):
+            tokens = self._tokenize(codec, semantic, joint)
+            for name in self.parts:
+                if name in STAGES:
+                    self._train_stage(name, tokens)
+            if "semantic_melody" in self.parts:
+                self._train_melody_stage(tokens)
+        if "decoder" in self.parts:
+            self._train_decoder(codec)
         self.corpus.close()
         self.say("done")
 
+    def _made(self, name: str) -> Any:
+        """Variables of a part that the output's bundle holds.
+
+        Raises:
+          BundleError: if it does not.
+        """
+        bundle = bundles.load(self.bundle)
+        return (bundle.mulan() if name == "mulan" else bundle.part(name)).variables
+
+    def _has(self, part: str) -> bool:
+        """Whether the output's bundle holds a part."""
+        return (self.bundle / "config.json").exists() and bundles.load(self.bundle).has(part)
+
+    def _begun(self, name: str, state: Any) -> Any:
+        """The state with the weights of the output's bundle, where it holds the part already."""
+        part = "soundstream" if name == "decoder" else name
+        if not self._has(part):
+            return state
+        self.say(f"{name}: goes on from {self.bundle}")
+        return self.learners[name].start_from(state, self._made(part))
+
     def _compile_ahead(self) -> None:
         """In the order of use."""
-        programs = self.programs
-        for name in ("soundstream", "w2v_bert", "mulan"):
-            programs.training(name)
+        programs, parts = self.programs, self.parts
+        stages = [name for name in parts if issubclass(CLASSES[name], StageLearner)]
+        for name in parts:
+            if name == "mulan":
+                programs.sentences()
+            if name not in stages and name != "decoder":
+                programs.training(name)
             if name == "w2v_bert":
                 programs.features()
-        programs.joint()
-        programs.tokenizers()
-        for name in TRAININGS:
+        if stages or "mulan" in parts:
+            programs.joint()
+        if stages:
+            programs.tokenizers()
+            if "mulan" not in parts:
+                programs.sentences()
+        for name in stages:
+            programs.training(name)
+        if "semantic_melody" in stages:
+            programs.melodies(self.seed_bundle.part("melody"))
+        if "decoder" in parts:
+            programs.training("decoder")
+        for name in stages:
             if name in STAGES:
-                programs.training(name)
-        programs.training("semantic_melody")
-        programs.melodies(self.seed_bundle.part("melody"), self.lead_block)
-        programs.training("decoder")
-        for name in STAGES:
-            programs.evaluation(name)
-
-    @property
-    def lead_block(self) -> int:
-        """Leads that are encoded in one call."""
-        return self.sizes.block // self.sizes.leads_every
+                programs.evaluation(name)
 
     def key(self, purpose: str) -> jax.Array:
         """A key of the run's seed."""
@@ -179,7 +218,7 @@ class Bootstrap:
     def _trained(self, name: str, state: Any, data: Iterator[resident.Data]) -> Any:
         """Trains a part in its share of what is left."""
         run = self.programs.get(name)
-        after = TRAININGS[TRAININGS.index(name) :]
+        after = self.parts[self.parts.index(name) :]
         left = self.deadline - time.monotonic()
         seconds = max(left * self.sizes.share[name] / sum(self.sizes.share[other] for other in after), 0.1)
         self.say(f"{name}: trains for {seconds:.1f} s")
@@ -196,7 +235,7 @@ class Bootstrap:
 
     def _train_codec(self) -> Any:
         """The codec without discriminators; returns its variables, whose tokens stay."""
-        state = self._warm("soundstream", self._initial("soundstream"))
+        state = self._begun("soundstream", self._warm("soundstream", self._initial("soundstream")))
         state = self._trained("soundstream", state, self.corpus.sounds())
         return self._save_codec("soundstream", state)
 
@@ -214,8 +253,9 @@ class Bootstrap:
 
     def _train_w2v_bert(self) -> Any:
         config = self.learners["w2v_bert"].config
-        state = self._trained("w2v_bert", self._warm("w2v_bert", self._initial("w2v_bert")), self.corpus.blocks())
-        begin, features = time.monotonic(), self.programs.get("features")
+        state = self._warm("w2v_bert", self._initial("w2v_bert"))
+        state = self._trained("w2v_bert", state, self.corpus.blocks())
+        begin, features = time.monotonic(), self.programs.over("features")
         fitted = (features(state.params, block)[::4] for block in self.corpus.audio[:FITTED_BLOCKS])
         variables = w2v_bert.fit_kmeans(config, {"params": state.params}, fitted, self.key("clusters"))
         self.say(f"w2v_bert: clusters fitted in {time.monotonic() - begin:.1f} s")
@@ -224,16 +264,21 @@ class Bootstrap:
 
     def _train_mulan(self) -> Any:
         learner, state = self.learners["mulan"], self._initial("mulan")
-        state = state.replace(frozen={"text": self.seed_bundle.part("text_encoder").variables["text"]})
+        state = self._begun("mulan", state.replace(frozen={"text": self._encoder}))
+        self.corpus.wait(1)
+        self._read_texts()
         state = self._trained("mulan", state, self.corpus.blocks(texts=True))
         variables, begin = learner.variables(state), time.monotonic()
-        count = len(self.corpus.text_ids)
+        self._read_texts()
+        count = len(self.corpus.text_vectors)
         heard, read = zip(*[self._embedded(variables, i) for i in range(count)], strict=True)
-        self.heard, self.read = list(heard), list(read)
+        self.embedded = list(zip(heard, read, strict=True))
         audio, texts = np.concatenate(heard), np.concatenate(read)
         chosen = range(0, self.sizes.texts, 3)
         pairs = np.concatenate([audio for _ in chosen]), np.concatenate([texts[:, text] for text in chosen])
         variables = mulan.fit_quantizer(learner.config, variables, *pairs, self.key("quantizer"))
+        if self._has("mulan"):
+            variables = self._with_known_codes(variables, texts)
         codes = [
             mulan.tokens(learner.config, variables, vectors, kind)
             for vectors, kind in ((audio, "audio"), (texts[:, -1], "text"))
@@ -245,14 +290,47 @@ class Bootstrap:
             self.say(f"saved {name}, {size / 1e6:.2f} MB")
         return variables
 
+    def _with_known_codes(self, variables: Any, texts: np.ndarray) -> Any:
+        """MuLan whose codes are named as those of the output's bundle, by texts `[clips, texts, dim]`."""
+        config, before = self.learners["mulan"].config, self._made("mulan")
+        vectors = jnp.concatenate(self.corpus.text_vectors)
+        read = np.asarray(project(config, before["projection"], vectors))
+        old = mulan.tokens(config, before, read.reshape(-1, read.shape[-1]), "text")
+        new = mulan.tokens(config, variables, texts.reshape(-1, texts.shape[-1]), "text")
+        named = mulan.relabelled(variables, new, old)
+        same = mulan.token_agreement(mulan.tokens(config, named, texts.reshape(-1, texts.shape[-1]), "text"), old)
+        self.say(f"mulan: texts whose code is that of before, by level: {np.round(np.asarray(same), 2).tolist()}")
+        return named
+
+    @property
+    def _encoder(self) -> Any:
+        """Parameters of the text encoder, which is not trained."""
+        return self.seed_bundle.part("text_encoder").variables["text"]
+
+    def _sentences(self, ids: Any) -> jax.Array:
+        """Sentence vectors `[clips, texts, width]` of ids `[clips, texts, length]`."""
+        vectors = self.programs.over("sentences")(self._encoder, ids.reshape(-1, ids.shape[-1]))
+        return vectors.reshape(*ids.shape[:2], -1)
+
+    def _read_texts(self) -> None:
+        """Sentence vectors of the texts of the blocks that are there."""
+        begin = time.monotonic()
+        vectors = self.corpus.text_vectors
+        before = len(vectors)
+        while len(vectors) < len(self.corpus.text_ids):
+            vectors.append(self._sentences(self.corpus.text_ids[len(vectors)]))
+        if len(vectors) > before:
+            jax.block_until_ready(vectors)
+            self.say(f"texts of {len(vectors) - before} blocks read in {time.monotonic() - begin:.1f} s")
+
     def _embedded(self, variables: Any, block: int) -> tuple[np.ndarray, np.ndarray]:
         """MuLan's embeddings of the clips of a block, `[clips, dim]`, and of their texts, `[clips, texts, dim]`."""
-        return self._embeddings(variables, self.corpus.audio[block], self.corpus.text_ids[block])
+        return self._embeddings(variables, self.corpus.audio[block], self.corpus.text_vectors[block])
 
-    def _embeddings(self, variables: Any, audio: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        towers = {name: variables[name] for name in ("text", "projection")}
-        heard = self.programs.get("embed_audio")(variables["audio"], audio)
-        return np.asarray(heard), np.asarray(self.programs.get("embed_texts")(towers, ids))
+    def _embeddings(self, variables: Any, audio: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+        heard = self.programs.over("embed_audio")(variables["audio"], audio)
+        read = project(self.learners["mulan"].config, variables["projection"], vectors)
+        return np.asarray(heard), np.asarray(read)
 
     def _tokenize(self, codec: Any, semantic: Any, joint: Any) -> dict[str, jax.Array]:
         """Token streams of all clips, on the accelerator; sets `held_out` to those of the validation split."""
@@ -260,53 +338,50 @@ class Bootstrap:
         self.corpus.wait(sizes.blocks)
         self.say(f"tokens: waited {time.monotonic() - begin:.1f} s for the last clips")
         begin = time.monotonic()
-        for block in range(len(self.heard), sizes.blocks):  # rendered since MuLan was fitted
-            heard, read = self._embedded(joint, block)
-            self.heard.append(heard)
-            self.read.append(read)
+        self._read_texts()
+        for block in range(len(self.embedded), sizes.blocks):  # rendered since MuLan was fitted
+            self.embedded.append(self._embedded(joint, block))
 
         def streams(audio: Any, heard: np.ndarray, read: np.ndarray) -> dict[str, jax.Array]:
             config = self.learners["mulan"].config
             of_text = mulan.tokens(config, joint, read.reshape(-1, read.shape[-1]), "text")
             return {
-                "acoustic": self.programs.get("acoustic")(codec, audio),
-                "semantic": self.programs.get("semantic codes")(semantic, audio),
+                "acoustic": self.programs.over("acoustic")(codec, audio),
+                "semantic": self.programs.over("semantic codes")(semantic, audio),
                 "mulan": mulan.tokens(config, joint, heard, "audio").astype(jnp.int16),
                 "caption_mulan": of_text.reshape(*read.shape[:2], -1).astype(jnp.int16),
             }
 
-        blocks = [streams(*block) for block in zip(self.corpus.audio, self.heard, self.read, strict=True)]
+        blocks = [streams(audio, *own) for audio, own in zip(self.corpus.audio, self.embedded, strict=True)]
         tokens = {name: jnp.concatenate([block[name] for block in blocks]) for name in blocks[0]}
         audio, ids = self.corpus.held_out()
-        held_out = streams(audio, *self._embeddings(joint, audio, ids))
-        self.held_out = {name: codes[: sizes.validation] for name, codes in held_out.items()}
+        vectors = self._sentences(ids)
+        self.held_out = streams(audio, *self._embeddings(joint, audio, vectors))
         used = [len(np.unique(np.asarray(tokens["acoustic"][::16, ::8, level]))) for level in range(4)]
         distinct = len(np.unique(np.asarray(tokens["semantic"][::4])))
         self.say(f"tokens: made in {time.monotonic() - begin:.1f} s; codes in use {used}, semantic {distinct}")
         return tokens
 
-    def _train_stage(self, name: str, tokens: dict[str, jax.Array]) -> Any:
+    def _train_stage(self, name: str, tokens: dict[str, jax.Array]) -> None:
         data = {key: tokens[key] for key in self.programs.data(name)}
-        state = self._trained(name, self._initial(name), itertools.repeat(data))
+        state = self._trained(name, self._begun(name, self._initial(name)), itertools.repeat(data))
         self._save_stage(name, state.params)
         evaluate = self.programs.get(f"{name} evaluation")
         figures = evaluate(state, {key: self.held_out[key] for key in data}, self.key("evaluation"))
         self.say(f"{name}: held out {resident.shown(jax.device_get(figures))}")
-        return state.params
 
-    def _train_melody_stage(self, tokens: dict[str, jax.Array], params: Any) -> None:
-        """The semantic stage under a melody, from the weights of the one without."""
+    def _train_melody_stage(self, tokens: dict[str, jax.Array]) -> None:
+        """The semantic stage under a melody, at first from the weights of the one without."""
         name, every, begin = "semantic_melody", self.sizes.leads_every, time.monotonic()
         part, learner, leads = self.seed_bundle.part("melody"), self.learners[name], self.corpus.leads()
-        encode, step = self.programs.get("melodies"), self.lead_block
-        sung = [encode(part.variables, np.asarray(leads[i : i + step])) for i in range(0, len(leads), step)]
+        sung = self.programs.over("melodies")(part.variables, leads)
         data = {key: tokens[key][::every] for key in self.programs.data(name) if key != MELODY.name}
-        data[MELODY.name] = jnp.concatenate(sung)
+        data[MELODY.name] = sung
         self.say(f"{name}: melodies of {len(leads)} leads in {time.monotonic() - begin:.1f} s")
         codebooks, old = {MELODY.name: melody.entries(*part)}, self.learners["semantic"].stage
-        begun = stage_weights.carried_over(jax.device_get(params), old, learner.stage, codebooks)
+        begun = stage_weights.carried_over(self._made("semantic")["params"], old, learner.stage, codebooks)
         state = self._initial(name).replace(params=jax.tree.map(jnp.asarray, dict(begun)))
-        state = self._trained(name, state, itertools.repeat(data))
+        state = self._trained(name, self._begun(name, state), itertools.repeat(data))
         self._save_stage(name, state.params, "int8")
 
     def _save_stage(self, name: str, params: Any, storage: str = "float16") -> None:

@@ -40,8 +40,9 @@ class Corpus:
             sizes.leads_every,
         )
         self.audio: list[jax.Array] = []  # int16 [block, samples] each
-        self._validation: tuple[np.ndarray, np.ndarray] | None = None  # audio and text ids of one block, filled up
+        self._validation: tuple[np.ndarray, np.ndarray] | None = None  # audio and text ids
         self.text_ids: list[jax.Array] = []  # int16 [block, texts, length] each
+        self.text_vectors: list[jax.Array] = []  # float16 [block, texts, width] each, made by who reads them
         self.music: jax.Array | None = None  # a block of recordings for the codec, if there are some
         self.closed = False
         self.trouble: BaseException | None = None
@@ -64,12 +65,8 @@ class Corpus:
                 clips = self._job.metadata("train", (index + 1) * block)[index * block :]
                 self.text_ids.append(jax.device_put(self._texts(clips)))
                 self._say(f"clips: {(index + 1) * block} of {self._count}")
-            held_out = np.zeros((block, CLIP_SAMPLES), np.int16)
-            held_out[: self._sizes.validation] = self._job.arrays["validation.audio.int16"]
-            own = self._texts(self._job.metadata("validation", self._sizes.validation))
-            ids = np.zeros((block, *own.shape[1:]), own.dtype)
-            ids[: len(own)] = own
-            self._validation = held_out, ids
+            texts = self._texts(self._job.metadata("validation", self._sizes.validation))
+            self._validation = self._job.arrays["validation.audio.int16"], texts
         except BaseException as error:  # told where the blocks are waited for
             self.trouble = error
 
@@ -100,11 +97,12 @@ class Corpus:
             time.sleep(0.1)
 
     def blocks(self, texts: bool = False) -> Iterator[resident.Data]:
-        """The blocks that are there, in turn and without end."""
+        """The blocks that are there, in turn and without end; with texts those that have sentence vectors."""
         for turn in itertools.count():
-            index = turn % len(self.text_ids)
+            index = turn % len(self.text_vectors if texts else self.text_ids)
             data = {"audio": self.audio[index], "clips": jnp.int32(self._sizes.block)}
-            yield data | ({"text_ids": self.text_ids[index]} if texts else {})
+            about = {"text_ids": self.text_ids[index], "text_vectors": self.text_vectors[index]} if texts else {}
+            yield data | about
 
     def sounds(self) -> Iterator[resident.Data]:
         """The blocks that are there, and every eighth time recordings: what the codec learns from."""
@@ -117,7 +115,7 @@ class Corpus:
         return self._job.arrays["train.leads.int16"]
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Audio and text ids of the validation split in one block, of which the rest is silence.
+        """Audio and text ids of the validation split.
 
         Raises:
           RuntimeError: if it is not rendered yet.
@@ -134,8 +132,8 @@ class Corpus:
 
 def recordings(path: pathlib.Path, clips: int) -> np.ndarray:
     """Excerpts of 10 s from a sound file, repeated to fill a block: int16 `[clips, samples]`."""
-    import soundfile
+    from musiclm_jax import audio  # here: the machine of a pack without recordings needs no soundfile
 
-    sound, _ = soundfile.read(path, dtype="int16")
+    sound = audio.read_pcm(path)
     excerpts = sound[: len(sound) // CLIP_SAMPLES * CLIP_SAMPLES].reshape(-1, CLIP_SAMPLES)
     return np.resize(excerpts, (clips, CLIP_SAMPLES))

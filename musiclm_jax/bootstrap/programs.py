@@ -17,39 +17,49 @@ from musiclm_jax.stage_learner import StageLearner
 from musiclm_jax.tokens import ACOUSTIC, MELODY, SEMANTIC
 
 EVALUATED = 4  # batches of a held-out figure
+TEXTS = 8  # that are read at once for each clip that is encoded at once
 Shape = jax.ShapeDtypeStruct
 
 
-def over_clips(function: Callable[[Any, jax.Array], jax.Array], at_once: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """`function(variables, audio float32 [n, samples])` for int16 clips `[m n, samples]`, n = `at_once` at a time."""
+def in_parts(function: Callable[[Any, jax.Array], jax.Array], at_once: int) -> Callable[[Any, Any], jax.Array]:
+    """`function(variables, rows [at_once, ...])` for any number of rows, which are filled up to whole parts.
+
+    A loop of calls and not one of XLA: inside a loop its CPU compiler does not find its fast products.
+    """
+
+    def run(variables: Any, rows: Any) -> jax.Array:
+        results = []
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
+            if len(part) < at_once:
+                part = jnp.concatenate([part, jnp.zeros((at_once - len(part), *part.shape[1:]), part.dtype)])
+            results.append(function(variables, part))
+        return jnp.concatenate(results)[: len(rows)]
+
+    return run
+
+
+def of_clips(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
+    """`function(variables, float32 audio)` for 16-bit audio, to be compiled."""
+    return jax.jit(lambda variables, clips: function(variables, clips.astype(jnp.float32) / resident.FULL_SCALE))
+
+
+def sentence_vectors(config: Any) -> Callable[[Any, jax.Array], jax.Array]:
+    """Sentence vectors float16 `[texts, text_width]` of ids int `[texts, length]`, by the encoder; to be compiled."""
 
     @jax.jit
-    def run(variables: Any, clips: jax.Array) -> jax.Array:
-        parts = clips.reshape(-1, at_once, clips.shape[-1])
-        result = jax.lax.map(lambda part: function(variables, part.astype(jnp.float32) / resident.FULL_SCALE), parts)
-        return result.reshape(-1, *result.shape[2:])
+    def run(encoder: Any, ids: jax.Array) -> jax.Array:
+        ids = ids.astype(jnp.int32)
+        mask = (ids > 0).astype(jnp.int32)
+        return pool(BertEncoder(config).apply({"params": encoder}, ids, mask), mask).astype(jnp.float16)
 
     return run
 
 
-def over_texts(config: Any, at_once: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """Embeddings float32 `[clips, texts, dim]` of ids int `[clips, texts, length]`, by {"text", "projection"}."""
-
-    @jax.jit
-    def run(variables: Any, ids: jax.Array) -> jax.Array:
-        flat = ids.reshape(-1, ids.shape[-1])
-        padded = jnp.pad(flat, ((0, -len(flat) % at_once), (0, 0))).reshape(-1, at_once, ids.shape[-1])
-
-        def one(part: jax.Array) -> jax.Array:
-            part = part.astype(jnp.int32)
-            mask = (part > 0).astype(jnp.int32)
-            pooled = pool(BertEncoder(config).apply({"params": variables["text"]}, part, mask), mask)
-            return Projection(config).apply({"params": variables["projection"]}, pooled)
-
-        embedded = jax.lax.map(one, padded).reshape(-1, config.embedding_dim)
-        return embedded[: len(flat)].reshape(*ids.shape[:2], -1)
-
-    return run
+@functools.partial(jax.jit, static_argnums=0)
+def project(config: Any, projection: Any, vectors: jax.Array) -> jax.Array:
+    """MuLan's embeddings float32 `[..., dim]` of sentence vectors `[..., text_width]`."""
+    return Projection(config).apply({"params": projection}, vectors.astype(jnp.float32))
 
 
 class Programs:
@@ -81,6 +91,11 @@ class Programs:
             self._say(f"waited {time.monotonic() - begin:.1f} s for the program {name}")
         return program
 
+    def over(self, name: str) -> Callable[[Any, Any], jax.Array]:
+        """A compiled program of clips or texts for any number of them."""
+        at_once = self._sizes.at_once * (TEXTS if name == "sentences" else 1)
+        return in_parts(self.get(name), at_once)
+
     def training(self, name: str) -> None:
         """Initialisation and steps of a training."""
         learner, shapes = self._learners[name], self.data(name)
@@ -105,33 +120,28 @@ class Programs:
     def features(self) -> None:
         """Features that semantic tokens are clusters of."""
         config = self._learners["w2v_bert"].config
-        run = over_clips(
-            lambda params, audio: w2v_bert.features(config, {"params": params}, audio).astype(jnp.float16),
-            self._sizes.at_once,
-        )
+        run = of_clips(lambda params, audio: w2v_bert.features(config, {"params": params}, audio).astype(jnp.float16))
         self.ahead("features", run, self._states["w2v_bert"].params, self._clips())
 
     def joint(self) -> None:
-        """MuLan's embeddings of clips and of texts."""
-        sizes, state = self._sizes, self._states["mulan"]
-        config = self._learners["mulan"].config
-        heard = over_clips(lambda params, audio: mulan.embed_audio(config, {"audio": params}, audio), sizes.at_once)
+        """MuLan's embeddings of clips."""
+        state, config = self._states["mulan"], self._learners["mulan"].config
+        heard = of_clips(lambda params, audio: mulan.embed_audio(config, {"audio": params}, audio))
         self.ahead("embed_audio", heard, state.params["audio"], self._clips())
-        towers = {"text": state.frozen["text"], "projection": state.params["projection"]}
-        ids = Shape((sizes.block, sizes.texts, sizes.text_length), jnp.int16)
-        self.ahead("embed_texts", over_texts(config, 8 * sizes.at_once), towers, ids)
+
+    def sentences(self) -> None:
+        """Sentence vectors of texts."""
+        sizes, state = self._sizes, self._states["mulan"]
+        ids = Shape((TEXTS * sizes.at_once, sizes.text_length), jnp.int16)
+        self.ahead("sentences", sentence_vectors(self._learners["mulan"].config), state.frozen["text"], ids)
 
     def tokenizers(self) -> None:
         """Acoustic and semantic codes of clips."""
         codec, semantic = self._learners["soundstream"].config, self._learners["w2v_bert"].config
-        acoustic = over_clips(
-            lambda v, audio: soundstream.encode(codec, v, audio).astype(jnp.int16), self._sizes.at_once
-        )
+        acoustic = of_clips(lambda v, audio: soundstream.encode(codec, v, audio).astype(jnp.int16))
         exported = jax.eval_shape(functools.partial(exported_codec, codec), self._states["soundstream"])
         self.ahead("acoustic", acoustic, exported, self._clips())
-        codes = over_clips(
-            lambda v, audio: w2v_bert.semantic_tokens(semantic, v, audio).astype(jnp.int16), self._sizes.at_once
-        )
+        codes = of_clips(lambda v, audio: w2v_bert.semantic_tokens(semantic, v, audio).astype(jnp.int16))
         width = semantic.d_model
         dims = (semantic.feature_dims or width) if semantic.feature_normalisation == "pca" else width
         fitted = {
@@ -144,23 +154,29 @@ class Programs:
             fitted["feature_projection"] = Shape((width, dims), jnp.float32)
         self.ahead("semantic codes", codes, fitted, self._clips())
 
-    def melodies(self, part: Any, clips: int) -> None:
-        """Melody codes of so many clips."""
-        encode = over_clips(
-            lambda v, audio: melody.tokens(part.config, v, audio).astype(jnp.int16), self._sizes.at_once
-        )
+    def melodies(self, part: Any) -> None:
+        """Melody codes of clips."""
+        encode = of_clips(lambda v, audio: melody.tokens(part.config, v, audio).astype(jnp.int16))
         shapes = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), part.variables)
-        self.ahead("melodies", encode, shapes, Shape((clips, CLIP_SAMPLES), jnp.int16))
+        self.ahead("melodies", encode, shapes, self._clips())
+
+    @property
+    def _text_width(self) -> int:
+        return self._learners["mulan"].config.text_width
 
     def _clips(self) -> Shape:
-        return Shape((self._sizes.block, CLIP_SAMPLES), jnp.int16)
+        return Shape((self._sizes.at_once, CLIP_SAMPLES), jnp.int16)
 
     def data(self, name: str) -> dict[str, Shape]:
         """Shapes of what a training draws from."""
         sizes, learner = self._sizes, self._learners[name]
         if not isinstance(learner, StageLearner):
-            texts = {"text_ids": Shape((sizes.block, sizes.texts, sizes.text_length), jnp.int16)}
-            return {"audio": self._clips(), "clips": Shape((), jnp.int32)} | (texts if name == "mulan" else {})
+            texts = {
+                "text_ids": Shape((sizes.block, sizes.texts, sizes.text_length), jnp.int16),
+                "text_vectors": Shape((sizes.block, sizes.texts, self._text_width), jnp.float16),
+            }
+            audio = Shape((sizes.block, CLIP_SAMPLES), jnp.int16)
+            return {"audio": audio, "clips": Shape((), jnp.int32)} | (texts if name == "mulan" else {})
         clips = sizes.blocks * sizes.block // (sizes.leads_every if name == "semantic_melody" else 1)
         quantizers = self._learners["mulan"].config.num_quantizers
         levels = self._learners["soundstream"].config.num_quantizers

@@ -54,6 +54,24 @@ class Sizes:
     )  # fmt: skip
 
 
+def cpu() -> Sizes:
+    """For two CPU cores and 16 GB of memory."""
+    batch = {"soundstream": 6, "w2v_bert": 32, "mulan": 64, "semantic": 16, "coarse": 8, "fine": 8}
+    return Sizes(
+        blocks=2,
+        workers=2,
+        compilers=1,
+        at_once=16,
+        texts=5,
+        human_texts=1,
+        dtype="float32",
+        discriminators={},
+        batch=batch | {"semantic_melody": 16, "decoder": 4},
+        seconds={"soundstream": 1.0, "w2v_bert": 3.2, "mulan": 5.0, "decoder": 1.0},
+        steps=dict.fromkeys(TRAININGS, 1),
+    )
+
+
 def rehearsal() -> Sizes:
     """Toy sizes: the whole chain in minutes on two cores."""
     names = TRAININGS

@@ -3,7 +3,7 @@
 from musiclm_jax.mulan.config import MulanConfig
 from musiclm_jax.mulan.embed import embed_audio, embed_text, tokens
 from musiclm_jax.mulan.learner import MulanLearner
-from musiclm_jax.mulan.quantize import chance_agreement, fit_quantizer, token_agreement
+from musiclm_jax.mulan.quantize import chance_agreement, fit_quantizer, relabelled, token_agreement
 from musiclm_jax.mulan.text_tower import tokenize_texts, training_text
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "embed_audio",
     "embed_text",
     "fit_quantizer",
+    "relabelled",
     "token_agreement",
     "tokenize_texts",
     "tokens",

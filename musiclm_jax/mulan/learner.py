@@ -40,7 +40,8 @@ class MulanLearner:
     """What the training loop trains: see `trainer.py` for the contract.
 
     Batches hold "audio" float32 `[batch, samples]` (`config.window_seconds`, or less: the tower pools over time),
-    "text_ids" and "text_mask" int32 `[batch, length]` from `text_tower.tokenize_texts`.
+    "text_ids" and "text_mask" int32 `[batch, length]` from `text_tower.tokenize_texts`. Where the encoder is not tuned,
+    "text_vectors" float32 `[batch, text_width]` may stand for the mask: what it made of the texts before.
     """
 
     family: ClassVar[str] = "mulan"
@@ -78,9 +79,21 @@ class MulanLearner:
             params["text"] = text
         return MulanState(jnp.zeros((), jnp.int32), params, frozen, self.optimizer.make().init(params))
 
+    def start_from(self, state: MulanState, variables: Params) -> MulanState:
+        """The state with the towers of a bundle's MuLan; the optimiser and the temperature are new.
+
+        Args:
+          state: at step 0.
+          variables: of `Bundle.mulan`.
+        """
+        params = state.params | {name: variables[name] for name in ("audio", "projection")}
+        if state.frozen:
+            return state.replace(params=params, frozen={"text": variables["text"]})
+        return state.replace(params=params | {"text": variables["text"]})
+
     def embed(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Both towers' unit vectors `[batch, dim]`; `key` turns the augmentation on."""
-        audio, mask = batch["audio"], batch["text_mask"]
+        audio = batch["audio"]
         audio_key, text_key, noise_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         if audio_key is not None:
             mel = self._augment(audio, audio_key)
@@ -88,16 +101,20 @@ class MulanLearner:
             mel = features(audio, self.config)
         # Nothing below the tower is trained: no gradient through the spectrogram.
         audio_embedding = AudioTower(self.config).apply({"params": params["audio"]}, jax.lax.stop_gradient(mel))
-        if text_key is not None:
-            mask = drop_words(text_key, mask, self.drop_words)
-        encoder = frozen["text"] if frozen else params["text"]
-        pooled = pool(BertEncoder(self.config).apply({"params": encoder}, batch["text_ids"], mask), mask)
-        if frozen:
-            pooled = jax.lax.stop_gradient(pooled)
+        pooled = self._sentences(params, frozen, batch, text_key)
         if noise_key is not None and self.text_noise:
             size = self.text_noise * jnp.linalg.norm(pooled, axis=-1, keepdims=True) / pooled.shape[-1] ** 0.5
             pooled += size * jax.random.normal(noise_key, pooled.shape)
         return audio_embedding, Projection(self.config).apply({"params": params["projection"]}, pooled)
+
+    def _sentences(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Sentence vectors `[batch, text_width]`: those of the batch, or what the encoder makes of its ids."""
+        if "text_vectors" in batch and frozen:
+            return jax.lax.stop_gradient(batch["text_vectors"])
+        mask = batch["text_mask"] if key is None else drop_words(key, batch["text_mask"], self.drop_words)
+        encoder = frozen["text"] if frozen else params["text"]
+        pooled = pool(BertEncoder(self.config).apply({"params": encoder}, batch["text_ids"], mask), mask)
+        return jax.lax.stop_gradient(pooled) if frozen else pooled
 
     def train_step(self, state: MulanState, batch: Batch, key: jax.Array) -> tuple[MulanState, Metrics]:
         """One update; pure."""

@@ -21,6 +21,7 @@ worse (0.21): each modality then gets codes of its own.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from musiclm_jax import quantization
 from musiclm_jax.mulan.config import MulanConfig
@@ -97,6 +98,31 @@ def fit_quantizer(
     rvq = quantization.RVQConfig(config.num_quantizers, config.codebook_size, config.embedding_dim)
     points = to_shared_space(fitted, jnp.asarray(audio_embeddings, jnp.float32), "audio")
     return fitted | {"codebooks": quantization.fit_rvq(key, points, rvq, iterations)}
+
+
+def relabelled(variables: Variables, tokens: jax.typing.ArrayLike, before: jax.typing.ArrayLike) -> Variables:
+    """The quantizer with its codes renamed to what an earlier one called the same things, where there is a match.
+
+    A code's number means nothing to MuLan, but stages have learned what it stands for: after MuLan was trained further
+    they have less to learn anew.
+
+    Args:
+      variables: with the new "codebooks".
+      tokens: int `[n, quantizers]` of the new quantizer.
+      before: int `[n, quantizers]` of the earlier one, row i of what row i of `tokens` is of.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    new, old = _tokens(tokens, before)
+    codebooks = np.array(variables["codebooks"])
+    size = codebooks.shape[1]
+    for level in range(codebooks.shape[0]):
+        together = np.zeros((size, size))
+        np.add.at(together, (np.asarray(old[:, level]), np.asarray(new[:, level])), 1)
+        names, codes = scipy.optimize.linear_sum_assignment(-together)
+        codebooks[level][names] = codebooks[level][codes]
+    return variables | {"codebooks": jnp.asarray(codebooks)}
 
 
 def token_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.ArrayLike) -> jax.Array:

@@ -43,7 +43,7 @@ class SpectralConfig:
     decoder_hop_blocks: int = 5  # their number
     kernel_size: int = 7  # frames that a convolution sees, the present one included
     expansion: int = 3  # hidden channels of a block relative to its width
-    layer_scale: float = 0.1  # of a block's branch at the start: small, so that a nearly linear network finds the phase
+    layer_scale: float = 0.1  # of a block's branch at the start: small, for a nearly linear network
 
     def __post_init__(self) -> None:
         if self.hop < 1 or self.fft_size % self.hop or self.fft_size // self.hop < 3:
@@ -183,8 +183,8 @@ class SpectralDecoder(nn.Module):
         for i in range(config.decoder_hop_blocks):
             x = chain(ConvNeXtBlock(config, self.dtype, name=f"hop_block{i}"), x)
         x = nn.LayerNorm(name="norm_out")(x)
-        # Real and imaginary parts as they are: from magnitude and phase, or with a gain for each bin, a short training
-        # never finds the waveform.
+        # Real and imaginary parts as they are. In trials of 100 to 300 steps the waveform was not found from magnitude
+        # and phase (Vocos) or with a predicted gain for each bin.
         spectrum = nn.Dense(config.fft_size + 2, name="out")(x) * head_scale(config.fft_size)
         # In full precision also on accelerators, as the STFT: the noise of less is heard in quiet bins.
         basis = inverse_basis(config.fft_size, config.hop)
