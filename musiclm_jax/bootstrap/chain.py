@@ -20,7 +20,7 @@ import numpy as np
 
 from musiclm_jax import bundles, melody, mulan, resident, stage_weights, w2v_bert
 from musiclm_jax.bootstrap.corpus import Corpus
-from musiclm_jax.bootstrap.programs import Programs, project
+from musiclm_jax.bootstrap.programs import KEYS, Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.bundles import config_from_json
 from musiclm_jax.bundles.stage_config import StageModelConfig
@@ -205,7 +205,7 @@ class Bootstrap:
 
     def key(self, purpose: str) -> jax.Array:
         """A key of the run's seed."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode()))
+        return jax.random.fold_in(jax.random.key(self.seed, impl=KEYS), zlib.crc32(purpose.encode()))
 
     def _initial(self, name: str) -> Any:
         return self.programs.get(f"{name} init")(self.key(f"{name} init"))
