@@ -8,6 +8,7 @@ from musiclm_jax.stages import Stage
 from musiclm_jax.transformer import CONDITION_GAIN, Params
 
 WINDOW_SHARE = 0.25  # of a row's size: what tells a window of the melody from the others
+RIDGE = 3.0  # things for which a code's old row counts, beside those that have the code
 MOST_STRENGTH = 10.0  # times the size of other rows
 
 
@@ -57,3 +58,37 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
                 rows[own][: stream.codebook_size] = strength * size * described
     rows[new.vocabulary.bos] = table[old.vocabulary.bos]
     return {**params, "embedding": rows}
+
+
+def with_new_codes(params: Params, stage: Stage, stream: str, before: np.ndarray, after: np.ndarray) -> Params:
+    """Parameters of a stage for another quantizer of a stream per clip, such as a MuLan that was trained further.
+
+    What the old codes of a thing stood for together, the new ones stand for now: rows of the new codes are fitted by
+    least squares, so that their sum over the levels is what the sum over the old codes was. A code that is hardly seen
+    keeps the row of the old code of its number. Nothing of the sort is in the paper, which trains its parts once.
+
+    Args:
+      params: of the stage, stacked or not.
+      stage: whose vocabulary they have.
+      stream: name of the stream.
+      before: int `[n, quantizers]`, codes of n things by the old quantizer, at least as many levels as the stage reads.
+      after: int `[n, quantizers]`, codes of the same things by the new one.
+
+    Returns:
+      `params` with other rows of the stream in "embedding".
+
+    Raises:
+      ValueError: if the codes are not of the same things, or have too few levels.
+    """
+    levels, size = stage.stream(stream).quantizers, stage.stream(stream).codebook_size
+    if before.shape[0] != after.shape[0] or min(before.shape[1], after.shape[1]) < levels:
+        raise ValueError(
+            f"codes {before.shape} and {after.shape}: expected [n, {levels} or more] of the same n things from both"
+        )
+    table = np.array(params["embedding"])
+    own = slice(stage.vocabulary.offset(stream, 0), stage.vocabulary.offset(stream, 0) + levels * size)
+    rows = table[own]
+    old, new = (np.eye(size, dtype=np.float32)[codes[:, :levels]].reshape(len(codes), -1) for codes in (before, after))
+    wanted = old @ rows - new @ rows
+    table[own] = rows + np.linalg.solve(new.T @ new + RIDGE * np.eye(levels * size), new.T @ wanted)
+    return {**params, "embedding": table}

@@ -235,3 +235,15 @@ def test_agreement_and_chance_by_hand():
     np.testing.assert_allclose(mulan.chance_agreement(audio, text), [0.5 * 0.75 + 0.5 * 0.25, 0.25 * 0.25])
     with pytest.raises(ValueError, match="differ"):
         mulan.token_agreement(audio, text[:3])
+
+
+def test_relabelled_codes_have_the_names_of_before():
+    rng = np.random.default_rng(0)
+    codebooks = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    names = np.array([2, 0, 3, 1])
+    new = rng.integers(0, 4, (100, 2))
+    old = np.stack([names[new[:, 0]], new[:, 1]], axis=1)
+    renamed = mulan.relabelled({"codebooks": codebooks, "more": 1}, new, old)
+    np.testing.assert_allclose(renamed["codebooks"][0][names], codebooks[0])
+    np.testing.assert_allclose(renamed["codebooks"][1], codebooks[1])
+    assert renamed["more"] == 1

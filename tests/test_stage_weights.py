@@ -106,3 +106,24 @@ def test_a_run_that_follows_melodies_begins_with_the_bundles_semantic_stage(tmp_
     np.testing.assert_array_equal(params["embedding"], expected["embedding"])
     without = stage_weights.carried_over(own, semantic, miniature.MELODIC, {})
     assert (params["embedding"] != without["embedding"]).any()
+
+
+def test_new_codes_stand_for_what_the_old_ones_did():
+    rng = np.random.default_rng(0)
+    params = {"embedding": table(SEMANTIC), "other": np.ones(3)}
+    before = rng.integers(0, miniature.CODES - 1, (4000, 2))  # the last code is never seen
+    renamed = rng.permutation(miniature.CODES - 1)
+    after = np.stack([renamed[before[:, 0]], before[:, 1]], axis=1)
+    new = stage_weights.with_new_codes(params, SEMANTIC, "mulan", before, after)
+
+    def meaning(parameters, codes):
+        return sum(rows(parameters, SEMANTIC, "mulan", level)[codes[:, level]] for level in range(2))
+
+    wanted, got = meaning(params, before), meaning(new, after)
+    assert np.mean((got - wanted) ** 2) < 0.01 * np.mean((meaning(params, after) - wanted) ** 2)
+    # What is not of the stream stays, and so does a code that is never seen.
+    np.testing.assert_array_equal(rows(new, SEMANTIC, "semantic", 0), rows(params, SEMANTIC, "semantic", 0))
+    np.testing.assert_allclose(rows(new, SEMANTIC, "mulan", 1)[-1], rows(params, SEMANTIC, "mulan", 1)[-1], atol=1e-5)
+    assert new["other"] is params["other"]
+    with pytest.raises(ValueError, match="same n things"):
+        stage_weights.with_new_codes(params, SEMANTIC, "mulan", before, after[:5])

@@ -122,11 +122,14 @@ class Bootstrap:
     def _draw(self, name: str) -> resident.Draw:
         batch, learner = self.sizes.batch[name], self.learners[name]
         if isinstance(learner, StageLearner):
-            has_mulan = any(part.stream == "mulan" for part in learner.stage.conditioning)
-            share = self.sizes.caption_share if has_mulan else 0.0
+            share = self._caption_share(learner)
             return functools.partial(resident.draw_tokens, batch=batch, stage=learner.stage, caption_share=share)
         draw = resident.draw_pairs if name == "mulan" else resident.draw_audio
         return functools.partial(draw, batch=batch, samples=resident.crop_samples(self.sizes.seconds[name]))
+
+    def _caption_share(self, learner: StageLearner) -> float:
+        """Share of the texts' codes, 0 for a stage that reads none."""
+        return self.sizes.caption_share if any(p.stream == "mulan" for p in learner.stage.conditioning) else 0.0
 
     def run(self) -> None:
         """Renders and trains all parts.
@@ -291,15 +294,23 @@ class Bootstrap:
         return variables
 
     def _with_known_codes(self, variables: Any, texts: np.ndarray) -> Any:
-        """MuLan whose codes are named as those of the output's bundle, by texts `[clips, texts, dim]`."""
+        """MuLan whose codes are named as those of the output's bundle, by texts `[clips, texts, dim]`.
+
+        The bundle's stages are saved with rows for the new codes: they are begun with, or stay as they are.
+        """
         config, before = self.learners["mulan"].config, self._made("mulan")
-        vectors = jnp.concatenate(self.corpus.text_vectors)
-        read = np.asarray(project(config, before["projection"], vectors))
-        old = mulan.tokens(config, before, read.reshape(-1, read.shape[-1]), "text")
-        new = mulan.tokens(config, variables, texts.reshape(-1, texts.shape[-1]), "text")
-        named = mulan.relabelled(variables, new, old)
-        same = mulan.token_agreement(mulan.tokens(config, named, texts.reshape(-1, texts.shape[-1]), "text"), old)
-        self.say(f"mulan: texts whose code is that of before, by level: {np.round(np.asarray(same), 2).tolist()}")
+        read = np.asarray(project(config, before["projection"], jnp.concatenate(self.corpus.text_vectors)))
+        now, then = texts.reshape(-1, texts.shape[-1]), read.reshape(-1, read.shape[-1])
+        old = np.asarray(mulan.tokens(config, before, then, "text"))
+        named = mulan.relabelled(variables, mulan.tokens(config, variables, now, "text"), old)
+        new = np.asarray(mulan.tokens(config, named, now, "text"))
+        same = np.round(np.mean(new == old, axis=0), 2).tolist()
+        self.say(f"mulan: texts whose code is that of before, by level: {same}")
+        for name in (*STAGES, "semantic_melody"):
+            if self._has(name) and self._caption_share(self.learners[name]):
+                part = bundles.load(self.bundle).part(name)
+                params = stage_weights.with_new_codes(part.variables["params"], part.config.stage, "mulan", old, new)
+                self._save(name, part.config, {"params": params}, "int8" if name == "semantic_melody" else "float16")
         return named
 
     @property
