@@ -87,6 +87,16 @@ def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str
     if not hasattr(learner, "start_from"):
         raise ValueError(f"a {learner.family} model cannot be started from a bundle: train it from its beginning")
     started = learner.start_from(state, variables)
+    check_fits(started, state)
+    return jax.device_put(started, shardings(abstract))
+
+
+def check_fits(started: Any, state: Any) -> None:
+    """Compares the shapes of a state that was begun with other weights with those that the learner wants.
+
+    Raises:
+      ValueError: with the first that differs.
+    """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -99,7 +109,6 @@ def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str
                 f"the bundle's model does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
                 f"{wanted.get(name, 'absent')} here; use the configuration it was trained with"
             )
-    return jax.device_put(started, shardings(abstract))
 
 
 def parameter_count(abstract: Any) -> int:

@@ -24,6 +24,7 @@ from musiclm_jax.bootstrap.programs import KEYS, Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.bundles import config_from_json
 from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.learner import check_fits
 from musiclm_jax.mulan import MulanLearner
 from musiclm_jax.soundstream.learner import SoundStreamLearner
 from musiclm_jax.soundstream.learner import export as exported_codec
@@ -172,12 +173,18 @@ class Bootstrap:
         return (self.bundle / "config.json").exists() and bundles.load(self.bundle).has(part)
 
     def _begun(self, name: str, state: Any) -> Any:
-        """The state with the weights of the output's bundle, where it holds the part already."""
+        """The state with the weights of the output's bundle, where it holds the part already.
+
+        Raises:
+          ValueError: if they are of another configuration.
+        """
         part = "soundstream" if name == "decoder" else name
         if not self._has(part):
             return state
         self.say(f"{name}: goes on from {self.bundle}")
-        return self.learners[name].start_from(state, self._made(part))
+        begun = self.learners[name].start_from(state, self._made(part))
+        check_fits(begun, state)
+        return begun
 
     def _compile_ahead(self) -> None:
         """In the order of use."""
