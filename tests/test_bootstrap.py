@@ -117,9 +117,9 @@ def test_a_training_compiled_ahead_takes_its_steps():
 
     made = programs.Programs(SMALL, learners(), {"fine": draw}, lines.append)
     made.training("fine")
-    state = made.get("fine init")(jax.random.key(0))
+    state = made.get("fine init")(jax.random.key(0, impl=programs.KEYS))
     data = {"acoustic": jnp.zeros((8, 500, 12), jnp.int16)}
-    state, metrics = made.get("fine")(state, data, jax.random.key(1), jnp.int32(0), jnp.float32(1))
+    state, metrics = made.get("fine")(state, data, jax.random.key(1, impl=programs.KEYS), jnp.int32(0), jnp.float32(1))
     assert int(state.step) == SMALL.steps["fine"] and np.isfinite(float(metrics["loss"]))
     assert any(line.startswith("compiled fine in ") for line in lines)
 
