@@ -274,7 +274,8 @@ class Bootstrap:
 
     def _train_mulan(self) -> Any:
         learner, state = self.learners["mulan"], self._initial("mulan")
-        state = self._begun("mulan", state.replace(frozen={"text": self._encoder}))
+        # A copy: the training donates its state, and the encoder is needed after it.
+        state = self._begun("mulan", state.replace(frozen={"text": jax.tree.map(jnp.copy, self._encoder)}))
         self.corpus.wait(1)
         self._read_texts()
         state = self._trained("mulan", state, self.corpus.blocks(texts=True))
