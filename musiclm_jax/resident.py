@@ -219,7 +219,7 @@ def train_for(
       FloatingPointError: if the loss is not finite.
     """
     begin = said = time.monotonic()
-    done = 0
+    done, fraction = 0, 0.0
     waiting: list[Any] = []
     latest: dict[str, float] = {}
     while True:
@@ -227,7 +227,8 @@ def train_for(
         per_call = elapsed / max(done // count - len(waiting), 1)
         if done and elapsed + per_call * len(waiting) + 0.5 * per_call > seconds:
             break
-        fraction = min((elapsed + per_call * len(waiting)) / seconds, 1.0)
+        # What a call takes is an estimate, high after a first call that compiled: the rate must not rise again.
+        fraction = max(fraction, min((elapsed + per_call * len(waiting)) / seconds, 1.0))
         state, metrics = run(state, next(data), key, jnp.int32(done), jnp.float32(max(1.0 - fraction, 0.02)))
         done += count
         waiting.append(metrics)

@@ -96,8 +96,20 @@ class Bootstrap:
         described = json.loads((pack / LEARNERS_FILE).read_text(encoding="utf-8"))
         self.learners = {name: self._learner(name, described[name]) for name in TRAININGS}
         self.draws = {name: self._draw(name) for name in TRAININGS}
+        if missing := sorted(name for name in self._needed() if name not in self.parts and not self._has(name)):
+            raise ValueError(
+                f"{self.bundle} has no {', '.join(missing)}, which {', '.join(self.parts)} need: train them, too"
+            )
+        self.made: dict[str, Any] = {}  # variables of the tokenizers, trained or read
         self.embedded: list[tuple[np.ndarray, np.ndarray]] = []  # MuLan's vectors of clips and texts, block by block
         self.programs = Programs(sizes, self.learners, self.draws, self.say)
+
+    def _needed(self) -> set[str]:
+        """Parts that those to train are made with or begin from."""
+        stages = {name for name in self.parts if issubclass(CLASSES[name], StageLearner)}
+        needed = {"soundstream", "w2v_bert", "mulan"} if stages else set()
+        needed |= {"semantic"} if "semantic_melody" in stages else set()
+        return needed | ({"soundstream"} if "decoder" in self.parts else set())
 
     def _learner(self, name: str, described: dict) -> Any:
         """A learner as gin built it, for a time instead of a number of steps, and for this batch."""
@@ -144,18 +156,24 @@ class Bootstrap:
         self.say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {sizes.blocks * sizes.block} clips")
         self.corpus = Corpus(sizes, self.pack, self.work, self.seed, vocab, self.say)
         self._compile_ahead()
-        codec = self._train_codec() if "soundstream" in self.parts else self._made("soundstream")
-        semantic = self._train_w2v_bert() if "w2v_bert" in self.parts else self._made("w2v_bert")
-        joint = self._train_mulan() if "mulan" in self.parts else self._made("mulan")
+        for name, train in (
+            ("soundstream", self._train_codec),
+            ("w2v_bert", self._train_w2v_bert),
+            ("mulan", self._train_mulan),
+        ):
+            if name in self.parts:
+                self.made[name] = train()
+            elif name in self._needed():
+                self.made[name] = self._made(name)
         if any(issubclass(CLASSES[name], StageLearner) for name in self.parts):
-            tokens = self._tokenize(codec, semantic, joint)
+            tokens = self._tokenize(*(self.made[name] for name in ("soundstream", "w2v_bert", "mulan")))
             for name in self.parts:
                 if name in STAGES:
                     self._train_stage(name, tokens)
             if "semantic_melody" in self.parts:
                 self._train_melody_stage(tokens)
         if "decoder" in self.parts:
-            self._train_decoder(codec)
+            self._train_decoder(self.made["soundstream"])
         self.corpus.close()
         self.say("done")
 
@@ -178,11 +196,10 @@ class Bootstrap:
         Raises:
           ValueError: if they are of another configuration.
         """
-        part = "soundstream" if name == "decoder" else name
-        if not self._has(part):
+        if not self._has(name):
             return state
         self.say(f"{name}: goes on from {self.bundle}")
-        begun = self.learners[name].start_from(state, self._made(part))
+        begun = self.learners[name].start_from(state, self._made(name))
         check_fits(begun, state)
         return begun
 
