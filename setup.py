@@ -25,7 +25,7 @@ setup(
     package_data={
         "musiclm_jax.bundles": ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.md"],
         "musiclm_jax.gin_configs": ["*.gin"],
-        "musiclm_jax.listening_test": ["*.html"],
+        "musiclm_jax.evaluation.listening_test": ["*.html"],
     },
     install_requires=[
         "jax>=0.10,<0.11",

@@ -10,10 +10,10 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax import metrics
-from musiclm_jax.diagnose.codec import distances, kilobits, opus
-from musiclm_jax.pipeline import decode_audio
-from musiclm_jax.tokenizers import acoustic_codes
+from musiclm_jax.bundles.encode import acoustic_codes
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.codec import distances, kilobits, opus
+from musiclm_jax.generation.pipeline import decode_audio
 
 BATCH = 4
 

@@ -39,13 +39,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.report import Figure, arguments, publish
-from musiclm_jax import decoding, metrics, stages
-from musiclm_jax.int8 import SCALE, int8_kernels, int8_product
-from musiclm_jax.kernels import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
-from musiclm_jax.layers import attend_to_past, attention_to_past, bits16
-from musiclm_jax.request import WEIGHTS
-from musiclm_jax.tokens import STAGES
-from musiclm_jax.transformer import TransformerConfig, unstack_layers
+from musiclm_jax.data.tokens import STAGES
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation.request import WEIGHTS
+from musiclm_jax.kernels.int8 import SCALE, int8_kernels, int8_product
+from musiclm_jax.kernels.transposed import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
+from musiclm_jax.stages import decoding, layout
+from musiclm_jax.stages.layers import attend_to_past, attention_to_past, bits16
+from musiclm_jax.stages.transformer import TransformerConfig, unstack_layers
 
 POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
 KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs and how many
@@ -103,7 +104,7 @@ def state_at(config: TransformerConfig, position: int, rows: int, rounded: bool)
 
 def stage_step(config: TransformerConfig, params: decoding.Params, position: int, rows: int) -> Callable[[], float]:
     """Draws the last frames before `position` and returns the processor time of a step; again with each call."""
-    stage = stages.coarse_stage()
+    stage = layout.coarse_stage()
     rounded = "qkv" + SCALE in params["layers_0"]["attention"]
     kept = [state_at(config, position, rows, rounded)]
 
@@ -189,7 +190,7 @@ def step_bytes(config: TransformerConfig, params: decoding.Params, position: int
 def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: bool) -> tuple[list[Figure], dict]:
     """Steps of the stage, beside memory and MusicGen."""
     config = TransformerConfig(num_layers=layers, dropout=0.0)
-    params = transposed_kernels(random_params(config, stages.coarse_stage().vocabulary.rows, 0))
+    params = transposed_kernels(random_params(config, layout.coarse_stage().vocabulary.rows, 0))
     kinds = {"float32": params, "int8": int8_kernels(params)}
     figures, details = [], {}
     for position in positions:
@@ -317,8 +318,8 @@ def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
 def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
     """Held-out bits per token with 8-bit kernels less those in float32, paired by clip."""
     import musiclm_jax
-    from musiclm_jax.diagnose.stage_bits import crop, measure
-    from musiclm_jax.records import read_token_records, shard_paths
+    from musiclm_jax.data.records import read_token_records, shard_paths
+    from musiclm_jax.evaluation.diagnose.stage_bits import crop, measure
 
     bundle, rng = musiclm_jax.load(args.bundle), np.random.default_rng(args.seed)
     test = list(read_token_records(shard_paths(args.tokens, "test")))

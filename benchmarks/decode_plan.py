@@ -21,10 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.plan_table import put
-from musiclm_jax import decoding, partitioning, plan, stages, transformer, windows
-from musiclm_jax.stages import Stage
-from musiclm_jax.tokens import SEMANTIC, STAGES
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.data.tokens import SEMANTIC, STAGES
+from musiclm_jax.generation import windows
+from musiclm_jax.planning import plan
+from musiclm_jax.stages import decoding, layout, transformer
+from musiclm_jax.stages.layout import Stage
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
 
 TOPOLOGIES = ("v5e:2x2", "v4:2x2x1")
 SECONDS = 30.0  # of music
@@ -96,7 +99,7 @@ def make(name: str, topology: str) -> Row:
       topology: such as "v5e:2x2".
     """
     devices, chip = plan.topology_devices(topology)
-    stage, config = getattr(stages, f"{name}_stage")(), TransformerConfig(dtype="bfloat16", dropout=0.0)
+    stage, config = getattr(layout, f"{name}_stage")(), TransformerConfig(dtype="bfloat16", dropout=0.0)
     steps, side_by_side = steps_of(stage, round(stage.seconds * SEMANTIC.frame_rate), SECONDS)
     mesh = partitioning.make_mesh(devices=devices)
     rows = MUSIC_ROWS * side_by_side * len(devices)

@@ -25,10 +25,10 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Figure
-from musiclm_jax import audio as sound
-from musiclm_jax import frechet, metrics
-from musiclm_jax.embedders import Embedder, embed, vggish
-from musiclm_jax.embedders.weights import read_torch
+from musiclm_jax.data import audio as sound
+from musiclm_jax.evaluation import frechet, metrics
+from musiclm_jax.evaluation.embedders import Embedder, embed, vggish
+from musiclm_jax.evaluation.embedders.weights import read_torch
 
 UNUSED = ("laion_clap", "encodec", "torchaudio", "torchvision", "torchlibrosa", "torchlibrosa.stft")
 UNUSED += ("torchlibrosa.augmentation",)

@@ -22,11 +22,11 @@ import numpy as np
 import musiclm_jax
 from benchmarks import judges
 from benchmarks.report import Figure, arguments, check_settings, publish
-from musiclm_jax import audio as sound
-from musiclm_jax import metrics
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.tokenizers import acoustic_codes, semantic_codes
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.bundles.encode import acoustic_codes, semantic_codes
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import metrics
 
 HELD_OUT_SHARE = 0.25  # of the prompts
 SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as silent
@@ -39,7 +39,7 @@ def choose_prompts(corpus: str, count: int, seed: int, split: str = "test") -> l
     Returns:
       Records with audio and "prompt", one of the clip's captions.
     """
-    from musiclm_jax.records import read_audio_records, shard_paths  # here: it imports TensorFlow
+    from musiclm_jax.data.records import read_audio_records, shard_paths  # here: it imports TensorFlow
 
     paths = shard_paths(corpus, split)
     facts = [(r["id"], r["instrument"], r["held_out_pair"]) for r in read_audio_records(paths)]

@@ -20,21 +20,23 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report
-from musiclm_jax import plan, records, stages
-from musiclm_jax.datasets import TaskDataset, TaskSpec
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.data import records
+from musiclm_jax.data.datasets import TaskDataset, TaskSpec
+from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
+from musiclm_jax.planning import plan
+from musiclm_jax.stages import layout
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.tasks import coarse, fine, semantic
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 CLIP_SECONDS = 30  # the paper's
 SHARDS = 16
 HOST_CHIPS = 4  # of a v4-8: 8 cores
 TASKS = {
-    "semantic": (semantic.semantic_task, stages.semantic_stage()),
-    "coarse": (coarse.coarse_task, stages.coarse_stage()),
-    "fine": (fine.fine_task, stages.fine_stage()),
+    "semantic": (semantic.semantic_task, layout.semantic_stage()),
+    "coarse": (coarse.coarse_task, layout.coarse_stage()),
+    "fine": (fine.fine_task, layout.fine_stage()),
 }
 
 
@@ -79,7 +81,7 @@ def epoch_cost(task: TaskSpec, split: str, batch: int) -> tuple[int, float]:
     return examples, time.process_time() - start
 
 
-def peak_consumption(stage: stages.Stage) -> float:
+def peak_consumption(stage: layout.Stage) -> float:
     """Tokens/s of the paper's model at the peak FLOP/s of the chips of a v4-8 host."""
     learner = StageLearner(stage, TransformerConfig(), OptimizerConfig())
     length = stage.condition_length() + stage.target_length()

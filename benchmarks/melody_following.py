@@ -20,11 +20,11 @@ import numpy as np
 import musiclm_jax
 from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
 from benchmarks.token_roles import chroma, chroma_similarity, onset_strength, rhythm_similarity
-from musiclm_jax import audio as sound
-from musiclm_jax import metrics
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.corpus import compositions, instruments, rendering, renditions, scores, voices
 from musiclm_jax.corpus.arrangement import UnsuitableError
+from musiclm_jax.data import audio as sound
+from musiclm_jax.evaluation import metrics
 
 SECONDS = 10.0
 ARMS = ("an instrument plays the tune", "music under the melody", "music without melody")

@@ -11,7 +11,8 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
-from musiclm_jax import melody, metrics, quantization
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.tokenizers import melody, quantization
 
 TOP = 10
 FIRST_LEVELS = 4  # of the RVQ
@@ -42,7 +43,7 @@ def recall(ranked: np.ndarray, tunes: np.ndarray, top: int, seed: int) -> metric
 
 def main() -> None:
     """Runs the benchmark."""
-    from musiclm_jax import records  # here: it imports TensorFlow
+    from musiclm_jax.data import records  # here: it imports TensorFlow
 
     parser = arguments(__doc__.splitlines()[0])
     args = parser.parse_args()

@@ -18,9 +18,9 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
-from musiclm_jax import memorization, metrics
-from musiclm_jax.memorization import CONTINUED, Continuations
-from musiclm_jax.tokens import SEMANTIC
+from musiclm_jax.data.tokens import SEMANTIC
+from musiclm_jax.evaluation import memorization, metrics
+from musiclm_jax.evaluation.memorization import CONTINUED, Continuations
 
 SPLITS = {"train": "training clips", "test": "held-out clips"}
 STRICT = 0.5 / 0.85  # of tau: the paper looks at the entropy of the matches under 0.5, where its tau is 0.85
@@ -32,7 +32,7 @@ def choose(tokens: str, split: str, count: int, seed: int) -> list[dict[str, Any
     Raises:
       ValueError: if the split is missing.
     """
-    from musiclm_jax.records import read_token_records, shard_paths  # here: it imports TensorFlow
+    from musiclm_jax.data.records import read_token_records, shard_paths  # here: it imports TensorFlow
 
     wanted = ("id", "semantic", "mulan", "composition")
     found = [{name: record[name] for name in wanted} for record in read_token_records(shard_paths(tokens, split))]

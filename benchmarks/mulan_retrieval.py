@@ -12,8 +12,9 @@ import numpy as np
 import musiclm_jax
 from benchmarks.paraphrases import corpus_words, paraphrase, repeated_words
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax import metrics, mulan
-from musiclm_jax.diagnose.retrieval import TOP, hits
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.retrieval import TOP, hits
+from musiclm_jax.tokenizers import mulan
 
 BATCH = 8
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-from musiclm_jax import plan
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.data.tokens import STAGES
+from musiclm_jax.planning import plan
 
 TOPOLOGIES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4")
 GIB = 2**30
@@ -69,8 +69,8 @@ def make(row: Row, path: pathlib.Path) -> None:
       row: which.
       path: of the JSON file for its figures.
     """
-    from musiclm_jax import stage_learner
     from musiclm_jax.launch import plan as command
+    from musiclm_jax.stages import learner as stage_learner
 
     if row.whole_vocabulary:
         stage_learner.level_logits = whole_vocabulary_logits

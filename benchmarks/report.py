@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from musiclm_jax.metrics import Estimate
+from musiclm_jax.evaluation.metrics import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,6 @@ def check_settings(work: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def sample_clips(corpus: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Clips of a split, see `records.sample_audio_records`."""
-    from musiclm_jax.records import sample_audio_records  # here: it imports TensorFlow
+    from musiclm_jax.data.records import sample_audio_records  # here: it imports TensorFlow
 
     return sample_audio_records(corpus, split, count, seed)

@@ -13,8 +13,9 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax import metrics, w2v_bert
-from musiclm_jax.diagnose.semantic import REST, in_batches, mel_clusters
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.semantic import REST, in_batches, mel_clusters
+from musiclm_jax.tokenizers import w2v_bert
 
 DRAWS = 500  # of the bootstrap
 

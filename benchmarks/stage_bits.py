@@ -10,14 +10,14 @@ import numpy as np
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
-from musiclm_jax import metrics
-from musiclm_jax.diagnose.stage_bits import crop, measure, strangers, target_codes, unigram, with_condition
-from musiclm_jax.tokens import STAGES
+from musiclm_jax.data.tokens import STAGES
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.stage_bits import crop, measure, strangers, target_codes, unigram, with_condition
 
 
 def main() -> None:
     """Runs the benchmark."""
-    from musiclm_jax.records import read_token_records, shard_paths  # here: it imports TensorFlow
+    from musiclm_jax.data.records import read_token_records, shard_paths  # here: it imports TensorFlow
 
     parser = arguments(__doc__.splitlines()[0], corpus=False)
     parser.add_argument("--tokens", required=True, help="folder of token records, made by `musiclm tokenize`")

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import layers, partitioning, stages
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import STAGES
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.data.tokens import STAGES
+from musiclm_jax.stages import layers, layout
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 TINY = TransformerConfig(
     num_layers=4, num_heads=2, d_model=256, d_ff=1024, dropout=0.0, scan_layers=False, time_embedding=True
@@ -36,7 +37,7 @@ VARIANTS = {
 }
 
 
-def fake_batch(stage: stages.Stage, batch_size: int) -> dict[str, np.ndarray]:
+def fake_batch(stage: layout.Stage, batch_size: int) -> dict[str, np.ndarray]:
     """Random codes for a stage."""
     rng = np.random.default_rng(0)
     batch = {}
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    stage = getattr(stages, f"{args.stage}_stage")(seconds=args.seconds, full_vocabulary=False)
+    stage = getattr(layout, f"{args.stage}_stage")(seconds=args.seconds, full_vocabulary=False)
     batch, key = fake_batch(stage, args.batch), jax.random.key(0)
     tokens = args.batch * (stage.condition_length() + stage.target_length())
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, schedule="constant", warmup_steps=0)

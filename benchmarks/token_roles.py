@@ -26,11 +26,12 @@ import scipy.signal
 
 import musiclm_jax
 from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
-from musiclm_jax import audio as sound
-from musiclm_jax import metrics, mulan
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.spectrogram import mel_filterbank
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data.spectrogram import mel_filterbank
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.tokenizers import mulan
 
 # Arms of the study and the `vary` of their requests.
 ARMS = {"MuLan and semantic fixed": "acoustics", "MuLan fixed": "all"}

@@ -25,10 +25,12 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.stage_step import fake_batch
-from musiclm_jax import partitioning, plan, stages
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.planning import plan
+from musiclm_jax.stages import layout
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 MATMUL_SIDE = 2048
 MATMUL_RUNS = 10  # of a round: the peak is the least of many, since a single one may meet cold caches or a busy core
@@ -93,7 +95,7 @@ def pytorch_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step
     torch.manual_seed(0)
     stack = t5_stack(learner)
     optimizer = torch.optim.Adafactor(stack.parameters(), lr=0.01, weight_decay=0.0)
-    lm = stages.assemble(stage, batch)
+    lm = layout.assemble(stage, batch)
     ids = torch.from_numpy(np.array(lm.decoder_input_tokens, np.int64))
     targets = torch.from_numpy(np.array(lm.target_codes, np.int64))
     first = stage.vocabulary.offset(stage.target.stream, stage.target.first_level)
@@ -141,9 +143,9 @@ def t5x_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
     optimizer = adafactor.Adafactor(decay_rate=0.8, logical_factor_rules=adafactor.standard_logical_factor_rules())
     vocabulary = seqio.PassThroughVocabulary(stage.vocabulary.rows)
     model = models.DecoderOnlyModel(module, vocabulary, optimizer, decoding.temperature_sample, z_loss=Z_LOSS)
-    lm = stages.assemble(stage, batch)
-    ids = stages.condition_ids(stage, batch)[0]
-    target = stages.flatten(stage, stage.target, stages.slice_codes(stage, stage.target, batch))
+    lm = layout.assemble(stage, batch)
+    ids = layout.condition_ids(stage, batch)[0]
+    target = layout.flatten(stage, stage.target, layout.slice_codes(stage, stage.target, batch))
     weights = np.ones(lm.decoder_input_tokens.shape, np.float32)
     weights[:, : stage.condition_length()] = 0
     fed = {
@@ -262,7 +264,7 @@ def main() -> None:
     parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    stage = stages.coarse_stage(seconds=args.seconds)
+    stage = layout.coarse_stage(seconds=args.seconds)
     config = TransformerConfig(num_layers=args.layers, dropout=args.dropout, scan_layers=False)
     learner = StageLearner(stage, config, OptimizerConfig(), z_loss=Z_LOSS)
     batch = fake_batch(stage, args.batch)

@@ -131,7 +131,8 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
     """
     import numpy as np
 
-    from musiclm_jax import audio, bootstrap
+    from musiclm_jax import bootstrap
+    from musiclm_jax.data import audio
 
     rng, files = np.random.default_rng(seed), []
     for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.READABLE):

@@ -25,8 +25,9 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     if args.top < 1:
         raise ValueError(f"--top {args.top}: give 1 or more")
-    from musiclm_jax import audio, bundles
-    from musiclm_jax.describe import describe
+    from musiclm_jax import bundles
+    from musiclm_jax.data import audio
+    from musiclm_jax.generation.describe import describe
 
     sounds = [audio.load(path) for path in args.files]
     bundle = bundles.load(args.bundle)

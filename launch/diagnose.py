@@ -44,8 +44,9 @@ def main(arguments: list[str]) -> int:
     output = pathlib.Path(args.output).expanduser() if args.output else None
     if output and not output.parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no folder {output.parent}")
-    from musiclm_jax import bundles, records
-    from musiclm_jax.diagnose import Clips, diagnose
+    from musiclm_jax import bundles
+    from musiclm_jax.data import records
+    from musiclm_jax.evaluation.diagnose import Clips, diagnose
 
     bundle = bundles.load(args.bundle)
     command.enable_compilation_cache()
@@ -75,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 def report(found) -> str:
     """A `diagnose.Diagnosis` for people."""
-    from musiclm_jax.diagnose import CHAIN, JUDGES
+    from musiclm_jax.evaluation.diagnose import CHAIN, JUDGES
 
     lines = []
     for part in (*CHAIN, JUDGES):

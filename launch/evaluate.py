@@ -14,8 +14,10 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import numpy as np
 
-from musiclm_jax import bundles, clips, evaluate, generate, metrics
-from musiclm_jax.evaluate import ClipSource, EvaluationSet, Scores
+from musiclm_jax import bundles
+from musiclm_jax.evaluation import clips, evaluate, metrics
+from musiclm_jax.evaluation.evaluate import ClipSource, EvaluationSet, Scores
+from musiclm_jax.generation import generate
 from musiclm_jax.launch import command, evaluation_page, gin_bindings  # noqa: F401  registers what gin files can name
 from musiclm_jax.launch.train import parse_gin
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import audio as sound
-from musiclm_jax import spectrogram
-from musiclm_jax.evaluate import EvaluationSet, Figure, Scores
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data import spectrogram
+from musiclm_jax.evaluation.evaluate import EvaluationSet, Figure, Scores
 
 MAX_TAGS = 24  # bars of a plot
 STYLE = """

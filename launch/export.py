@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from musiclm_jax.data.tokens import MELODY, STAGES
 from musiclm_jax.launch import command
-from musiclm_jax.tokens import MELODY, STAGES
 
 NEED_CORPUS = ("w2v_bert", "mulan", "melody")
 LEARNERS = {
-    "soundstream": "musiclm_jax.soundstream.learner:SoundStreamLearner",
-    "w2v_bert": "musiclm_jax.w2v_bert_learner:W2vBertLearner",
-    "mulan": "musiclm_jax.mulan:MulanLearner",
-    "melody": "musiclm_jax.melody:MelodyLearner",
-    "stage": "musiclm_jax.stage_learner:StageLearner",
+    "soundstream": "musiclm_jax.tokenizers.soundstream.learner:SoundStreamLearner",
+    "w2v_bert": "musiclm_jax.tokenizers.w2v_bert.learner:W2vBertLearner",
+    "mulan": "musiclm_jax.tokenizers.mulan:MulanLearner",
+    "melody": "musiclm_jax.tokenizers.melody:MelodyLearner",
+    "stage": "musiclm_jax.stages.learner:StageLearner",
 }
 STAGE_PARTS = (*STAGES, "semantic_melody")  # the last is the semantic stage under a melody
 BATCH_SIZE = 16  # clips at once when something is fitted to the corpus
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     else:
         if args.family == "soundstream":
             config = learner.config
-            variables = importlib.import_module("musiclm_jax.soundstream.learner").export(config, state)
+            variables = importlib.import_module("musiclm_jax.tokenizers.soundstream.learner").export(config, state)
         elif args.family == "w2v_bert":
             config, variables = fit_w2v_bert(learner, state, args.corpus, args.clips or 2000, args.seed)
         elif args.family == "melody":
@@ -107,8 +107,8 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
     import jax
     from flax import serialization
 
-    from musiclm_jax import checkpoints, partitioning
     from musiclm_jax.bundles import config_from_json
+    from musiclm_jax.training import checkpoints, partitioning
 
     path = pathlib.Path(model_dir).expanduser() / "config.json"
     try:
@@ -137,7 +137,7 @@ def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
     Raises:
       ValueError: if the run trained another stage.
     """
-    from musiclm_jax.bundles.stage_config import StageModelConfig
+    from musiclm_jax.stages.config import StageModelConfig
 
     follows_melody = any(part.stream == MELODY.name for part in learner.stage.conditioning)
     trained = f"{learner.stage.name}_melody" if follows_melody else learner.stage.name
@@ -151,7 +151,7 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
     """Fits normalisation and clusters of the semantic tokens to the training split."""
     import jax
 
-    from musiclm_jax import w2v_bert
+    from musiclm_jax.tokenizers import w2v_bert
 
     config, params = learner.config, state.params
     features = jax.jit(functools.partial(w2v_bert.features, config))
@@ -174,7 +174,8 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
     """
     import jax
 
-    from musiclm_jax import melody, records
+    from musiclm_jax.data import records
+    from musiclm_jax.tokenizers import melody
 
     config, variables = learner.config, learner.variables(state)
     progress = command.Progress()
@@ -204,8 +205,9 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
     """
     import jax
 
-    from musiclm_jax import bundles, mulan
-    from musiclm_jax.describe import CANDIDATES_FILE
+    from musiclm_jax import bundles
+    from musiclm_jax.generation.describe import CANDIDATES_FILE
+    from musiclm_jax.tokenizers import mulan
 
     config, variables = learner.config, learner.variables(state)
     draw = np.random.default_rng(seed)
@@ -259,7 +261,7 @@ def corpus_batches(
     """
     import tensorflow as tf
 
-    from musiclm_jax import records
+    from musiclm_jax.data import records
 
     paths = records.shard_paths(corpus, "train")
     count = sum(1 for _ in tf.data.TFRecordDataset(paths))

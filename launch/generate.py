@@ -14,8 +14,8 @@ from musiclm_jax.launch import command
 
 if TYPE_CHECKING:
     from musiclm_jax.bundles import Bundle
-    from musiclm_jax.prompts import Story
-    from musiclm_jax.request import Request
+    from musiclm_jax.generation.prompts import Story
+    from musiclm_jax.generation.request import Request
 
 SECTION_SECONDS = 15.0  # of the last section of a story, when --seconds is not given (MusicLM's sections have 15 s)
 EXAMPLES = """examples:
@@ -125,8 +125,10 @@ def main(arguments: list[str]) -> int:
     """
     began = time.monotonic()
     args = parser().parse_args(arguments)
-    from musiclm_jax import audio, bundles, generate
-    from musiclm_jax.prompts import language_warnings
+    from musiclm_jax import bundles
+    from musiclm_jax.data import audio
+    from musiclm_jax.generation import generate
+    from musiclm_jax.generation.prompts import language_warnings
 
     # Everything that can be wrong is looked at before anything slow is done.
     stories = read_prompts(args)
@@ -175,7 +177,7 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
     Raises:
       ValueError: if there is none, or too much, or a file cannot be read.
     """
-    from musiclm_jax import prompts
+    from musiclm_jax.generation import prompts
 
     texts = list(args.prompts)
     if args.prompts_file:
@@ -221,8 +223,9 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
     Raises:
       ValueError: if a recording cannot be used.
     """
-    from musiclm_jax import audio, generate
-    from musiclm_jax.request import check_recording
+    from musiclm_jax.data import audio
+    from musiclm_jax.generation import generate
+    from musiclm_jax.generation.request import check_recording
 
     recordings = {"like": args.like, "continue_from": args.continue_from, "melody": args.melody}
     given = {name: audio.load(path) for name, path in recordings.items() if path}
@@ -260,7 +263,8 @@ def write_stream(
     force: bool,
 ) -> np.ndarray:
     """Writes a piece while it is made, says when the first of it was there, and returns its audio `[samples]`."""
-    from musiclm_jax import audio, generate
+    from musiclm_jax.data import audio
+    from musiclm_jax.generation import generate
 
     heard: list[np.ndarray] = []
     known = 0 if request.continue_from is None else len(request.continue_from)
@@ -283,7 +287,7 @@ def write_stream(
 
 def print_report(audio: np.ndarray, file: TextIO | None = None) -> None:
     """Prints level and spectral centroid of every 15 s."""
-    from musiclm_jax import drift
+    from musiclm_jax.generation import drift
 
     print(drift.table(drift.spans(audio)), file=file)
 
@@ -305,8 +309,8 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from musiclm_jax import spectrogram
-    from musiclm_jax.tokens import SAMPLE_RATE
+    from musiclm_jax.data import spectrogram
+    from musiclm_jax.data.tokens import SAMPLE_RATE
 
     config = spectrogram.LogMelConfig(num_mels=128, window=1024)
     mel = np.asarray(spectrogram.log_mel(jnp.asarray(audio[None]), config))[0]

@@ -5,17 +5,20 @@ Everything is registered from outside, so that the library never imports gin.
 
 import gin
 
-from musiclm_jax import partitioning, stages, transformer, w2v_bert, w2v_bert_learner
-from musiclm_jax.melody import MelodyConfig, MelodyLearner
-from musiclm_jax.mulan import config as mulan_config
-from musiclm_jax.mulan import learner as mulan_learner
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.quantization import RVQConfig
-from musiclm_jax.soundstream import learner as soundstream_learner
-from musiclm_jax.soundstream import model as soundstream_model
-from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.stages import layout, transformer
+from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tasks import coarse, corpus, fine, melody, mulan, musiccaps, semantic, soundstream
 from musiclm_jax.tasks import w2v_bert as w2v_bert_task
+from musiclm_jax.tokenizers import w2v_bert
+from musiclm_jax.tokenizers.melody import MelodyConfig, MelodyLearner
+from musiclm_jax.tokenizers.mulan import config as mulan_config
+from musiclm_jax.tokenizers.mulan import learner as mulan_learner
+from musiclm_jax.tokenizers.quantization import RVQConfig
+from musiclm_jax.tokenizers.soundstream import learner as soundstream_learner
+from musiclm_jax.tokenizers.soundstream import model as soundstream_model
+from musiclm_jax.tokenizers.w2v_bert import learner as w2v_bert_learner
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 CONFIGURABLES = (
     # learners
@@ -31,9 +34,9 @@ CONFIGURABLES = (
     mulan_config.MulanConfig,
     MelodyConfig,
     transformer.TransformerConfig,
-    stages.semantic_stage,
-    stages.coarse_stage,
-    stages.fine_stage,
+    layout.semantic_stage,
+    layout.coarse_stage,
+    layout.fine_stage,
     OptimizerConfig,
     # their data
     soundstream.soundstream_task,

@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> int:
     output = pathlib.Path(args.output).expanduser()
     if not output.parent.is_dir() or output.is_dir():
         raise ValueError(f"--output {args.output}: expected a file in a folder that exists")
-    from musiclm_jax import listening_test
-    from musiclm_jax.listening_test.server import Server
+    from musiclm_jax.evaluation import listening_test
+    from musiclm_jax.evaluation.listening_test.server import Server
 
     captions = listening_test.read_captions(args.captions) if args.captions else None
     trials = listening_test.make_trials(args.a, args.b, captions, args.seed)
@@ -84,7 +84,7 @@ def results(paths: list[str]) -> int:
     Raises:
       ValueError: if a file is missing, damaged or holds no answers.
     """
-    from musiclm_jax.listening_test import answers
+    from musiclm_jax.evaluation.listening_test import answers
 
     found = [answer for path in paths for answer in answers.read(path)]
     if not found:

@@ -12,10 +12,10 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import partitioning
-from musiclm_jax import plan as planning
 from musiclm_jax.launch import command, train
-from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.planning import plan as planning
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.training import partitioning
 
 USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
 

@@ -18,15 +18,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from t5x import metrics as t5x_metrics
 from t5x import models
 
-from musiclm_jax import decoding
-from musiclm_jax.datasets import TaskSpec, get_task
-from musiclm_jax.feature_converter import StreamFeatureConverter
-from musiclm_jax.losses import weighted_mean
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.partitioning import unbox
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import Stage, assemble
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.data.datasets import TaskSpec, get_task
+from musiclm_jax.data.feature_converter import StreamFeatureConverter
+from musiclm_jax.stages import decoding
+from musiclm_jax.stages.layout import Stage, assemble
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.losses import weighted_mean
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
+from musiclm_jax.training.partitioning import unbox
 
 # T5X's rules for partitioning and for Adafactor want a name for every axis of a parameter.
 _NAMES = {"relative_bias": ("relpos_buckets", "heads"), "qkv": ("layers", "embed", "heads", "stack", "kv")}

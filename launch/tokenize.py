@@ -59,8 +59,9 @@ def main(arguments: list[str]) -> int:
     """
     args = parser().parse_args(arguments)
     command.enable_compilation_cache()
-    from musiclm_jax import bundles, records
-    from musiclm_jax.tokenizers import Tokenizers
+    from musiclm_jax import bundles
+    from musiclm_jax.bundles.encode import Tokenizers
+    from musiclm_jax.data import records
 
     bundle = bundles.load(args.bundle)
     tokenizers = Tokenizers.from_bundle(bundle)
@@ -122,9 +123,9 @@ def tokenize_batch(
     Raises:
       ValueError: if a lead is asked for and not known.
     """
+    from musiclm_jax.bundles.encode import melody_codes
     from musiclm_jax.corpus import leads
-    from musiclm_jax.tokenizers import melody_codes
-    from musiclm_jax.tokens import MELODY
+    from musiclm_jax.data.tokens import MELODY
 
     filled = [*clips, *[clips[-1]] * (batch_size - len(clips))]
     streams = tokenizers.tokenize(np.stack([clip["audio"] for clip in filled]), known)
@@ -150,7 +151,7 @@ def caption_codes(tokenizers: Any, clips: Sequence[dict], count: int) -> list[np
 
 def made_by(bundle: Any, sung: bool) -> dict[str, str]:
     """What makes the tokens: a hash of the weights of each tokenizer that the bundle has."""
-    from musiclm_jax.tokenizers import MADE_BY
+    from musiclm_jax.bundles.encode import MADE_BY
 
     used = [part for part in MADE_BY.values() if bundle.has(part)]
     parts = {part: bundle.config["parts"][part]["sha256"] for part in used}
@@ -163,7 +164,7 @@ def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
     Raises:
       ValueError: if the folder does not tell what made its tokens.
     """
-    from musiclm_jax.tokenizers import MADE_BY
+    from musiclm_jax.bundles.encode import MADE_BY
 
     try:
         made = json.loads((tokens / TOKENIZERS_FILE).read_text(encoding="utf-8"))
@@ -177,7 +178,7 @@ def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
 
 def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """The codes of some streams in a shard of token records, by the clip's id; none where the shard is missing."""
-    from musiclm_jax import records
+    from musiclm_jax.data import records
 
     if not shard.exists():
         return {}
@@ -215,7 +216,7 @@ def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None
 
 def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namespace) -> Iterator[tuple]:
     """Yields (path of the token shard, function that yields its clips)."""
-    from musiclm_jax import audio, records
+    from musiclm_jax.data import audio, records
 
     if not corpus.is_dir():
         raise ValueError(f"--corpus {corpus}: no such folder")
@@ -253,8 +254,8 @@ def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
 
     Captions are the lines of a text file beside the sound file (song.wav, song.txt), if there is one.
     """
-    from musiclm_jax import audio
-    from musiclm_jax.tokens import SAMPLE_RATE, SEMANTIC
+    from musiclm_jax.data import audio
+    from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 
     samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
     for path in files:

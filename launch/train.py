@@ -19,13 +19,17 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax import bundles, dry_run, melody, partitioning, stage_weights, trainer
-from musiclm_jax.datasets import TaskDataset, TaskSpec, fake_batch
-from musiclm_jax.divergence import DivergedError
+from musiclm_jax import bundles
+from musiclm_jax.data.datasets import TaskDataset, TaskSpec, fake_batch
+from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.launch import command, gin_bindings
-from musiclm_jax.learner import Learner
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import MELODY
+from musiclm_jax.planning import dry_run
+from musiclm_jax.stages import weights as stage_weights
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import melody
+from musiclm_jax.training import partitioning, trainer
+from musiclm_jax.training.divergence import DivergedError
+from musiclm_jax.training.learner import Learner
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 

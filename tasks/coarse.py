@@ -1,8 +1,8 @@
 """Coarse stage: the first acoustic levels under semantic and MuLan tokens (MusicLM section 3.2)."""
 
-from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.data.datasets import TaskSpec
+from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 
 def coarse_task(

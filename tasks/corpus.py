@@ -8,8 +8,8 @@ import pathlib
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import records
-from musiclm_jax.evaluate import EvaluationSet
+from musiclm_jax.data import records
+from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation, streams
 
 

@@ -18,9 +18,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import bundles, clips, embedders, evaluate, records
-from musiclm_jax.evaluate import EvaluationSet, Item
-from musiclm_jax.generate import Request
+from musiclm_jax import bundles
+from musiclm_jax.data import records
+from musiclm_jax.evaluation import clips, embedders, evaluate
+from musiclm_jax.evaluation.evaluate import EvaluationSet, Item
+from musiclm_jax.generation.generate import Request
 
 NO_CLIP = ""  # prediction of an item for which there is no clip
 OUTPUT_FEATURES = {

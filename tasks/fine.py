@@ -1,8 +1,8 @@
 """Fine stage: the last acoustic levels under the first ones (MusicLM section 3.2; 3 s crops as in AudioLM)."""
 
-from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.data.datasets import TaskSpec
+from musiclm_jax.data.tokens import ACOUSTIC
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import ACOUSTIC
 
 
 def fine_task(data_dir: str | None, crop_seconds: float = 3.0, crops_per_clip: int = 1, name: str = "fine") -> TaskSpec:

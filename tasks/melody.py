@@ -5,10 +5,10 @@ import functools
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import records
-from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.data import records
+from musiclm_jax.data.datasets import TaskSpec
+from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import SAMPLE_RATE
 
 _PCM_SCALE = 32767.0
 _COMPOSITIONS = 2**31 - 2  # numbers that a composition's name is hashed to

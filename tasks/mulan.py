@@ -2,10 +2,10 @@
 
 import functools
 
-from musiclm_jax import records
-from musiclm_jax.datasets import TaskSpec, TextTokens
+from musiclm_jax.data import records
+from musiclm_jax.data.datasets import TaskSpec, TextTokens
+from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import SAMPLE_RATE
 
 
 def mulan_task(

@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from musiclm_jax.evaluate import EvaluationSet
+from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation
 from musiclm_jax.tasks.musiccaps_builder import CLIPS_FOLDER, CSV_NAME, MISSING, MusicCaps, clip_files, read_captions
 

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from musiclm_jax import audio as sound
-from musiclm_jax import records
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data import records
+from musiclm_jax.data.tokens import SAMPLE_RATE
 
 CSV_NAME = "musiccaps-public.csv"
 CLIPS_FOLDER = "clips"

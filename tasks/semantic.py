@@ -1,8 +1,8 @@
 """Semantic stage: semantic tokens under MuLan tokens (MusicLM section 3.2)."""
 
-from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.data.datasets import TaskSpec
+from musiclm_jax.data.tokens import MELODY, MULAN, SEMANTIC
 from musiclm_jax.tasks import streams
-from musiclm_jax.tokens import MELODY, MULAN, SEMANTIC
 
 
 def semantic_task(

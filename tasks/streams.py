@@ -10,8 +10,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from musiclm_jax import records
-from musiclm_jax.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
+from musiclm_jax.data import records
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
 
 CAPTION_MULAN = "caption_mulan"  # field of token records: MuLan codes of texts about the clip
 SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples

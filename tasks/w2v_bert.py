@@ -1,6 +1,6 @@
 """w2v-BERT: random crops of audio."""
 
-from musiclm_jax.datasets import TaskSpec
+from musiclm_jax.data.datasets import TaskSpec
 from musiclm_jax.tasks import streams
 
 

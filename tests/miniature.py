@@ -10,12 +10,15 @@ import tempfile
 import jax
 import numpy as np
 
-from musiclm_jax import bundles, mulan, partitioning, soundstream, stages, transformer, w2v_bert
-from musiclm_jax.bundles.stage_config import StageModelConfig
-from musiclm_jax.melody import MelodyConfig, MelodyLearner
-from musiclm_jax.mulan import MulanLearner
-from musiclm_jax.soundstream import model as soundstream_model
-from musiclm_jax.w2v_bert_learner import W2vBertLearner
+from musiclm_jax import bundles
+from musiclm_jax.stages import layout, transformer
+from musiclm_jax.stages.config import StageModelConfig
+from musiclm_jax.tokenizers import mulan, soundstream, w2v_bert
+from musiclm_jax.tokenizers.melody import MelodyConfig, MelodyLearner
+from musiclm_jax.tokenizers.mulan import MulanLearner
+from musiclm_jax.tokenizers.soundstream import model as soundstream_model
+from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
+from musiclm_jax.training import partitioning
 
 CODES = 16  # codes of every codebook
 STAGE_SIZES = {
@@ -25,9 +28,9 @@ STAGE_SIZES = {
     "full_vocabulary": False,
 }
 STAGES = {
-    "semantic": stages.semantic_stage(seconds=1.6, **STAGE_SIZES),
-    "coarse": stages.coarse_stage(seconds=0.8, **STAGE_SIZES),
-    "fine": stages.fine_stage(seconds=0.4, **STAGE_SIZES),
+    "semantic": layout.semantic_stage(seconds=1.6, **STAGE_SIZES),
+    "coarse": layout.coarse_stage(seconds=0.8, **STAGE_SIZES),
+    "fine": layout.fine_stage(seconds=0.4, **STAGE_SIZES),
 }
 TRANSFORMER = transformer.TransformerConfig(
     num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0, dropout=0.0
@@ -77,7 +80,7 @@ MELODY = MelodyConfig(
     embedding_dim=8,
     codebook_size=CODES,
 )
-MELODIC = stages.semantic_stage(seconds=1.6, melody_quantizers=6, melody_codebook_size=CODES, **STAGE_SIZES)
+MELODIC = layout.semantic_stage(seconds=1.6, melody_quantizers=6, melody_codebook_size=CODES, **STAGE_SIZES)
 WORDS = ["fiddle", "piano", "jig", "slow", "organ", "a", "the", "on"]
 
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from musiclm_jax import records
+from musiclm_jax.data import records
 
 CLIPS = 6  # of a split
 SHARDS = 2

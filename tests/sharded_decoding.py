@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import sharded_steps
 
-from musiclm_jax import decoding, partitioning, transformer
-from musiclm_jax.decoding import Sampling
-from musiclm_jax.kernels import transposed_kernels
+from musiclm_jax.kernels.transposed import transposed_kernels
+from musiclm_jax.stages import decoding, transformer
+from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.training import partitioning
 
 ROWS, FRAMES = 8, 8
 

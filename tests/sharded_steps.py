@@ -12,11 +12,11 @@ import sys
 import jax
 import numpy as np
 
-from musiclm_jax import partitioning
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import coarse_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.stages.layout import coarse_stage
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 STAGE = coarse_stage(
     seconds=0.16, mulan_codebook_size=16, semantic_codebook_size=16, acoustic_codebook_size=32, full_vocabulary=False

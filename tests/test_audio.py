@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import audio
+from musiclm_jax.data import audio
 
 
 def tone(hz=440.0, seconds=1.0, rate=24_000, level=0.5):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import codec, generation, mulan_retrieval, paraphrases, report
-from musiclm_jax import metrics, stages
-from musiclm_jax.diagnose import instruments, stage_bits
-from musiclm_jax.metrics import Estimate
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose import instruments, stage_bits
+from musiclm_jax.evaluation.metrics import Estimate
+from musiclm_jax.stages import layout
 
 RATE = 24_000
 
@@ -74,9 +75,9 @@ def test_opus_gets_better_with_more_bits():
 def test_with_condition_swaps_the_condition_alone():
     own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
     other = {name: codes + 1 for name, codes in own.items()}
-    mixed = stage_bits.with_condition(stages.coarse_stage(), own, other)
+    mixed = stage_bits.with_condition(layout.coarse_stage(), own, other)
     assert mixed["mulan"].all() and mixed["semantic"].all() and not mixed["acoustic"].any()
-    mixed = stage_bits.with_condition(stages.fine_stage(), own, other)
+    mixed = stage_bits.with_condition(layout.fine_stage(), own, other)
     assert mixed["acoustic"][:, :4].all() and not mixed["acoustic"][:, 4:].any()
     assert not own["acoustic"].any()
 
@@ -87,7 +88,7 @@ def test_crops_are_aligned():
         "acoustic": np.repeat(np.arange(500)[:, None], 12, axis=1),
         "mulan": np.arange(12),
     }
-    crop = stage_bits.crop(record, stages.coarse_stage(seconds=4.0), np.random.default_rng(0))
+    crop = stage_bits.crop(record, layout.coarse_stage(seconds=4.0), np.random.default_rng(0))
     assert crop["semantic"].shape == (100,) and crop["acoustic"].shape == (200, 12)
     np.testing.assert_array_equal(crop["acoustic"][::2, 0], 2 * crop["semantic"])
 
@@ -127,7 +128,7 @@ def test_figures_survive_the_file(tmp_path, capsys):
 
 
 def test_clips_are_sampled_evenly_and_repeatably(tmp_path):
-    records = pytest.importorskip("musiclm_jax.records")
+    records = pytest.importorskip("musiclm_jax.data.records")
     tf = pytest.importorskip("tensorflow")
     silence = np.zeros(10, np.float32)
     facts = {"caption": ["x"], "aspects": ["a"], "composition": "c", "kind": "k", "instrument": "i", "texture": "solo"}
@@ -159,9 +160,9 @@ def test_instrument_auc_with_hearings(monkeypatch):
 
 @pytest.mark.parametrize("name", ["semantic", "coarse", "fine"])
 def test_clip_bits_are_the_learners(name):
-    from musiclm_jax.optimizers import OptimizerConfig
-    from musiclm_jax.stage_learner import StageLearner
-    from musiclm_jax.transformer import TransformerConfig
+    from musiclm_jax.stages.learner import StageLearner
+    from musiclm_jax.stages.transformer import TransformerConfig
+    from musiclm_jax.training.optimizers import OptimizerConfig
 
     sizes = {
         "mulan_codebook_size": 8,
@@ -169,7 +170,7 @@ def test_clip_bits_are_the_learners(name):
         "acoustic_codebook_size": 8,
         "full_vocabulary": False,
     }
-    stage = getattr(stages, f"{name}_stage")(seconds=0.4, **sizes)
+    stage = getattr(layout, f"{name}_stage")(seconds=0.4, **sizes)
     config = TransformerConfig(
         num_layers=1, num_heads=2, d_model=16, d_ff=16, attention_block_size=0, time_embedding=True
     )

@@ -13,20 +13,22 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import audio, bootstrap, bundles, mulan, resident
-from musiclm_jax.bootstrap import chain, programs
+from musiclm_jax import bootstrap, bundles
+from musiclm_jax.bootstrap import chain, programs, resident
 from musiclm_jax.bootstrap import corpus as bootstrap_corpus
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes, cpu, rehearsal
 from musiclm_jax.corpus import human_captions
 from musiclm_jax.corpus import pack as corpus_pack
 from musiclm_jax.corpus.human_captions import HumanCaption
+from musiclm_jax.data import audio
 from musiclm_jax.launch import bootstrap as launch_bootstrap
 from musiclm_jax.launch import main
-from musiclm_jax.mulan import MulanLearner
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.soundstream.learner import SoundStreamLearner
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.w2v_bert_learner import W2vBertLearner
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import mulan
+from musiclm_jax.tokenizers.mulan import MulanLearner
+from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
+from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAMPLES = bootstrap.CLIP_SAMPLES

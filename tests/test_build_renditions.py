@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import test_corpus
 
-from musiclm_jax import records
 from musiclm_jax.corpus import build_renditions, compositions, rendering, renditions, scores
+from musiclm_jax.data import records
 from musiclm_jax.launch import corpus as launch_corpus
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax import checkpoints
-from musiclm_jax.checkpoints import Position
+from musiclm_jax.training import checkpoints
+from musiclm_jax.training.checkpoints import Position
 
 
 class State(flax.struct.PyTreeNode):

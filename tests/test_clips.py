@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import clips
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import clips
 
 
 def test_segments_of_long_and_short_clips():

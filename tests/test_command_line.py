@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax import audio, bundles, generate
+from musiclm_jax import bundles
+from musiclm_jax.data import audio
+from musiclm_jax.generation import generate
 from musiclm_jax.launch import command, main
 
 

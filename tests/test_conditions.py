@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import conditions, melody, mulan, prompts
+from musiclm_jax.generation import conditions, prompts
+from musiclm_jax.tokenizers import melody, mulan
 
 X, Y = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
 

@@ -4,7 +4,6 @@ import struct
 import numpy as np
 import pytest
 
-from musiclm_jax import records
 from musiclm_jax.corpus import (
     abc,
     arrangement,
@@ -17,6 +16,7 @@ from musiclm_jax.corpus import (
     scores,
     shards,
 )
+from musiclm_jax.data import records
 from musiclm_jax.launch import corpus as launch_corpus
 
 JIG = """X: 7

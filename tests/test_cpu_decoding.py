@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import cpu_decoding, int8, layers, transformer
+from musiclm_jax.kernels import cpu_decoding, int8
+from musiclm_jax.stages import layers, transformer
 
 
 def normal(seed, *shape):
@@ -89,7 +90,7 @@ def test_attention_and_logits_are_those_that_other_platforms_compute():
 
 PROGRAM = """
 import jax
-from musiclm_jax import cpu_decoding
+from musiclm_jax.kernels import cpu_decoding
 names = ("float_product", "int8_product", "attention")
 ones = jax.numpy.ones((1, 3))
 hits = [getattr(cpu_decoding, "musiclm_" + name).cache_hits for name in names]
@@ -100,7 +101,7 @@ print(sum(hits), cpu_decoding.float_product(ones, ones)[0, 0])
 @pytest.mark.parametrize("folder", ["cache", "/proc/cannot_be_written"])
 def test_compiled_operations_are_kept_where_that_is_possible(tmp_path, folder):
     environment = os.environ | {
-        "PYTHONPATH": str(pathlib.Path(cpu_decoding.__file__).parents[1]),
+        "PYTHONPATH": str(pathlib.Path(cpu_decoding.__file__).parents[2]),
         "NUMBA_CACHE_DIR": str(tmp_path / folder),
         "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
     }

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import record_folders
 
-from musiclm_jax import datasets, records
-from musiclm_jax.datasets import TaskDataset, TaskSpec
+from musiclm_jax.data import datasets, records
+from musiclm_jax.data.datasets import TaskDataset, TaskSpec
 from musiclm_jax.tasks import coarse, mulan, soundstream
 
 

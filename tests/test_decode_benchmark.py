@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks import decode, decode_plan
-from musiclm_jax import stages
-from musiclm_jax.tokens import SEMANTIC, STAGES
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.data.tokens import SEMANTIC, STAGES
+from musiclm_jax.stages import layout
+from musiclm_jax.stages.transformer import TransformerConfig
 
 SMALL = TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=24, dropout=0.0)
 
@@ -14,7 +14,7 @@ SMALL = TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=24, dropou
     ("name", "steps", "windows"), [("semantic", 750, 1), ("coarse", 30 * 200, 1), ("fine", 1200, 10)]
 )
 def test_steps_of_half_a_minute(name, steps, windows):
-    stage = getattr(stages, f"{name}_stage")()
+    stage = getattr(layout, f"{name}_stage")()
     assert decode_plan.steps_of(stage, SEMANTIC.frames(stage.seconds), 30.0) == (steps, windows)
 
 
@@ -42,6 +42,6 @@ def test_parties_take_turns():
 
 
 def test_a_step_of_the_stage_is_timed_again_and_again():
-    params = decode.random_params(SMALL, stages.coarse_stage().vocabulary.rows, 0)
+    params = decode.random_params(SMALL, layout.coarse_stage().vocabulary.rows, 0)
     run = decode.stage_step(SMALL, params, 512, 1)
     assert all(0 < run() < 1 for _ in range(3))

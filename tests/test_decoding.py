@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import decoding, transformer
-from musiclm_jax.decoding import Sampling
-from musiclm_jax.kernels import transposed_kernels
-from musiclm_jax.partitioning import unbox
-from musiclm_jax.stages import coarse_stage, flatten, shift_right
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.kernels.transposed import transposed_kernels
+from musiclm_jax.stages import decoding, transformer
+from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.stages.layout import coarse_stage, flatten, shift_right
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.partitioning import unbox
 
 STAGE = coarse_stage(
     seconds=0.4,

@@ -4,7 +4,9 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, describe, mulan
+from musiclm_jax import bundles
+from musiclm_jax.generation import describe
+from musiclm_jax.tokenizers import mulan
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import record_folders
 
-from musiclm_jax import bundles, diagnose, metrics, quantization
-from musiclm_jax.diagnose import codec, instruments, resynthesis, retrieval
-from musiclm_jax.diagnose.finding import Finding, first_fault
+from musiclm_jax import bundles
+from musiclm_jax.bundles.encode import Tokenizers
+from musiclm_jax.evaluation import diagnose, metrics
+from musiclm_jax.evaluation.diagnose import codec, instruments, resynthesis, retrieval
+from musiclm_jax.evaluation.diagnose.finding import Finding, first_fault
 from musiclm_jax.launch import diagnose as launch
-from musiclm_jax.soundstream import model as soundstream_model
-from musiclm_jax.tokenizers import Tokenizers
+from musiclm_jax.tokenizers import quantization
+from musiclm_jax.tokenizers.soundstream import model as soundstream_model
 
 RATE = 24_000
 CODES = miniature.CODES

@@ -6,11 +6,11 @@ import jax
 import miniature
 import numpy as np
 
-from musiclm_jax import stages, transformer
 from musiclm_jax.bundles import Part
-from musiclm_jax.bundles.stage_config import StageModelConfig
-from musiclm_jax.diagnose import stage_bits
-from musiclm_jax.diagnose.finding import Finding
+from musiclm_jax.evaluation.diagnose import stage_bits
+from musiclm_jax.evaluation.diagnose.finding import Finding
+from musiclm_jax.stages import layout, transformer
+from musiclm_jax.stages.config import StageModelConfig
 
 CODES = miniature.CODES
 STAGE = miniature.STAGES["coarse"]
@@ -109,7 +109,7 @@ def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
     def verdict(stage, stream, cost, saving=3.0, entropy=8.0):
         return stage_bits.condition_bits(stage, stream, cost + rng.normal(0, 0.01, 64), saving, entropy, 0).verdict
 
-    coarse, semantic_stage = stages.coarse_stage(seconds=4.0), stages.semantic_stage(seconds=10.0)
+    coarse, semantic_stage = layout.coarse_stage(seconds=4.0), layout.semantic_stage(seconds=10.0)
     assert [verdict(coarse, "semantic", cost) for cost in (0, 0.158, 1.1)] == ["broken", "weak", "ok"]
     assert [verdict(coarse, "mulan", cost) for cost in (-0.1, 0.02)] == ["weak", "ok"]
     # 8 bits over 250 tokens are 0.032 a token.
@@ -119,5 +119,5 @@ def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
 def test_swapping_one_stream_leaves_the_others():
     own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
     other = {name: codes + 1 for name, codes in own.items()}
-    mixed = stage_bits.with_condition(stages.coarse_stage(), own, other, ["mulan"])
+    mixed = stage_bits.with_condition(layout.coarse_stage(), own, other, ["mulan"])
     assert mixed["mulan"].all() and not mixed["semantic"].any() and not mixed["acoustic"].any()

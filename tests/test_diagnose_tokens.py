@@ -4,7 +4,7 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax.diagnose import agreement, semantic
+from musiclm_jax.evaluation.diagnose import agreement, semantic
 
 CODES = miniature.CODES
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from musiclm_jax import drift
+from musiclm_jax.generation import drift
 
 RATE = 24_000
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from toy_run import ToyLearner, WarmLearner
 
-from musiclm_jax import dry_run, partitioning
+from musiclm_jax.planning import dry_run
+from musiclm_jax.training import partitioning
 
 BATCH = {"x": np.ones((4, 8), np.float32)}
 

@@ -5,8 +5,10 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, embedders, mulan
-from musiclm_jax.embedders import Embedder, embed, weights
+from musiclm_jax import bundles
+from musiclm_jax.evaluation import embedders
+from musiclm_jax.evaluation.embedders import Embedder, embed, weights
+from musiclm_jax.tokenizers import mulan
 
 
 def sums(window=4, hop=2, **options):

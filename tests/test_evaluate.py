@@ -4,10 +4,11 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, embedders, evaluate, frechet, metrics
-from musiclm_jax.embedders import Embedder
-from musiclm_jax.evaluate import EvaluationSet, Item
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax import bundles
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import embedders, evaluate, frechet, metrics
+from musiclm_jax.evaluation.embedders import Embedder
+from musiclm_jax.evaluation.evaluate import EvaluationSet, Item
 
 CLASSES = 6
 IDS = [f"clip {i}" for i in range(24)]

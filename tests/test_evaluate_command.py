@@ -12,7 +12,9 @@ import pytest
 import record_folders
 import soundfile
 
-from musiclm_jax import clips, generate, gin_configs
+from musiclm_jax import gin_configs
+from musiclm_jax.evaluation import clips
+from musiclm_jax.generation import generate
 from musiclm_jax.launch import evaluate
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])

@@ -8,7 +8,9 @@ import record_folders
 import seqio
 import soundfile
 
-from musiclm_jax import bundles, clips, embedders, evaluate, generate
+from musiclm_jax import bundles
+from musiclm_jax.evaluation import clips, embedders, evaluate
+from musiclm_jax.generation import generate
 from musiclm_jax.tasks import corpus, evaluation, musiccaps
 
 MULAN_ALONE = {"embedder_names": ("mulan",), "bundle": str(miniature.path())}

@@ -5,7 +5,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from musiclm_jax.feature_converter import StreamFeatureConverter
+from musiclm_jax.data.feature_converter import StreamFeatureConverter
 
 VOCABULARY = seqio.PassThroughVocabulary(1025)
 FEATURES = {

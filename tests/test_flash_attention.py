@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from musiclm_jax import flash_attention, layers, plan
-from musiclm_jax.partitioning import AXES, unbox
-from musiclm_jax.transformer import TransformerConfig, hidden_states, init_params
+from musiclm_jax.kernels import flash_attention
+from musiclm_jax.planning import plan
+from musiclm_jax.stages import layers
+from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, init_params
+from musiclm_jax.training.partitioning import AXES, unbox
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
@@ -98,7 +100,7 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads():
 import jax, numpy as np, sys
 sys.path.insert(0, sys.argv[1])
 import test_flash_attention as own
-from musiclm_jax import partitioning
+from musiclm_jax.training import partitioning
 step = jax.jit(jax.grad(own.of_kernel, argnums=(0, 1), has_aux=True))
 gradients, attended = step(own.QKV, own.TABLE)
 with partitioning.activation_rules(partitioning.make_mesh(data=2, tensor=2)):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from musiclm_jax import frechet
-from musiclm_jax.frechet import Gaussian
+from musiclm_jax.evaluation import frechet
+from musiclm_jax.evaluation.frechet import Gaussian
 
 
 def embeddings(seed, clips=60, vectors=5, dim=8, mean=0.0, scale=1.0):

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import bundles, conditions, generate, mulan, prompts, soundstream, stages, tokenizers, windows
-from musiclm_jax.decoding import Sampling
-from musiclm_jax.generate import Request
-from musiclm_jax.pipeline import Pipeline
-from musiclm_jax.tokens import STAGES
+from musiclm_jax import bundles
+from musiclm_jax.bundles import encode
+from musiclm_jax.data.tokens import STAGES
+from musiclm_jax.generation import conditions, generate, prompts, windows
+from musiclm_jax.generation.generate import Request
+from musiclm_jax.generation.pipeline import Pipeline
+from musiclm_jax.stages import layout
+from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.tokenizers import mulan, soundstream
 
 SECONDS = 1.1  # 28 semantic frames: two coarse windows, and three fine ones
 
@@ -211,7 +215,7 @@ def test_a_story_switches_its_tokens(bundle, monkeypatch):
 def test_a_recording_is_continued(bundle):
     recording = miniature.tone(1.205)  # 30 semantic frames and a rest
     pieces = bundle.generate(["piano"], seconds=1.0, continue_from=recording, num_samples=2)
-    tokenized = tokenizers.Tokenizers.from_bundle(bundle).tokenize(recording[None, -28_800:])
+    tokenized = encode.Tokenizers.from_bundle(bundle).tokenize(recording[None, -28_800:])
     for name, known in (("semantic", 30), ("acoustic", 60)):
         codes = tokens_of(pieces, name)
         assert codes.shape[1] == known / 30 * 55
@@ -221,9 +225,7 @@ def test_a_recording_is_continued(bundle):
     # Without a text the recording is the prompt.
     [unprompted] = bundle.generate(seconds=1.0, continue_from=recording)
     assert unprompted.prompt == "the recording"
-    np.testing.assert_array_equal(
-        unprompted.tokens["mulan"], tokenizers.mulan_codes(bundle.mulan(), recording[None])[0]
-    )
+    np.testing.assert_array_equal(unprompted.tokens["mulan"], encode.mulan_codes(bundle.mulan(), recording[None])[0])
 
 
 def test_times_of_a_story_count_from_the_end_of_the_recording(bundle, monkeypatch):
@@ -258,12 +260,12 @@ def test_acoustics_alone_vary(bundle, music):
 def test_a_recording_takes_the_place_of_a_text(bundle):
     recording = miniature.tone(1.0)
     alike = bundle.generate(like=recording, seconds=1.0, num_samples=2)
-    codes = np.asarray(tokenizers.mulan_codes(bundle.mulan(), recording[None]))[0]
+    codes = np.asarray(encode.mulan_codes(bundle.mulan(), recording[None]))[0]
     assert [piece.prompt for piece in alike] == ["the recording"] * 2
     np.testing.assert_array_equal(tokens_of(alike, "mulan"), [codes, codes])
     assert (alike[0].tokens["semantic"] != alike[1].tokens["semantic"]).any()
     # With vary="acoustics" its semantic tokens stay, under any text, and go on where it ends.
-    kept = tokenizers.semantic_codes(bundle.part("w2v_bert"), recording[None])[0]
+    kept = encode.semantic_codes(bundle.part("w2v_bert"), recording[None])[0]
     [restyled] = bundle.generate(["piano"], like=recording, vary="acoustics", seconds=1.2)
     np.testing.assert_array_equal(restyled.tokens["semantic"][:25], kept)
     assert restyled.tokens["semantic"].shape == (30,) and restyled.tokens["acoustic"].shape == (60, 12)
@@ -316,7 +318,7 @@ def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
     folder = miniature.melodic(tmp_path / "bundle")
     part = bundles.load(folder).part("semantic_melody")
     sizes = {"melody_quantizers": 6, "melody_codebook_size": miniature.CODES, "melody_parts": 2}
-    keyed = stages.semantic_stage(seconds=1.6, **sizes, **miniature.STAGE_SIZES)
+    keyed = layout.semantic_stage(seconds=1.6, **sizes, **miniature.STAGE_SIZES)
     config = dataclasses.replace(part.config, stage=keyed)
     bundles.save_part(folder, "semantic_melody", config, part.variables)
     with pytest.raises(bundles.BundleError, match=r"takes 2 codes .* \(melody_parts\), the melody model makes 0"):
@@ -347,7 +349,7 @@ def test_missing_stage_is_named(tmp_path):
 def test_parts_that_do_not_fit_are_named(tmp_path):
     folder = miniature.copy(tmp_path / "mini")
     config, variables = bundles.load(folder).part("coarse")
-    stage = stages.coarse_stage(seconds=0.8, **(miniature.STAGE_SIZES | {"acoustic_codebook_size": 32}))
+    stage = layout.coarse_stage(seconds=0.8, **(miniature.STAGE_SIZES | {"acoustic_codebook_size": 32}))
     bundles.save_part(folder, "coarse", dataclasses.replace(config, stage=stage), variables)
     with pytest.raises(bundles.BundleError, match=r"coarse stage knows 4 levels of 32 acoustic codes.* have 12 of 16"):
         musiclm_jax.load(folder).generate(["piano"], seconds=1.0)
@@ -356,7 +358,7 @@ def test_parts_that_do_not_fit_are_named(tmp_path):
 def test_text_to_audio_imports_no_tensorflow_seqio_or_gin():
     program = f"""
 import sys, musiclm_jax
-import musiclm_jax.launch.generate, musiclm_jax.audio
+import musiclm_jax.launch.generate, musiclm_jax.data.audio
 music = musiclm_jax.load({str(miniature.path())!r}).generate(["piano"], seconds=1.0)
 assert music[0].audio.shape == (24000,)
 found = {{"tensorflow", "seqio", "gin", "librosa", "orbax", "tensorflow_datasets"}} & set(sys.modules)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import record_folders
 
-from musiclm_jax import bundles, checkpoints, gin_configs
+from musiclm_jax import bundles, gin_configs
+from musiclm_jax.data.tokens import STAGES, STREAMS
 from musiclm_jax.launch import main, train
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import STAGES, STREAMS
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.training import checkpoints
 
 FOLDER = pathlib.Path(gin_configs.__path__[0])
 # T5X's own programs read t5x_*.gin (test_t5x_adapter.py), `musiclm evaluate` evaluate*.gin (test_evaluate_command.py).

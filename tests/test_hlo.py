@@ -2,7 +2,7 @@
 
 import pytest
 
-from musiclm_jax import hlo
+from musiclm_jax.planning import hlo
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

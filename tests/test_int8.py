@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import decoding, transformer
-from musiclm_jax.decoding import Sampling
-from musiclm_jax.int8 import int8_kernels, int8_product, rounded
-from musiclm_jax.kernels import FEW, transposed_kernels
-from musiclm_jax.partitioning import unbox
-from musiclm_jax.stages import condition_ids, flatten, semantic_stage, shift_right
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.kernels.int8 import int8_kernels, int8_product, rounded
+from musiclm_jax.kernels.transposed import FEW, transposed_kernels
+from musiclm_jax.stages import decoding, transformer
+from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.stages.layout import condition_ids, flatten, semantic_stage, shift_right
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.partitioning import unbox
 
 STAGE = semantic_stage(
     seconds=0.4, mulan_quantizers=2, mulan_codebook_size=8, semantic_codebook_size=16, full_vocabulary=False

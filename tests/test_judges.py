@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import judges
-from musiclm_jax import metrics
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import metrics
 
 pytestmark = pytest.mark.skipif(
     bool(judges.missing()),

@@ -6,8 +6,8 @@ import torch
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerFF, T5LayerNorm
 
-from musiclm_jax import layers
-from musiclm_jax.partitioning import unbox
+from musiclm_jax.stages import layers
+from musiclm_jax.training.partitioning import unbox
 
 T5 = T5Config(d_model=24, d_kv=8, d_ff=40, num_heads=3, feed_forward_proj="gated-gelu", dropout_rate=0.0)
 

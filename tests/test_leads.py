@@ -4,7 +4,7 @@ import librosa
 import numpy as np
 
 from musiclm_jax.corpus import leads, voices
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.tokens import SAMPLE_RATE
 
 # C for a second, a rest, D, one frame of a glide, and B, which is nearest below.
 PITCH_CLASS = np.repeat([0, -1, 2, 5, 11], [25, 10, 20, 1, 44])

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from musiclm_jax import audio
+from musiclm_jax.data import audio
+from musiclm_jax.evaluation.listening_test import answers, make_trials, read_captions
+from musiclm_jax.evaluation.listening_test.answers import Answer, compare, signed_rank
+from musiclm_jax.evaluation.listening_test.server import Server, equally_loud
 from musiclm_jax.launch import listen, main
-from musiclm_jax.listening_test import answers, make_trials, read_captions
-from musiclm_jax.listening_test.answers import Answer, compare, signed_rank
-from musiclm_jax.listening_test.server import Server, equally_loud
 
 IDS = [f"clip-{number}" for number in range(12)]
 

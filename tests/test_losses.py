@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.losses import token_losses, weighted_mean
+from musiclm_jax.stages.losses import token_losses, weighted_mean
 
 
 def test_cross_entropy_by_hand():

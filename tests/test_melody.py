@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import melody
-from musiclm_jax.melody import MelodyConfig, MelodyEncoder, MelodyLearner, semi_hard_triplet_loss
-from musiclm_jax.melody.encoder import features
-from musiclm_jax.melody.spectrum import log_semitones, pitch_classes
-from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.tokenizers import melody
+from musiclm_jax.tokenizers.melody import MelodyConfig, MelodyEncoder, MelodyLearner, semi_hard_triplet_loss
+from musiclm_jax.tokenizers.melody.encoder import features
+from musiclm_jax.tokenizers.melody.spectrum import log_semitones, pitch_classes
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 SMALL = MelodyConfig(
     mel_hop=1200, num_mels=24, patch_mels=24, num_layers=1, num_heads=2, head_dim=4, width=16, mlp_width=16,

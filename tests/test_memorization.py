@@ -10,8 +10,9 @@ import scipy.optimize
 
 import musiclm_jax
 from benchmarks import memorization as study
-from musiclm_jax import memorization, windows
-from musiclm_jax.memorization import Continuations
+from musiclm_jax.evaluation import memorization
+from musiclm_jax.evaluation.memorization import Continuations
+from musiclm_jax.generation import windows
 
 CODES = 12
 RNG = np.random.default_rng(0)

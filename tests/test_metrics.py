@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from musiclm_jax import metrics
-from musiclm_jax.metrics import Estimate
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.metrics import Estimate
 
 RATE = 24_000
 

@@ -8,12 +8,13 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, mulan
+from musiclm_jax import bundles
 from musiclm_jax.launch import train
-from musiclm_jax.mulan import MulanConfig, MulanLearner, contrastive
-from musiclm_jax.mulan.audio_tower import AudioTower, features
-from musiclm_jax.mulan.learner import drop_words
-from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.tokenizers import mulan
+from musiclm_jax.tokenizers.mulan import MulanConfig, MulanLearner, contrastive
+from musiclm_jax.tokenizers.mulan.audio_tower import AudioTower, features
+from musiclm_jax.tokenizers.mulan.learner import drop_words
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 TINY = MulanConfig(
     window_seconds=0.5, stride_seconds=0.25, mel_window=512, mel_hop=480, mel_fft_size=512, num_mels=32, stem_width=8,

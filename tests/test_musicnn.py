@@ -5,8 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from musiclm_jax.embedders import embed, musicnn
-from musiclm_jax.embedders.weights import package_folder
+from musiclm_jax.evaluation.embedders import embed, musicnn
+from musiclm_jax.evaluation.embedders.weights import package_folder
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("musicnn"), reason="musicnn is not installed: pip install --no-deps musicnn"

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 
 def rates(config, steps):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from musiclm_jax import partitioning
+from musiclm_jax.training import partitioning
 
 
 def boxed(names, shape):
@@ -65,7 +65,7 @@ def test_unbox_removes_boxes_and_keeps_values():
 
 EIGHT_DEVICES = """
     import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
-    from musiclm_jax import partitioning
+    from musiclm_jax.training import partitioning
 
     mesh = partitioning.make_mesh(fsdp=2, tensor=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}

@@ -14,13 +14,14 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from benchmarks import plan_table
-from musiclm_jax import partitioning, plan
-from musiclm_jax.flash_attention import flash_attention
+from musiclm_jax.kernels.flash_attention import flash_attention
 from musiclm_jax.launch import main
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import coarse_stage, fine_stage, semantic_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.planning import plan
+from musiclm_jax.stages.layout import coarse_stage, fine_stage, semantic_stage
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 
 def test_products_in_loops_and_branches_count_as_often_as_they_run():

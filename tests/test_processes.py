@@ -15,9 +15,10 @@ import tensorflow as tf
 from test_gin_configs import SMALL
 from test_trainer import read_until
 
-from musiclm_jax import checkpoints, partitioning, records, trainer
-from musiclm_jax.datasets import TaskDataset
+from musiclm_jax.data import records
+from musiclm_jax.data.datasets import TaskDataset
 from musiclm_jax.launch import main, train
+from musiclm_jax.training import checkpoints, partitioning, trainer
 
 STEPS = 5
 BATCH = 8

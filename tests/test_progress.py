@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from toy_run import ToyLearner
 
-from musiclm_jax import plan, progress
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.progress import Progress, Rate, Work, peak_flops
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import coarse_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.planning import plan
+from musiclm_jax.stages.layout import coarse_stage
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import progress
+from musiclm_jax.training.optimizers import OptimizerConfig
+from musiclm_jax.training.progress import Progress, Rate, Work, peak_flops
 
 
 def test_work_is_counted_in_tokens_or_seconds_of_audio():

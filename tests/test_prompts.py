@@ -2,8 +2,8 @@
 
 import pytest
 
-from musiclm_jax import prompts
-from musiclm_jax.prompts import Section, Story
+from musiclm_jax.generation import prompts
+from musiclm_jax.generation.prompts import Section, Story
 
 
 @pytest.mark.parametrize(

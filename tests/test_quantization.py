@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import quantization
-from musiclm_jax.quantization import RVQConfig, RVQState
+from musiclm_jax.tokenizers import quantization
+from musiclm_jax.tokenizers.quantization import RVQConfig, RVQState
 
 # Two levels on a plane: corners of a square, then small steps.
 CODEBOOKS = np.array(

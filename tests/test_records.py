@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from musiclm_jax import records
+from musiclm_jax.data import records
 
 CLIP = {
     "id": "train-00001",

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import partitioning, resident, stages
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.bootstrap import resident
+from musiclm_jax.stages import layout
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 CLIPS, FRAMES = 5, 50
-STAGE = stages.coarse_stage(
+STAGE = layout.coarse_stage(
     seconds=0.4, mulan_quantizers=2, semantic_codebook_size=1024, coarse_quantizers=2, full_vocabulary=False
 )
 LEARNER = StageLearner(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import semantic_tokens
-from musiclm_jax.diagnose import semantic
+from musiclm_jax.evaluation.diagnose import semantic
 
 
 def test_information_leaves_out_rests():

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import quantization
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.quantization import RVQState
-from musiclm_jax.soundstream import discriminator, learner, losses, model
-from musiclm_jax.soundstream.learner import SoundStreamLearner
-from musiclm_jax.soundstream.model import SoundStreamConfig
+from musiclm_jax.tokenizers import quantization
+from musiclm_jax.tokenizers.quantization import RVQState
+from musiclm_jax.tokenizers.soundstream import discriminator, learner, losses, model
+from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
+from musiclm_jax.tokenizers.soundstream.model import SoundStreamConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 SMALL = SoundStreamConfig(
     patch_size=4,

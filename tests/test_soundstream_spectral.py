@@ -8,14 +8,14 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import spectrogram
 from musiclm_jax.bundles import config_from_json
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.quantization import RVQState
-from musiclm_jax.soundstream import discriminator, losses, model, spectral
-from musiclm_jax.soundstream.learner import SoundStreamLearner
-from musiclm_jax.soundstream.model import SoundStreamConfig
-from musiclm_jax.soundstream.spectral import SpectralConfig
+from musiclm_jax.data import spectrogram
+from musiclm_jax.tokenizers.quantization import RVQState
+from musiclm_jax.tokenizers.soundstream import discriminator, losses, model, spectral
+from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
+from musiclm_jax.tokenizers.soundstream.model import SoundStreamConfig
+from musiclm_jax.tokenizers.soundstream.spectral import SpectralConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 SMALL = SoundStreamConfig(
     embedding_dim=6,

@@ -4,7 +4,7 @@ import librosa
 import numpy as np
 import pytest
 
-from musiclm_jax import spectrogram
+from musiclm_jax.data import spectrogram
 
 
 @pytest.fixture(name="audio")

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.partitioning import make_mesh, state_sharding, unbox
-from musiclm_jax.stage_learner import StageLearner, hide_frames
-from musiclm_jax.stages import assemble, coarse_stage, fine_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.stages.layout import assemble, coarse_stage, fine_stage
+from musiclm_jax.stages.learner import StageLearner, hide_frames
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
+from musiclm_jax.training.partitioning import make_mesh, state_sharding, unbox
 
 SIZES = {"mulan_codebook_size": 8, "semantic_codebook_size": 8, "acoustic_codebook_size": 16, "full_vocabulary": False}
 LEARNER = StageLearner(

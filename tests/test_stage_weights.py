@@ -4,18 +4,21 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax import bundles, melody, stage_weights, stages
+from musiclm_jax import bundles
 from musiclm_jax.launch import train
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
+from musiclm_jax.stages import layout
+from musiclm_jax.stages import weights as stage_weights
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import melody
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 SIZES = miniature.STAGE_SIZES
-SEMANTIC = stages.semantic_stage(seconds=1.6, mulan_quantizers=2, **SIZES)
-MELODIC = stages.semantic_stage(
+SEMANTIC = layout.semantic_stage(seconds=1.6, mulan_quantizers=2, **SIZES)
+MELODIC = layout.semantic_stage(
     seconds=1.6, mulan_quantizers=2, melody_quantizers=6, melody_codebook_size=miniature.CODES, **SIZES
 )
-COARSE = stages.coarse_stage(seconds=0.8, **SIZES)
-WITHOUT_SEMANTIC = stages.coarse_stage(seconds=0.8, use_semantic=False, **SIZES)
+COARSE = layout.coarse_stage(seconds=0.8, **SIZES)
+WITHOUT_SEMANTIC = layout.coarse_stage(seconds=0.8, use_semantic=False, **SIZES)
 
 
 def table(stage, width=64):

@@ -5,10 +5,10 @@ import pytest
 
 from benchmarks import train_step
 from benchmarks.train_step import MATMULS, OURS, PYTORCH, T5X, Seconds
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.stages import coarse_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.stages.layout import coarse_stage
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 
 def test_ratios_follow_the_clock():

@@ -19,13 +19,14 @@ pytest.importorskip("t5x", reason="t5x is not installed: docs/t5x.md says how to
 import gin
 from t5x import adafactor, optimizers, partitioning, utils
 
-from musiclm_jax import decoding, gin_configs
-from musiclm_jax.datasets import TaskDataset
+from musiclm_jax import gin_configs
+from musiclm_jax.data.datasets import TaskDataset
+from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.launch.t5x_adapter import StageModel, feature_lengths
-from musiclm_jax.stages import assemble, coarse_stage
+from musiclm_jax.stages import decoding
+from musiclm_jax.stages.layout import assemble, coarse_stage
+from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.tasks import coarse
-from musiclm_jax.tokens import STAGES
-from musiclm_jax.transformer import TransformerConfig
 
 CONFIG = TransformerConfig(num_layers=2, num_heads=2, d_model=32, d_ff=48, dropout=0.1, time_embedding=True)
 FILES = [f"t5x_{stage}.gin" for stage in STAGES]

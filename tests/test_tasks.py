@@ -8,9 +8,9 @@ import record_folders
 import seqio
 import tensorflow as tf
 
-from musiclm_jax.datasets import TaskDataset
+from musiclm_jax.data.datasets import TaskDataset
+from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
 from musiclm_jax.tasks import coarse, fine, melody, mulan, semantic, soundstream, streams, w2v_bert
-from musiclm_jax.tokens import ACOUSTIC, MULAN, SEMANTIC
 
 
 @pytest.fixture(scope="module")

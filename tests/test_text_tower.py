@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from musiclm_jax.mulan import text_tower
-from musiclm_jax.mulan.config import MulanConfig
-from musiclm_jax.mulan.text_tower import BertEncoder, Projection, pool, tokenize_texts, training_text
+from musiclm_jax.tokenizers.mulan import text_tower
+from musiclm_jax.tokenizers.mulan.config import MulanConfig
+from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool, tokenize_texts, training_text
 
 TINY = dataclasses.replace(
     MulanConfig(), vocab_size=50, text_width=24, text_layers=2, text_heads=3, text_mlp=40, text_positions=16,

@@ -11,17 +11,21 @@ import pytest
 import record_folders
 import tensorflow as tf
 
-from musiclm_jax import audio, bundles, checkpoints, melody, mulan, quantization, records, tokenizers, w2v_bert
+from musiclm_jax import bundles
+from musiclm_jax.bundles import encode
+from musiclm_jax.bundles.encode import Tokenizers
 from musiclm_jax.corpus import leads
+from musiclm_jax.data import audio, records
+from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.launch import export, main, tokenize, train
-from musiclm_jax.melody import MelodyLearner
-from musiclm_jax.mulan import MulanLearner
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.soundstream.learner import SoundStreamLearner
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokenizers import Tokenizers
-from musiclm_jax.tokens import SAMPLE_RATE
-from musiclm_jax.w2v_bert_learner import W2vBertLearner
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import melody, mulan, quantization, w2v_bert
+from musiclm_jax.tokenizers.melody import MelodyLearner
+from musiclm_jax.tokenizers.mulan import MulanLearner
+from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
+from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
+from musiclm_jax.training import checkpoints
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 CLIPS = {"train": 18, "validation": 2, "test": 1}
 
@@ -130,7 +134,7 @@ def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_p
     assert run(capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", first)[0] == 0
     bundle = miniature.melodic(tmp_path / "melodic")
     for name in ("semantic_codes", "acoustic_codes", "mulan_codes"):
-        monkeypatch.setattr(tokenizers, name, lambda *_: pytest.fail("made again"))
+        monkeypatch.setattr(encode, name, lambda *_: pytest.fail("made again"))
     command = ["tokenize", "--bundle", bundle, "--corpus", corpus, "--output", second, "--reuse", first]
     code, _, err = run(capsys, *command)
     assert code == 0 and "kept from" in err and "semantic, acoustic, mulan" in err, err

@@ -1,6 +1,6 @@
 import pytest
 
-from musiclm_jax import tokens
+from musiclm_jax.data import tokens
 
 
 def test_rates_are_the_papers():

@@ -17,9 +17,9 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 from toy_run import ToyData, ToyLearner, WarmLearner, run
 
-from musiclm_jax import checkpoints, trainer
-from musiclm_jax.divergence import DivergedError
-from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.training import checkpoints, trainer
+from musiclm_jax.training.divergence import DivergedError
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 
 def assert_equal_states(one, other):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import transformer
-from musiclm_jax.partitioning import unbox
-from musiclm_jax.stages import ConditionSpan, coarse_stage, fine_stage, semantic_stage
-from musiclm_jax.transformer import TransformerConfig
+from musiclm_jax.stages import transformer
+from musiclm_jax.stages.layout import ConditionSpan, coarse_stage, fine_stage, semantic_stage
+from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training.partitioning import unbox
 
 ROWS, LENGTH = 128, 21
 SMALL = TransformerConfig(

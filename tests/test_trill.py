@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from musiclm_jax import embedders
-from musiclm_jax.embedders import embed, trill
+from musiclm_jax.evaluation import embedders
+from musiclm_jax.evaluation.embedders import embed, trill
 
 
 def save(path, output):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from musiclm_jax import embedders
-from musiclm_jax.embedders import audioset, embed, vggish
+from musiclm_jax.evaluation import embedders
+from musiclm_jax.evaluation.embedders import audioset, embed, vggish
 
 
 def narrow_original(seed=0):

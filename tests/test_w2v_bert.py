@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax import w2v_bert
-from musiclm_jax.optimizers import OptimizerConfig
-from musiclm_jax.w2v_bert import W2vBert, W2vBertConfig
-from musiclm_jax.w2v_bert_learner import (
+from musiclm_jax.tokenizers.w2v_bert import W2vBert, W2vBertConfig
+from musiclm_jax.tokenizers.w2v_bert import model as w2v_bert
+from musiclm_jax.tokenizers.w2v_bert.learner import (
     W2vBertLearner,
     contrastive_loss,
     diversity_loss,
     draw_negatives,
     span_mask,
 )
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 SMALL = W2vBertConfig(
     num_mels=20,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import musiclm_jax
-from musiclm_jax import windows
-from musiclm_jax.request import Request
-from musiclm_jax.windows import Conditions, Frames, Step
+from musiclm_jax.generation import windows
+from musiclm_jax.generation.request import Request
+from musiclm_jax.generation.windows import Conditions, Frames, Step
 
 
 class Recorder:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from musiclm_jax.embedders import vggish, winograd
+from musiclm_jax.evaluation.embedders import vggish, winograd
 
 
 def convolved(x, kernel):

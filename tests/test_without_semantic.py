@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from musiclm_jax import stages, transformer, windows
 from musiclm_jax.bundles import Part
-from musiclm_jax.bundles.stage_config import StageModelConfig
+from musiclm_jax.generation import windows
+from musiclm_jax.generation.request import Request
+from musiclm_jax.generation.windows import Conditions, Frames
 from musiclm_jax.launch import train
-from musiclm_jax.request import Request
-from musiclm_jax.windows import Conditions, Frames
+from musiclm_jax.stages import layout, transformer
+from musiclm_jax.stages.config import StageModelConfig
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def test_the_configuration_takes_the_semantic_tokens_away_and_nothing_else(learn
 
 def test_semantic_tokens_make_no_difference(monkeypatch):
     """What the stage is given, whatever the semantic tokens are: the ids of the MuLan tokens."""
-    stage = stages.coarse_stage(seconds=0.8, mulan_codebook_size=16, use_semantic=False, full_vocabulary=False)
+    stage = layout.coarse_stage(seconds=0.8, mulan_codebook_size=16, use_semantic=False, full_vocabulary=False)
     part = Part(StageModelConfig(stage, transformer.TransformerConfig()), {"params": {}})
     given = []
 
     def sample_window(part, conditioning, prefix, frames, keys, sampling):
-        ids, valid = stages.condition_ids(part.config.stage, conditioning)
+        ids, valid = layout.condition_ids(part.config.stage, conditioning)
         given.append(np.asarray(ids))
         assert np.asarray(valid).all()
         yield np.zeros((1, frames - prefix.shape[1], 4), np.int32)

@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from musiclm_jax import embedders
-from musiclm_jax.embedders import embed, yamnet
+from musiclm_jax.evaluation import embedders
+from musiclm_jax.evaluation.embedders import embed, yamnet
 
 WIDTHS = (4, 6, 8, 8, 12, 12, 16, 16, 16, 16, 16, 16, 20, 20)
 CLASSES = 7

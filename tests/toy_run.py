@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from musiclm_jax import trainer
-from musiclm_jax.optimizers import OptimizerConfig
+from musiclm_jax.training import trainer
+from musiclm_jax.training.optimizers import OptimizerConfig
 
 ADAM = OptimizerConfig("adamw", learning_rate=0.05, schedule="constant", warmup_steps=3)
 

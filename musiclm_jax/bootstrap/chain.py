@@ -18,19 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import bundles, melody, mulan, resident, stage_weights, w2v_bert
+from musiclm_jax import bundles
+from musiclm_jax.bootstrap import resident
 from musiclm_jax.bootstrap.corpus import Corpus
 from musiclm_jax.bootstrap.programs import KEYS, Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.bundles import config_from_json
-from musiclm_jax.bundles.stage_config import StageModelConfig
-from musiclm_jax.learner import check_fits
-from musiclm_jax.mulan import MulanLearner
-from musiclm_jax.soundstream.learner import SoundStreamLearner
-from musiclm_jax.soundstream.learner import export as exported_codec
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import ACOUSTIC, MELODY
-from musiclm_jax.w2v_bert_learner import W2vBertLearner
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY
+from musiclm_jax.stages import weights as stage_weights
+from musiclm_jax.stages.config import StageModelConfig
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import melody, mulan, w2v_bert
+from musiclm_jax.tokenizers.mulan import MulanLearner
+from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
+from musiclm_jax.tokenizers.soundstream.learner import export as exported_codec
+from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
+from musiclm_jax.training.learner import check_fits
 
 LEARNERS_FILE, SEED_BUNDLE = "learners.json", "bundle"  # in the pack: configurations; text encoder and melody model
 CLASSES: dict[str, Any] = dict.fromkeys(TRAININGS, StageLearner) | {

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax import mulan, resident
+from musiclm_jax.bootstrap import resident
 from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, Sizes
 from musiclm_jax.corpus import human_captions
 from musiclm_jax.corpus.resident import RenderJob
+from musiclm_jax.tokenizers import mulan
 
 HUMAN_FILE = "human_captions.json"  # in the pack: sentences of people
 MUSIC_FILE = "music.ogg"  # in the pack: excerpts of recordings for the codec; may be missing, and needs soundfile
@@ -132,7 +133,7 @@ class Corpus:
 
 def recordings(path: pathlib.Path, clips: int) -> np.ndarray:
     """Excerpts of 10 s from a sound file, repeated to fill a block: int16 `[clips, samples]`."""
-    from musiclm_jax import audio  # here: the machine of a pack without recordings needs no soundfile
+    from musiclm_jax.data import audio  # here: the machine of a pack without recordings needs no soundfile
 
     sound = audio.read_pcm(path)
     excerpts = sound[: len(sound) // CLIP_SAMPLES * CLIP_SAMPLES].reshape(-1, CLIP_SAMPLES)

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax import melody, mulan, resident, soundstream, w2v_bert
+from musiclm_jax.bootstrap import resident
 from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, CLIP_SECONDS, Sizes
-from musiclm_jax.mulan.text_tower import BertEncoder, Projection, pool
-from musiclm_jax.soundstream.learner import export as exported_codec
-from musiclm_jax.stage_learner import StageLearner
-from musiclm_jax.tokens import ACOUSTIC, MELODY, SEMANTIC
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SEMANTIC
+from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.tokenizers import melody, mulan, soundstream, w2v_bert
+from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool
+from musiclm_jax.tokenizers.soundstream.learner import export as exported_codec
 
 EVALUATED = 4  # batches of a held-out figure
 TEXTS = 8  # that are read at once for each clip that is encoded at once

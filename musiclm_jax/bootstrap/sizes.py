@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.tokens import SAMPLE_RATE
 
 CLIP_SECONDS = 10
 CLIP_SAMPLES = CLIP_SECONDS * SAMPLE_RATE

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from musiclm_jax import records
 from musiclm_jax.corpus import arrangement, card, compositions, rendering, scores, shards
 from musiclm_jax.corpus.clips import Clip, make_clip
+from musiclm_jax.data import records
 
 CORPUS_VERSION = 2  # raise it when the same seed gives other clips
 

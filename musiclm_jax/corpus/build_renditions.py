@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from musiclm_jax import records
 from musiclm_jax.corpus import compositions, rendering, renditions, scores, shards
 from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
+from musiclm_jax.data import records
 
 VERSION = 1  # raise it when the same seed gives other renditions
 RENDITIONS = 4  # of a passage

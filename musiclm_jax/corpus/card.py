@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_jax import tokens
 from musiclm_jax.corpus import arrangement, captions, compositions, excerpts, performance, rendering, scores
+from musiclm_jax.data import tokens
 
 
 def _table(rows: Sequence[Mapping[str, Any]], field: str) -> str:

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from musiclm_jax import tokens
 from musiclm_jax.corpus.scores import DRUMS, TUNE_BOOKS, TUNE_KINDS, Score
+from musiclm_jax.data import tokens
 
 SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # in the seed of each clip
 SHARES = {"train": 0.88, "validation": 0.04, "test": 0.08}  # of compositions and of clips

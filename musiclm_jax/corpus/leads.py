@@ -10,7 +10,7 @@ import numpy as np
 
 from musiclm_jax.corpus import voices
 from musiclm_jax.corpus.renditions import octaves
-from musiclm_jax.tokens import MISSING_PITCH, PITCH_CLASS_RATE, SAMPLE_RATE
+from musiclm_jax.data.tokens import MISSING_PITCH, PITCH_CLASS_RATE, SAMPLE_RATE
 
 SHORTEST = 2  # frames of a note; less is where one note goes over into the next
 WANDERS = 7  # semitones out of a voice's range from which on a note is sung an octave or more nearer to it

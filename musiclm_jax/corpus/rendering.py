@@ -11,8 +11,8 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from musiclm_jax import tokens
 from musiclm_jax.corpus import instruments
+from musiclm_jax.data import tokens
 
 RATE = tokens.SAMPLE_RATE
 NOMINAL_RMS_DB = -20.0  # dB below full scale of a clip with gain_db = 0

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from musiclm_jax.corpus.arrangement import CLIP_SECONDS
-from musiclm_jax.tokens import SAMPLE_RATE, SPLITS
+from musiclm_jax.data.tokens import SAMPLE_RATE, SPLITS
 
 SAMPLES = round(CLIP_SECONDS * SAMPLE_RATE)
 SETTINGS = "render_job.json"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from musiclm_jax import records
+from musiclm_jax.data import records
 
 SHARDS = {"train": 16, "validation": 4, "test": 4}
 Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, metadata

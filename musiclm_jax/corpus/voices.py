@@ -7,7 +7,7 @@ are formants (mean frequencies of Peterson and Barney, 1952) over the falling sp
 import numpy as np
 import scipy.signal
 
-from musiclm_jax.tokens import SAMPLE_RATE
+from musiclm_jax.data.tokens import SAMPLE_RATE
 
 STEP = 120  # samples between points of the curves: 5 ms
 GLIDE = 0.06  # seconds in which a voice goes from note to note

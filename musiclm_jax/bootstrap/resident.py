@@ -1,0 +1,261 @@
+"""Training whose data lies in the accelerator's memory: crops are drawn in the compiled steps, several steps a call.
+
+Tokens of hundreds of hours, or tens of hours of 16-bit audio, fit beside a small model on one GPU. Nothing then crosses
+the bus while it trains, no input pipeline runs on the host, and neither TensorFlow nor seqio is needed. A step depends
+on its number, the key and the data alone, as in `trainer.train`.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
+from musiclm_jax.stages.layout import Stage
+from musiclm_jax.training import partitioning
+from musiclm_jax.training.learner import Learner
+
+Data = Mapping[str, jax.Array]
+Draw = Callable[[jax.Array, Data], dict[str, jax.Array]]  # (key, data) -> batch
+FULL_SCALE = 32_768.0  # of 16-bit audio
+FRAMES_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
+
+
+def draw_audio(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[str, jax.Array]:
+    """Random crops of audio.
+
+    Args:
+      key: of the step.
+      data: "audio" int16 `[clips, samples]`; "clips" int32 scalar, how many of them are there.
+      batch: crops.
+      samples: length of a crop.
+
+    Returns:
+      {"audio": float32 `[batch, samples]`}.
+    """
+    row_key, start_key = jax.random.split(key)
+    rows = jax.random.randint(row_key, (batch,), 0, data["clips"])
+    starts = jax.random.randint(start_key, (batch,), 0, data["audio"].shape[1] - samples + 1)
+    return {"audio": _crop_audio(data["audio"], rows, starts, samples)}
+
+
+def draw_pairs(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[str, jax.Array]:
+    """Random crops of audio, each with one of its clip's texts.
+
+    Args:
+      key: of the step.
+      data: as in `draw_audio`, "text_ids" int `[clips, texts, length]`, 0 in padding, and "text_vectors" float
+        `[clips, texts, width]`, what the text encoder, which is not trained, made of them.
+      batch: pairs.
+      samples: length of a crop.
+
+    Returns:
+      {"audio": float32 `[batch, samples]`, "text_ids": int32 `[batch, length]`, "text_vectors": float32 `[batch,
+      width]`}.
+    """
+    row_key, start_key, text_key = jax.random.split(key, 3)
+    rows = jax.random.randint(row_key, (batch,), 0, data["clips"])
+    starts = jax.random.randint(start_key, (batch,), 0, data["audio"].shape[1] - samples + 1)
+    chosen = jax.random.randint(text_key, (batch,), 0, data["text_ids"].shape[1])
+    ids = data["text_ids"][rows, chosen].astype(jnp.int32)
+    audio = _crop_audio(data["audio"], rows, starts, samples)
+    return {"audio": audio, "text_ids": ids, "text_vectors": data["text_vectors"][rows, chosen].astype(jnp.float32)}
+
+
+def _crop_audio(audio: jax.Array, rows: jax.Array, starts: jax.Array, samples: int) -> jax.Array:
+    def one(row: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(audio, (row, start), (1, samples))[0]
+
+    return jax.vmap(one)(rows, starts).astype(jnp.float32) / FULL_SCALE
+
+
+def draw_tokens(
+    key: jax.Array, data: Data, *, batch: int, stage: Stage, caption_share: float = 0.0
+) -> dict[str, jax.Array]:
+    """Random crops of token streams, aligned in time.
+
+    Args:
+      key: of the step.
+      data: those of "semantic" int `[clips, t]`, "acoustic" `[clips, 2 t, q]`, "mulan" `[clips, q]`, "melody"
+        `[clips, q]` that the stage reads; with a caption_share also "caption_mulan" `[clips, captions, q]`, the MuLan
+        codes of texts about each clip.
+      batch: crops.
+      stage: whose crops are cut.
+      caption_share: share of the rows whose MuLan codes are those of a text instead of the clip's own sound, as they
+        are at generation. 0 in the paper, whose training music has no texts.
+
+    Returns:
+      Batch of raw streams for `stages.assemble`, int32.
+    """
+    row_key, start_key, share_key, caption_key = jax.random.split(key, 4)
+    names = {part.stream for part in (*stage.conditioning, stage.target)}
+    in_time = SEMANTIC.name if SEMANTIC.name in data else ACOUSTIC.name
+    per_frame = 1 if in_time == SEMANTIC.name else FRAMES_PER_SEMANTIC
+    clips, frames = data[in_time].shape[0], data[in_time].shape[1] // per_frame
+    length = SEMANTIC.frames(stage.seconds)
+    rows = jax.random.randint(row_key, (batch,), 0, clips)
+    starts = jax.random.randint(start_key, (batch,), 0, frames - length + 1)
+    result = {}
+    for name in names & {SEMANTIC.name, ACOUSTIC.name}:
+        per_frame = FRAMES_PER_SEMANTIC if name == ACOUSTIC.name else 1
+
+        def crop(row: jax.Array, start: jax.Array, codes: jax.Array = data[name], rate: int = per_frame) -> jax.Array:
+            corner = [row, start * rate] + [jnp.int32(0)] * (codes.ndim - 2)
+            return jax.lax.dynamic_slice(codes, corner, (1, length * rate, *codes.shape[2:]))[0]
+
+        result[name] = jax.vmap(crop)(rows, starts).astype(jnp.int32)
+    if MULAN.name in names:
+        codes = data[MULAN.name][rows]
+        if caption_share:
+            captions = data[f"caption_{MULAN.name}"]
+            drawn = captions[rows, jax.random.randint(caption_key, (batch,), 0, captions.shape[1])]
+            of_text = jax.random.bernoulli(share_key, caption_share, (batch, 1))
+            codes = jnp.where(of_text, drawn, codes)
+        result[MULAN.name] = codes.astype(jnp.int32)
+    if MELODY.name in names:
+        result[MELODY.name] = data[MELODY.name][rows].astype(jnp.int32)
+    return result
+
+
+def scaled(before: Any, after: Any, scale: jax.Array) -> Any:
+    """The state `after` a step whose rate was `scale` times that of the optimiser's schedule.
+
+    What the optimisers of `OptimizerConfig` add to the parameters, decay included, is proportional to the rate.
+    """
+
+    def between(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + scale * (new - old)
+
+    names = [name for name in ("params", "discriminator_params") if hasattr(after, name)]
+    changed = {name: jax.tree.map(between, getattr(before, name), getattr(after, name)) for name in names}
+    return after.replace(**changed)
+
+
+def steps(
+    learner: Learner, draw: Draw, count: int
+) -> Callable[[Any, Data, jax.Array, jax.Array, jax.Array], tuple[Any, Mapping[str, jax.Array]]]:
+    """A function of `count` training steps, to be compiled once.
+
+    Args:
+      learner: what is trained.
+      draw: makes a step's batch.
+      count: steps of a call.
+
+    Returns:
+      (state, data, key, first, scale) -> the state after steps `first` .. `first + count - 1` and the means of their
+      metrics; `scale` multiplies the rate of the learner's schedule, see `scaled`. The state is donated.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state: Any, data: Data, key: jax.Array, first: jax.Array, scale: jax.Array) -> tuple[Any, Any]:
+        def one(state: Any, index: jax.Array | int) -> tuple[Any, Any]:
+            draw_key, step_key = jax.random.split(jax.random.fold_in(key, first + index))
+            after, metrics = learner.train_step(state, draw(draw_key, data), step_key)
+            return scaled(state, after, scale), metrics
+
+        if count == 1:  # inside a loop XLA's CPU compiler does not find its fast convolutions
+            return one(state, 0)
+        state, metrics = jax.lax.scan(one, state, jnp.arange(count))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return run
+
+
+def evaluation(learner: Learner, draw: Draw, count: int) -> Callable[[Any, Data, jax.Array], Mapping[str, jax.Array]]:
+    """A function (state, data, key) -> means of the learner's held-out metrics over `count` batches."""
+
+    @jax.jit
+    def run(state: Any, data: Data, key: jax.Array) -> Mapping[str, jax.Array]:
+        def one(step_key: jax.Array) -> Mapping[str, jax.Array]:
+            draw_key, eval_key = jax.random.split(step_key)
+            return learner.eval_step(state, draw(draw_key, data), eval_key)
+
+        return jax.tree.map(jnp.mean, jax.lax.map(one, jax.random.split(key, count)))
+
+    return run
+
+
+def abstract_state(learner: Learner) -> Any:
+    """Shapes and types of a learner's state, without the boxes of logical axes."""
+    return partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
+
+
+def unboxed_init(learner: Learner, key: jax.Array) -> Any:
+    """The state at step 0, without the boxes of logical axes."""
+    return partitioning.unbox(learner.init(key))
+
+
+def train_for(
+    run: Callable[..., tuple[Any, Mapping[str, jax.Array]]],
+    state: Any,
+    data: Iterator[Data],
+    key: jax.Array,
+    *,
+    count: int,
+    seconds: float,
+    say: Callable[[str], None],
+    every: float = 10.0,
+) -> tuple[Any, int, dict[str, float]]:
+    """Trains for a time instead of a number of steps; the rate falls linearly to 0 with the time.
+
+    Args:
+      run: of `steps`, compiled or not.
+      state: donated.
+      data: what each call draws from; the same arrays each time, or blocks of a corpus in turn.
+      key: of the training.
+      count: steps of a call, as `run` was made with.
+      seconds: of the training; one call is made at least.
+      say: takes lines of progress.
+      every: seconds between the lines.
+
+    Returns:
+      The state, the number of steps, and the means of the last call's metrics.
+
+    Raises:
+      FloatingPointError: if the loss is not finite.
+    """
+    begin = said = time.monotonic()
+    done, fraction = 0, 0.0
+    waiting: list[Any] = []
+    latest: dict[str, float] = {}
+    while True:
+        elapsed = time.monotonic() - begin
+        per_call = elapsed / max(done // count - len(waiting), 1)
+        if done and elapsed + per_call * len(waiting) + 0.5 * per_call > seconds:
+            break
+        # What a call takes is an estimate, high after a first call that compiled: the rate must not rise again.
+        fraction = max(fraction, min((elapsed + per_call * len(waiting)) / seconds, 1.0))
+        state, metrics = run(state, next(data), key, jnp.int32(done), jnp.float32(max(1.0 - fraction, 0.02)))
+        done += count
+        waiting.append(metrics)
+        if len(waiting) == 2:  # one call runs while the next is already in the queue
+            latest = _fetched(waiting.pop(0))
+        if time.monotonic() - said > every:
+            said = time.monotonic()
+            rate = (done - count * len(waiting)) / (said - begin)
+            say(f"step {done} ({rate:.1f}/s, {100 * fraction:.0f} %): {shown(latest)}")
+    for metrics in waiting:
+        latest = _fetched(metrics)
+    say(f"{done} steps in {time.monotonic() - begin:.1f} s: {shown(latest)}")
+    return state, done, latest
+
+
+def _fetched(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    if not math.isfinite(values.get("loss", 0.0)):
+        raise FloatingPointError(f"the loss is {values['loss']}: lower the rate, or train in float32")
+    return values
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line, without the perplexities of each level of a quantizer."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if "perplexity_" not in name)
+
+
+def crop_samples(seconds: float) -> int:
+    """Samples of a crop, a whole number of semantic frames."""
+    return SEMANTIC.frames(seconds) * SAMPLE_RATE // SEMANTIC.frame_rate

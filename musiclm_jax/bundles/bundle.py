@@ -1,0 +1,375 @@
+"""Bundles: a folder with the configs and weights of every model that text -> audio needs.
+
+    config.json              format_version, generation settings, and per part: config, sha256 of its file, size
+    <part>.safetensors       the variables of a part; names are paths such as "params/encoder/kernel"
+    vocab.txt                WordPiece vocabulary of the text encoder
+    tags.json                candidate tags and captions for `musiclm describe`
+    MODEL_CARD.md
+
+A bundle holds data only (no pickle, no code) and may lack parts: one with the tokenizers alone is enough for
+tokenizing. Matrices are stored in float16, or in int8 with a float32 scale per row; vectors stay float32. Everything is
+float32 again after loading.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+if TYPE_CHECKING:
+    from musiclm_jax.generation.generate import GeneratedMusic
+    from musiclm_jax.generation.prompts import Prompt
+
+FORMAT_VERSION = 1
+SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders beside this file
+# Each part and the dataclass of its config: imported only when the part is loaded.
+PART_CONFIGS = {
+    "soundstream": "musiclm_jax.tokenizers.soundstream:SoundStreamConfig",
+    "w2v_bert": "musiclm_jax.tokenizers.w2v_bert:W2vBertConfig",
+    "mulan": "musiclm_jax.tokenizers.mulan:MulanConfig",
+    "text_encoder": "musiclm_jax.tokenizers.mulan:MulanConfig",
+    "melody": "musiclm_jax.tokenizers.melody:MelodyConfig",
+    "semantic": "musiclm_jax.stages.config:StageModelConfig",
+    "semantic_melody": "musiclm_jax.stages.config:StageModelConfig",
+    "coarse": "musiclm_jax.stages.config:StageModelConfig",
+    "fine": "musiclm_jax.stages.config:StageModelConfig",
+}
+SCALE_SUFFIX = ":scale"  # an int8 tensor "x" comes with float32 "x:scale"
+INT8_MIN_SIZE = 65_536  # smaller matrices are not worth the rounding
+
+
+class BundleError(ValueError):
+    """A bundle that is missing, damaged or of another version; the message is one line for the user."""
+
+
+class Part(NamedTuple):
+    """Config (a frozen dataclass) and variables (nested dicts of float32 arrays) of one model."""
+
+    config: Any
+    variables: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How a bundle is used; the windows of the stages are the seconds they were trained on, see their configs."""
+
+    max_seconds: float = 30.0  # longest music the bundle is meant for; longer may drift
+    temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 3.2)
+    top_p: float = 1.0  # codes are drawn among the likeliest whose probabilities first add up to it (open)
+    guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 draws as trained (open)
+    sample_rate: int = 24_000  # Hz
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; parts are read when they are first used.
+
+    Attributes:
+      path: the folder.
+      config: contents of config.json.
+    """
+
+    path: pathlib.Path
+    config: dict
+    _parts: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    @functools.cached_property
+    def generation(self) -> GenerationConfig:
+        """Settings of generation."""
+        return config_from_json(GenerationConfig, self.config.get("generation", {}), f"{self.path}: generation")
+
+    def has(self, part: str) -> bool:
+        """Whether the bundle holds `part`."""
+        return part in self.config["parts"]
+
+    def part(self, part: str) -> Part:
+        """Config and variables of a part.
+
+        Raises:
+          BundleError: if the bundle lacks the part, or its file or config is damaged.
+        """
+        if part not in self._parts:
+            self._parts[part] = _load_part(self, part)
+        return self._parts[part]
+
+    def file(self, name: str) -> pathlib.Path:
+        """Path of another file of the bundle, such as "vocab.txt".
+
+        Raises:
+          BundleError: if it is missing.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise BundleError(f"bundle {self.path}: {name} is missing: export or install the bundle again")
+        return path
+
+    def mulan(self) -> Part:
+        """MuLan put together: "mulan" holds the audio tower, projection and quantizer, "text_encoder" the BERT encoder.
+
+        Raises:
+          BundleError: as `part` and `file`.
+        """
+        if "mulan with text" not in self._parts:
+            config, variables = self.part("mulan")
+            vocab = np.frombuffer(self.file("vocab.txt").read_bytes(), np.uint8)
+            variables = variables | {"text": self.part("text_encoder").variables["text"], "vocab": vocab}
+            self._parts["mulan with text"] = Part(config, variables)
+        return self._parts["mulan with text"]
+
+    def generate(
+        self, prompts: "Sequence[Prompt]" = (), seconds: float = 10.0, seed: int = 0, **options
+    ) -> "list[GeneratedMusic]":
+        """Text to music; see `musiclm_jax.generation.generate.generate` for the options."""
+        from musiclm_jax.generation.generate import (
+            generate,  # here: generate stands above bundles, this is only its short name
+        )
+
+        return generate(self, prompts, seconds=seconds, seed=seed, **options)
+
+
+def load(bundle: str | os.PathLike = "tiny") -> Bundle:
+    """Opens a bundle.
+
+    Args:
+      bundle: a folder, or the name of a bundle shipped in the package.
+
+    Raises:
+      BundleError: if there is none, or its config.json is damaged or of another version.
+    """
+    folder = pathlib.Path(bundle)
+    if not folder.is_dir() and folder.name == str(bundle):
+        folder = SHIPPED / bundle
+    if not (folder / "config.json").is_file():
+        shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+        raise BundleError(
+            f"bundle {str(bundle)!r}: neither a folder with a config.json nor a bundle of this package "
+            f"({', '.join(shipped) or 'which has none'})"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle {folder}: config.json is damaged ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("parts"), dict):
+        raise BundleError(f"bundle {folder}: config.json holds no table of parts")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"bundle {folder}: format_version is {config.get('format_version')!r}, this release reads {FORMAT_VERSION}"
+        )
+    if unknown := sorted(set(config["parts"]) - set(PART_CONFIGS)):
+        raise BundleError(f"bundle {folder}: unknown part {', '.join(unknown)}: parts are {', '.join(PART_CONFIGS)}")
+    return Bundle(folder, config)
+
+
+def _load_part(bundle: Bundle, part: str) -> Part:
+    where = f"bundle {bundle.path}: part {part}"
+    if not bundle.has(part):
+        raise BundleError(f"{where} is not in the bundle, which holds {', '.join(bundle.config['parts']) or 'nothing'}")
+    entry = bundle.config["parts"][part]
+    if not isinstance(entry, dict) or not {"config", "config_sha256", "sha256"} <= entry.keys():
+        raise BundleError(f"{where}: its entry in config.json must hold config, config_sha256 and sha256")
+    config = config_from_json(_config_class(part), entry["config"], where)
+    if _json_sha256(entry["config"]) != entry["config_sha256"]:
+        raise BundleError(f"{where}: its config was changed after the export and no longer describes the weights")
+    path = bundle.file(f"{part}.safetensors")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise BundleError(
+            f"{where}: {path.name} is damaged or of another export ({len(data)} bytes, expected {entry.get('bytes')}; "
+            "its sha256 differs): install or export the bundle again"
+        )
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise BundleError(f"{where}: {path.name} is not a safetensors file ({error})") from error
+    return Part(config, unpack(tensors))
+
+
+def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict, storage: str = "float16") -> int:
+    """Adds or replaces one part of a bundle; the folder is made if it is missing.
+
+    Args:
+      bundle: folder of the bundle.
+      part: one of `PART_CONFIGS`.
+      config: the part's config dataclass.
+      variables: nested dicts of arrays.
+      storage: "float16", or "int8" for large matrices in int8 with a scale per row and the rest in float16.
+
+    Returns:
+      Bytes of the part's file.
+
+    Raises:
+      ValueError: if the part or the storage is unknown, or the config is not the part's dataclass.
+    """
+    if part not in PART_CONFIGS:
+        raise ValueError(f"unknown part {part!r}: parts are {', '.join(PART_CONFIGS)}")
+    if not isinstance(config, _config_class(part)):
+        raise ValueError(f"part {part} takes a {PART_CONFIGS[part].split(':')[1]}, got a {type(config).__name__}")
+    folder = pathlib.Path(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.numpy.save(pack(variables, storage))
+    _replace(folder / f"{part}.safetensors", data)
+    stored_config = json.loads(json.dumps(dataclasses.asdict(config)))
+    entry = {
+        "config": stored_config,
+        "config_sha256": _json_sha256(stored_config),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "storage": storage,
+    }
+    _update_config(folder, lambda contents: contents["parts"].update({part: entry}))
+    return len(data)
+
+
+def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[str, int]:
+    """Adds MuLan: the text encoder as a part of its own in int8, its vocabulary as vocab.txt, the rest as "mulan".
+
+    Args:
+      bundle: folder of the bundle.
+      config: a MulanConfig.
+      variables: with "text" (the encoder's parameters) and "vocab" (uint8, the content of vocab.txt) among them.
+
+    Returns:
+      Bytes of each file.
+    """
+    rest = {name: value for name, value in variables.items() if name not in ("text", "vocab")}
+    vocab = np.asarray(variables["vocab"], np.uint8).tobytes()
+    sizes = {
+        "mulan": save_part(bundle, "mulan", config, rest),
+        "text_encoder": save_part(bundle, "text_encoder", config, {"text": variables["text"]}, storage="int8"),
+        "vocab.txt": len(vocab),
+    }
+    _replace(pathlib.Path(bundle) / "vocab.txt", vocab)
+    return sizes
+
+
+def save_generation(bundle: str | os.PathLike, generation: GenerationConfig) -> None:
+    """Sets how the bundle is used."""
+    folder = pathlib.Path(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    _update_config(folder, lambda contents: contents.update(generation=dataclasses.asdict(generation)))
+
+
+def _update_config(folder: pathlib.Path, change) -> None:
+    path = folder / "config.json"
+    if path.exists():
+        contents = load(folder).config
+    else:
+        contents = {"format_version": FORMAT_VERSION, "generation": dataclasses.asdict(GenerationConfig()), "parts": {}}
+    change(contents)
+    contents["parts"] = {part: contents["parts"][part] for part in PART_CONFIGS if part in contents["parts"]}
+    _replace(path, (json.dumps(contents, indent=1) + "\n").encode())
+
+
+def _replace(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file that is either the old or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
+    """Nested dicts of arrays to named tensors in their storage types; the inverse of `unpack` up to rounding.
+
+    Raises:
+      ValueError: for an unknown storage, a NaN or infinite value, or a name with "/" in it.
+    """
+    if storage not in ("float16", "int8"):
+        raise ValueError(f"storage {storage!r} is unknown: use float16 or int8")
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in _flatten(variables):
+        array = np.asarray(leaf)
+        if not np.issubdtype(array.dtype, np.floating):
+            tensors[name] = np.ascontiguousarray(array)
+            continue
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinite values: the model did not train; look at its losses")
+        if storage == "int8" and array.ndim >= 2 and array.size >= INT8_MIN_SIZE:
+            scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True), 1e-12) / 127
+            tensors[name] = np.rint(array / scale).astype(np.int8)
+            tensors[name + SCALE_SUFFIX] = scale
+        elif array.ndim >= 2 and np.abs(array).max(initial=0) < np.finfo(np.float16).max:
+            tensors[name] = array.astype(np.float16)
+        else:
+            tensors[name] = np.ascontiguousarray(array)
+    return tensors
+
+
+def unpack(tensors: dict[str, np.ndarray]) -> dict:
+    """Named tensors to nested dicts of JAX arrays, floating ones as float32."""
+    variables: dict = {}
+    for name, array in tensors.items():
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        if name + SCALE_SUFFIX in tensors:
+            array = array.astype(np.float32) * tensors[name + SCALE_SUFFIX]
+        elif array.dtype == np.float16:
+            array = array.astype(np.float32)
+        *parents, last = name.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.device_put(array)  # jnp.asarray compiles a program for each shape
+    return variables
+
+
+def _flatten(tree: Any, prefix: str = ""):
+    if not hasattr(tree, "items"):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        if "/" in key or key.endswith(SCALE_SUFFIX):
+            raise ValueError(f"variable name {key!r} must not contain '/' or end in {SCALE_SUFFIX!r}")
+        yield from _flatten(value, f"{prefix}/{key}" if prefix else key)
+
+
+def config_from_json(config_class: type, values: Any, where: str) -> Any:
+    """A config dataclass from its JSON form: lists become tuples, nested dataclasses are built by their field's type.
+
+    Args:
+      config_class: the dataclass.
+      values: what `dataclasses.asdict` and JSON made of it.
+      where: begins the error message.
+
+    Raises:
+      BundleError: if a field is unknown or missing, or a value is refused by the dataclass.
+    """
+    if not isinstance(values, dict):
+        raise BundleError(f"{where}: its config must be a table, got {type(values).__name__}")
+    kinds = typing.get_type_hints(config_class)
+    if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(config_class)}):
+        raise BundleError(f"{where}: {config_class.__name__} has no field {', '.join(unknown)}: of another release?")
+    arguments = {}
+    for name, value in values.items():
+        kind = kinds[name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            value = config_from_json(kind, value, f"{where}: {name}")
+        arguments[name] = _tuples(value)
+    try:
+        return config_class(**arguments)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _config_class(part: str) -> Any:
+    module, name = PART_CONFIGS[part].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _json_sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""Audio to the token streams: joins SoundStream, w2v-BERT, MuLan and, where there is one, the melody model."""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from musiclm_jax.bundles import Bundle, Part
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
+from musiclm_jax.tokenizers import melody, mulan, soundstream, w2v_bert
+
+MADE_BY = {SEMANTIC.name: "w2v_bert", ACOUSTIC.name: "soundstream", MULAN.name: "mulan", MELODY.name: "melody"}
+# Whole semantic frames are whole acoustic frames too.
+SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """The encoders: config and variables of each."""
+
+    soundstream: Part
+    w2v_bert: Part
+    mulan: Part
+    melody: Part | None = None
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "Tokenizers":
+        """The tokenizers of a bundle.
+
+        Raises:
+          BundleError: if one is missing or damaged.
+        """
+        own = bundle.part("melody") if bundle.has("melody") else None
+        return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan(), own)
+
+    def tokenize(self, audio: np.ndarray, known: Collection[str] = ()) -> dict[str, np.ndarray]:
+        """Token streams of equally long clips; each new shape is compiled once.
+
+        Args:
+          audio: float32 `[batch, samples]`, 24 kHz; samples a multiple of 960 (one semantic frame).
+          known: names of streams that are not wanted.
+
+        Returns:
+          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`, and with a melody
+          model "melody" `[batch, 72]`, of the first 10 s.
+
+        Raises:
+          ValueError: if `audio` has another shape.
+        """
+        if audio.ndim != 2 or audio.shape[1] == 0 or audio.shape[1] % SAMPLES_PER_SEMANTIC_FRAME:
+            raise ValueError(
+                f"audio has shape {audio.shape}: expected [batch, samples] with samples a positive multiple of "
+                f"{SAMPLES_PER_SEMANTIC_FRAME} (one semantic frame); crop it first"
+            )
+        encoders = {
+            SEMANTIC.name: (semantic_codes, self.w2v_bert),
+            ACOUSTIC.name: (acoustic_codes, self.soundstream),
+            MULAN.name: (mulan_codes, self.mulan),
+            MELODY.name: (melody_codes, self.melody),
+        }
+        return {
+            name: np.asarray(encode(part, audio))
+            for name, (encode, part) in encoders.items()
+            if part is not None and name not in known
+        }
+
+    def caption_codes(self, texts: Sequence[str]) -> np.ndarray:
+        """MuLan codes of texts: int32 `[texts, 12]`."""
+        config, variables = self.mulan
+        return np.asarray(mulan.tokens(config, variables, mulan.embed_text(config, variables, texts), "text"))
+
+
+def semantic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Semantic codes int32 `[batch, t]` of `[batch, samples]`."""
+    return _semantic(part.config, part.variables, audio)
+
+
+def acoustic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Acoustic codes int32 `[batch, 2 t, 12]` of `[batch, samples]`."""
+    return _acoustic(part.config, part.variables, audio)
+
+
+def mulan_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """MuLan codes int32 `[batch, 12]` of `[batch, samples]`."""
+    return _mulan(part.config, part.variables, audio)
+
+
+def melody_codes(part: Part, audio: np.ndarray) -> jax.Array:
+    """Melody codes int32 `[batch, 72]` of the first 10 s of `[batch, samples]`."""
+    return melody.tokens(part.config, part.variables, audio)
+
+
+# Configs are frozen dataclasses, hence hashable: compiled once per config and shape, not once per object.
+@functools.partial(jax.jit, static_argnums=0)
+def _semantic(config: w2v_bert.W2vBertConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return w2v_bert.semantic_tokens(config, variables, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _acoustic(config: soundstream.SoundStreamConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return soundstream.encode(config, variables, audio)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mulan(config: mulan.MulanConfig, variables: Any, audio: jax.Array) -> jax.Array:
+    return mulan.tokens(config, variables, mulan.embed_audio(config, variables, audio), "audio")

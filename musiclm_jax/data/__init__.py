@@ -1,0 +1,14 @@
+"""What the models read: audio, its spectra, records on disk, token streams and batches.
+
+Imports nothing else of the package. `records`, `datasets` and `feature_converter` import TensorFlow, and only `audio`
+imports librosa and soundfile.
+"""
+
+__all__ = [
+    "audio",
+    "datasets",
+    "feature_converter",
+    "records",
+    "spectrogram",
+    "tokens",
+]

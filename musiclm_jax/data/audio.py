@@ -1,0 +1,284 @@
+"""Sound files to arrays and back: the only module that imports librosa or soundfile.
+
+Inside the project audio is mono float32 in [-1, 1] at 24 kHz.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import soundfile
+
+from musiclm_jax.data.tokens import SAMPLE_RATE
+
+# Container and sample encoding by file name extension.
+WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+# What `load` looks for in folders; `load` itself tries any file.
+READABLE = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".m4a", ".aac", ".webm", ".wma")
+RAW = (".pcm", ".raw")  # 16-bit little-endian samples without a header, for `write_stream`
+STANDARD_OUTPUT = "-"  # as a path for `write_stream`: raw samples, too
+SAFE_PEAK = 0.99  # audio louder than full scale is scaled down to this
+
+
+class AudioError(ValueError):
+    """A sound file that cannot be read or written; the message is one line for the user."""
+
+
+def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads a sound file of any rate, channel count and format.
+
+    libsndfile reads wav, flac, ogg, opus, mp3 and aiff; for anything else librosa asks ffmpeg, if it is installed.
+
+    Args:
+      path: the file.
+      sample_rate: rate of the result in Hz.
+
+    Returns:
+      float32 `[samples]`: the mean of the channels.
+
+    Raises:
+      AudioError: if the file is missing, not sound, holds no samples or holds NaN or infinity.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder, not a sound file")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such sound file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        audio = samples.mean(axis=1)
+    except soundfile.LibsndfileError as sndfile_error:
+        audio, rate = _load_with_ffmpeg(path, sndfile_error)
+    if audio.size == 0:
+        raise AudioError(f"{path}: the file holds no samples")
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{path}: the file holds NaN or infinite samples")
+    return resample(audio, int(rate), sample_rate)
+
+
+def sample_rate_of(path: str | os.PathLike) -> int | None:
+    """Sample rate of a sound file in Hz; None if libsndfile cannot read it."""
+    try:
+        return int(soundfile.info(path).samplerate)
+    except soundfile.LibsndfileError:
+        return None
+
+
+def duration(path: str | os.PathLike) -> float | None:
+    """Length of a sound file in seconds, from its header; None if libsndfile cannot read it."""
+    try:
+        return float(soundfile.info(path).duration)
+    except soundfile.LibsndfileError:
+        return None
+
+
+def read_pcm(path: str | os.PathLike) -> np.ndarray:
+    """Samples of a sound file as they are: int16 `[samples]`, or `[samples, channels]` of more than one channel."""
+    return soundfile.read(path, dtype="int16")[0]
+
+
+def write_opus(path: str | os.PathLike, blocks: Iterable[np.ndarray]) -> None:
+    """Writes audio, float `[samples]` each block, one after the other into a small Ogg Opus file."""
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "OPUS", format="OGG", compression_level=0.8) as sound:
+        for block in blocks:
+            sound.write(block)
+
+
+def _load_with_ffmpeg(path: pathlib.Path, sndfile_error: Exception) -> tuple[np.ndarray, float]:
+    import librosa  # here: it takes a second to import, and writing does not need it
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # librosa announces that it passes the file on to audioread
+            return librosa.load(path, sr=None, mono=True)
+    except Exception as error:  # audioread's back ends raise their own unrelated types
+        reason = str(sndfile_error).removeprefix(f"Error opening {str(path)!r}: ")
+        raise AudioError(f"{path}: not a sound file that can be read ({reason} Is it damaged?)") from error
+
+
+def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Changes the sample rate of `[..., samples]` (soxr, high quality): float32 `[..., new samples]`."""
+    if rate == new_rate:
+        return np.ascontiguousarray(audio, dtype=np.float32)
+    import librosa
+
+    return librosa.resample(audio, orig_sr=rate, target_sr=new_rate, res_type="soxr_hq").astype(np.float32)
+
+
+def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = False) -> None:
+    """Finds out, before any work is done, whether `write` (or `write_stream`) would be able to write `path`.
+
+    Raises:
+      AudioError: if the extension is unknown, the folder is missing or closed, or the file exists and `force` is not
+        set.
+    """
+    if stream and str(path) == STANDARD_OUTPUT:
+        return
+    path = pathlib.Path(path)
+    known = [*WRITABLE, *(RAW if stream else ())]
+    if path.suffix.lower() not in known:
+        raise AudioError(f"{path}: cannot write {path.suffix or 'a file without extension'}: use {', '.join(known)}")
+    check_output(path, force)
+
+
+def check_output(path: str | os.PathLike, force: bool = False) -> None:
+    """The part of `check_writable` that holds for any kind of file."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder: give the name of a file")
+    if path.exists() and not force:
+        raise AudioError(f"{path}: exists already: choose another name or add --force")
+    folder = path.parent
+    if not folder.is_dir():
+        raise AudioError(f"{path}: there is no folder {folder}: make it first")
+    try:
+        # Permission bits do not tell the truth for root or on read-only mounts; a real file does.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AudioError(f"{path}: cannot write into {folder} ({error.strerror})") from error
+
+
+def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> float:
+    """Writes a 24 kHz wav, flac or ogg file, chosen by the extension; the file appears only when it is complete.
+
+    Samples beyond full scale would clip, so the whole piece is scaled down when its peak is above 1. Ogg Vorbis moves
+    peaks a little: there the decoded file is looked at, and scaled down too when it exceeds full scale.
+
+    Args:
+      path: file to write.
+      audio: float `[samples]`.
+      force: overwrite an existing file.
+
+    Returns:
+      The gain that was applied: 1.0, or less when the audio was too loud.
+
+    Raises:
+      AudioError: as `check_writable`, and if `audio` is empty, not one-dimensional or not finite.
+    """
+    path = pathlib.Path(path)
+    check_writable(path, force)
+    audio = np.asarray(audio, dtype=np.float32)
+    if audio.ndim != 1 or audio.size == 0:
+        raise AudioError(f"{path}: expected audio [samples], got an array of shape {audio.shape}")
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{path}: the audio holds NaN or infinite samples")
+    container, encoding = WRITABLE[path.suffix.lower()]
+    peak = float(np.abs(audio).max())
+    gain = SAFE_PEAK / peak if peak > 1 else 1.0
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        _encode(partial, audio * gain, container, encoding)
+        while encoding == "VORBIS" and (decoded := float(np.abs(soundfile.read(partial)[0]).max())) > 1:
+            gain *= 0.97 / decoded
+            _encode(partial, audio * gain, container, encoding)
+        os.replace(partial, path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise AudioError(f"{path}: could not be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return gain
+
+
+def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: bool = False) -> int:
+    """Writes audio block by block as it comes: what has come is in the file, whatever happens to the rest.
+
+    Samples beyond full scale are clipped, since the peak of the whole is not known.
+
+    Args:
+      path: a wav, flac, ogg or raw (.pcm, .raw) file by its extension, or "-" for raw samples on standard output. Raw
+        samples are 16-bit little-endian, mono, 24 kHz.
+      blocks: float `[samples]` each.
+      force: overwrite an existing file.
+
+    Returns:
+      The number of samples that were clipped.
+
+    Raises:
+      AudioError: as `check_writable`, and if the file or standard output cannot be written to the end.
+    """
+    check_writable(path, force, stream=True)
+    clipped = 0
+    with contextlib.ExitStack() as stack:
+        with _one_line(path):
+            write = stack.enter_context(_sink(path))
+        for block in blocks:
+            clipped += int((np.abs(block) > 1).sum())
+            with _one_line(path):
+                write(np.clip(block, -1, 1))
+    return clipped
+
+
+@contextlib.contextmanager
+def _one_line(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of writing into one line."""
+    try:
+        yield
+    except (OSError, soundfile.LibsndfileError) as error:
+        name = "standard output" if str(path) == STANDARD_OUTPUT else path
+        raise AudioError(f"{name}: could not be written to the end ({error})") from error
+
+
+@contextlib.contextmanager
+def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
+    """A function that writes a block of samples in [-1, 1] at once."""
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix in WRITABLE:
+        container, encoding = WRITABLE[suffix]
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, encoding, format=container) as sound:
+            yield lambda block: (sound.write(block), sound.flush())
+    else:  # unbuffered: a listener hears each block at once
+        target = 1 if str(path) == STANDARD_OUTPUT else path
+        with open(target, "wb", buffering=0, closefd=target != 1) as raw:
+            yield lambda block: _write_all(raw, np.rint(32767 * block).astype("<i2").tobytes())
+
+
+def _write_all(raw: io.RawIOBase, data: bytes) -> None:
+    """Writes all bytes: an unbuffered pipe may take fewer at once."""
+    view = memoryview(data)
+    while view:
+        view = view[raw.write(view) or 0 :]
+
+
+def _encode(path: pathlib.Path, audio: np.ndarray, container: str, encoding: str) -> None:
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, encoding, format=container) as sound:
+        for start in range(0, len(audio), SAMPLE_RATE):  # libsndfile overflows its stack on long Vorbis blocks
+            sound.write(audio[start : start + SAMPLE_RATE])
+
+
+def overlap_add(windows: np.ndarray, hop: int) -> np.ndarray:
+    """Joins overlapping windows by linear cross-fades, whose gains sum to one everywhere.
+
+    Args:
+      windows: float `[windows, samples]`; window i begins at sample `i * hop`.
+      hop: in samples; between half a window and a whole one.
+
+    Returns:
+      float32 `[(windows - 1) * hop + samples]`.
+
+    Raises:
+      ValueError: if more than two windows would overlap, or windows would leave gaps.
+    """
+    count, samples = windows.shape
+    overlap = samples - hop
+    if not 0 <= overlap <= hop:
+        raise ValueError(
+            f"windows of {samples} samples with a hop of {hop}: the hop must be {-(-samples // 2)}..{samples}"
+        )
+    fade_in = (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)
+    joined = np.zeros((count - 1) * hop + samples, np.float32)
+    for index, window in enumerate(windows):
+        gain = np.ones(samples, np.float32)
+        if index > 0:
+            gain[:overlap] = fade_in
+        if index < count - 1:
+            gain[hop:] = fade_in[::-1]
+        joined[index * hop : index * hop + samples] += window * gain
+    return joined

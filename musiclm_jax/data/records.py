@@ -1,0 +1,384 @@
+"""The two record formats of this project: audio clips and token streams, as `tf.train.Example` in TFRecord shards.
+
+Shards are named `<split>-00000-of-00016.tfrecord`, splits are train, validation and test. Audio records hold 16-bit
+PCM at 24 kHz, mono; token records hold raw codes (no offsets: layout.py adds these inside the jitted step).
+"""
+
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from musiclm_jax.data import tokens
+from musiclm_jax.data.tokens import MISSING_PITCH
+from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # also known by this module
+from musiclm_jax.data.tokens import SPLITS as SPLITS
+
+_PCM_SCALE = 32767.0
+_HEADER, _FOOTER = 12, 4  # bytes before and after a record of a TFRecord file
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord$")
+
+_AUDIO_FEATURES = {
+    "id": tf.io.FixedLenFeature([], tf.string),
+    "audio": tf.io.FixedLenFeature([], tf.string),
+    "caption": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "aspects": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "composition": tf.io.FixedLenFeature([], tf.string),
+    "kind": tf.io.FixedLenFeature([], tf.string),
+    "instrument": tf.io.FixedLenFeature([], tf.string),
+    "texture": tf.io.FixedLenFeature([], tf.string),
+    "key": tf.io.FixedLenFeature([], tf.string),
+    "bpm": tf.io.FixedLenFeature([], tf.float32),
+    "held_out_pair": tf.io.FixedLenFeature([], tf.int64),
+    "pitch_class": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+    "gain_db": tf.io.FixedLenFeature([], tf.float32),
+}
+
+_TOKEN_FEATURES = {
+    "id": tf.io.FixedLenFeature([], tf.string),
+    "semantic": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+    "acoustic": tf.io.FixedLenSequenceFeature([tokens.ACOUSTIC.quantizers], tf.int64, allow_missing=True),
+    "mulan": tf.io.FixedLenFeature([tokens.MULAN.quantizers], tf.int64),
+    "melody": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+    "caption_mulan": tf.io.FixedLenSequenceFeature([tokens.MULAN.quantizers], tf.int64, allow_missing=True),
+    "caption": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "instrument": tf.io.FixedLenFeature([], tf.string),
+    "composition": tf.io.FixedLenFeature([], tf.string),
+    "held_out_pair": tf.io.FixedLenFeature([], tf.int64),
+}
+
+_RENDITION_FEATURES = {
+    "id": tf.io.FixedLenFeature([], tf.string),
+    "renditions": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "players": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    "composition": tf.io.FixedLenFeature([], tf.string),
+}
+
+
+def _example(values: Mapping[str, Any]) -> bytes:
+    """Serializes str, bytes, int, float or sequences of one of these, each under its name."""
+    features = {}
+    for name, value in values.items():
+        items = np.asarray(value).reshape(-1).tolist() if isinstance(value, np.ndarray) else value
+        items = items if isinstance(items, (list, tuple)) else [items]
+        if items and all(isinstance(item, (str, bytes)) for item in items):
+            encoded = [item.encode() if isinstance(item, str) else item for item in items]
+            features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=encoded))
+        elif all(isinstance(item, (int, np.integer)) for item in items):
+            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(item) for item in items]))
+        else:
+            features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=[float(item) for item in items]))
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def pcm_from_audio(audio: np.ndarray) -> bytes:
+    """Turns float audio `[samples]` in [-1, 1] into little-endian int16 PCM.
+
+    Raises:
+      ValueError: if the audio is not one-dimensional, not finite, or leaves [-1, 1].
+    """
+    audio = np.asarray(audio, np.float32)
+    if audio.ndim != 1:
+        raise ValueError(f"audio has shape {audio.shape}: expected [samples], mono; average the channels first")
+    peak = float(np.max(np.abs(audio), initial=0.0))
+    if not peak <= 1.0:
+        raise ValueError(f"audio has a peak of {peak}: expected values within [-1, 1]; scale it down first")
+    return np.round(audio * _PCM_SCALE).astype("<i2").tobytes()
+
+
+def audio_from_pcm(pcm: bytes) -> np.ndarray:
+    """Turns little-endian int16 PCM into float32 audio `[samples]`; the inverse of `pcm_from_audio` up to rounding."""
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / _PCM_SCALE
+
+
+def audio_example(
+    *,
+    id: str,
+    audio: np.ndarray,
+    caption: Sequence[str],
+    aspects: Sequence[str],
+    composition: str,
+    kind: str,
+    instrument: str,
+    texture: str,
+    key: str,
+    bpm: float,
+    held_out_pair: int,
+    pitch_class: np.ndarray,
+    gain_db: float,
+) -> bytes:
+    """Serializes one clip.
+
+    Args:
+      id: name of the clip, unique in the corpus.
+      audio: float32 `[samples]` in [-1, 1], 24 kHz mono.
+      caption: different sentences about the same clip, at least one.
+      aspects: short phrases as in MusicCaps' aspect lists.
+      composition: id of the composition; the splits share none.
+      kind: kind of piece ("jig").
+      instrument: plain name of the lead instrument ("fiddle").
+      texture: who plays beside the lead ("solo").
+      key: tonic and mode ("G major").
+      bpm: beats per minute.
+      held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
+      pitch_class: int `[frames]` at 25 Hz, 0..11 (C = 0) of the lead voice, -1 in rests.
+      gain_db: loudness against the corpus's nominal level, in dB.
+
+    Returns:
+      A serialized tf.train.Example.
+
+    Raises:
+      ValueError: if the audio leaves [-1, 1], there is no caption, or a pitch class is outside -1..11.
+    """
+    if isinstance(caption, str) or not caption:
+        raise ValueError(f"clip {id} has caption {caption!r}: expected a list of one or more sentences")
+    pitch_class = np.asarray(pitch_class)
+    if pitch_class.size and not (pitch_class.min() >= MISSING_PITCH and pitch_class.max() <= 11):
+        raise ValueError(f"clip {id} has pitch classes {pitch_class.min()}..{pitch_class.max()}: expected -1..11")
+    return _example(
+        {
+            "id": id,
+            "audio": pcm_from_audio(audio),
+            "caption": list(caption),
+            "aspects": list(aspects),
+            "composition": composition,
+            "kind": kind,
+            "instrument": instrument,
+            "texture": texture,
+            "key": key,
+            "bpm": float(bpm),
+            "held_out_pair": int(held_out_pair),
+            "pitch_class": pitch_class,
+            "gain_db": float(gain_db),
+        }
+    )
+
+
+def parse_audio_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses one audio record inside a tf.data pipeline.
+
+    Returns:
+      The fields of `audio_example`; audio float32 `[samples]`, caption and aspects string `[n]`, pitch_class int64
+      `[frames]`.
+    """
+    fields = tf.io.parse_single_example(serialized, _AUDIO_FEATURES)
+    fields["audio"] = tf.cast(tf.io.decode_raw(fields["audio"], tf.int16), tf.float32) / _PCM_SCALE
+    return fields
+
+
+def token_example(
+    *,
+    id: str,
+    semantic: np.ndarray,
+    acoustic: np.ndarray,
+    mulan: np.ndarray,
+    caption: Sequence[str],
+    instrument: str,
+    composition: str,
+    held_out_pair: int,
+    melody: np.ndarray | None = None,
+    caption_mulan: np.ndarray | None = None,
+) -> bytes:
+    """Serializes the token streams of one clip.
+
+    Args:
+      id: name of the clip.
+      semantic: codes `[t]` at 25 Hz.
+      acoustic: codes `[2 * t, 12]` at 50 Hz; stored flat, frame by frame.
+      mulan: codes `[12]` of the clip's audio embedding.
+      caption: sentences about the clip.
+      instrument: plain name of the lead instrument.
+      composition: id of the composition.
+      held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
+      melody: codes `[72]` of the melody of its audio, where there is a melody model.
+      caption_mulan: codes `[n, 12]` of the embeddings of texts about the clip, where there are some.
+
+    Raises:
+      ValueError: if a stream has another shape, the lengths do not match, or a code is negative.
+    """
+    semantic, acoustic, mulan = (np.asarray(codes) for codes in (semantic, acoustic, mulan))
+    melody = np.zeros(0, np.int32) if melody is None else np.asarray(melody)
+    if melody.shape not in ((0,), (tokens.MELODY.quantizers,)):
+        raise ValueError(f"record {id}: melody {melody.shape}, expected [{tokens.MELODY.quantizers}], or none")
+    of_texts = np.zeros((0, tokens.MULAN.quantizers), np.int32) if caption_mulan is None else np.asarray(caption_mulan)
+    if of_texts.ndim != 2 or of_texts.shape[1] != tokens.MULAN.quantizers:
+        raise ValueError(f"record {id}: caption_mulan {of_texts.shape}, expected [n, {tokens.MULAN.quantizers}]")
+    frames = semantic.shape[0] * tokens.ACOUSTIC.frame_rate // tokens.SEMANTIC.frame_rate
+    expected = (frames, tokens.ACOUSTIC.quantizers)
+    if semantic.ndim != 1 or acoustic.shape != expected or mulan.shape != (tokens.MULAN.quantizers,):
+        raise ValueError(
+            f"record {id}: semantic {semantic.shape}, acoustic {acoustic.shape}, mulan {mulan.shape}: expected "
+            f"[t], [2 t, {tokens.ACOUSTIC.quantizers}], [{tokens.MULAN.quantizers}]; tokenize all from the same audio"
+        )
+    if min(int(codes.min(initial=0)) for codes in (semantic, acoustic, mulan, melody, of_texts)) < 0:
+        raise ValueError(f"record {id} has a negative code: records keep raw codes, 0..codebook_size-1")
+    return _example(
+        {
+            "id": id,
+            "semantic": semantic,
+            "acoustic": acoustic,
+            "mulan": mulan,
+            "melody": melody,
+            "caption_mulan": of_texts,
+            "caption": list(caption),
+            "instrument": instrument,
+            "composition": composition,
+            "held_out_pair": int(held_out_pair),
+        }
+    )
+
+
+def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses one token record.
+
+    Returns:
+      int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`, melody `[72]` or `[0]`, caption_mulan `[n, 12]`;
+      string caption `[n]`.
+    """
+    return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
+
+
+def rendition_example(*, id: str, renditions: np.ndarray, players: Sequence[str], composition: str) -> bytes:
+    """Serializes the renditions of one passage.
+
+    Args:
+      id: name of the passage.
+      renditions: float32 `[renditions, samples]` in [-1, 1], 24 kHz mono: they share the melody and nothing else.
+      players: of each rendition, "instrument", "sung" or "whistled".
+      composition: id of the composition; the splits share none.
+
+    Raises:
+      ValueError: if a rendition leaves [-1, 1], or there is not one player for each of two or more renditions.
+    """
+    renditions = np.asarray(renditions)
+    if renditions.ndim != 2 or len(renditions) < 2 or len(players) != len(renditions):
+        raise ValueError(
+            f"passage {id} has renditions {renditions.shape} by {len(players)} players: expected [renditions, samples] "
+            "of two or more, and a player for each"
+        )
+    return _example(
+        {
+            "id": id,
+            "renditions": [pcm_from_audio(audio) for audio in renditions],
+            "players": list(players),
+            "composition": composition,
+        }
+    )
+
+
+def parse_rendition_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Parses the renditions of one passage inside a tf.data pipeline.
+
+    Returns:
+      The fields of `rendition_example`; renditions are int16 `[renditions, samples]` PCM, so that those which are not
+      drawn are never converted, players string `[renditions]`.
+    """
+    fields = tf.io.parse_single_example(serialized, _RENDITION_FEATURES)
+    fields["renditions"] = tf.io.decode_raw(fields["renditions"], tf.int16)
+    return fields
+
+
+def shard_path(folder: str | os.PathLike, split: str, index: int, count: int) -> pathlib.Path:
+    """Path of shard `index` of `count`."""
+    return pathlib.Path(folder).expanduser() / f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+
+
+def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
+    """Sorted paths of a split's shards.
+
+    Raises:
+      ValueError: if the split has no shards or some of them are missing (an unfinished build).
+    """
+    root = epath.Path(folder).expanduser()  # a bucket's gs:// too
+    paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
+    if not paths:
+        raise ValueError(
+            f"{root} holds no shards of split {split!r}: expected {split}-00000-of-NNNNN.tfrecord; build them first"
+        )
+    expected = int(paths[0].removesuffix(".tfrecord").rsplit("-", 1)[1])
+    if len(paths) != expected:
+        raise ValueError(
+            f"{root} holds {len(paths)} shards of split {split!r}: expected {expected}; run the same build again"
+        )
+    return paths
+
+
+def check_whole(path: str | os.PathLike) -> int:
+    """Checks that a file of records ends with a whole record, from the lengths alone: records are not read.
+
+    Returns:
+      Number of records.
+
+    Raises:
+      ValueError: if it does not, with its name.
+    """
+    size, position, count = os.path.getsize(path), 0, 0
+    file = os.open(path, os.O_RDONLY)
+    try:
+        while position + _HEADER <= size:
+            # A record is its length, a checksum of that, the content and a checksum of that.
+            (length,) = struct.unpack("<Q", os.pread(file, 8, position))
+            position += _HEADER + length + _FOOTER
+            count += 1
+    finally:
+        os.close(file)
+    if position != size:
+        raise ValueError(
+            f"{path} is cut off within record {max(count - (position > size), 0)} or is no file of records: write it "
+            "again"
+        )
+    return count
+
+
+def _plain(value: tf.Tensor) -> Any:
+    value = value.numpy()
+    if isinstance(value, bytes):
+        return value.decode()
+    if value.dtype == object:
+        return [item.decode() for item in value]
+    return value.item() if value.ndim == 0 else value
+
+
+def read_audio_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Reads audio records one by one, in order: strings as str, lists of them as list, audio float32 `[samples]`."""
+    for serialized in tf.data.TFRecordDataset(list(paths)):
+        yield _audio_record(serialized)
+
+
+def _audio_record(serialized: tf.Tensor) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in parse_audio_example(serialized).items()}
+
+
+def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Reads token records one by one, in order: codes as int64 arrays, strings as str, captions as list of str."""
+    for serialized in tf.data.TFRecordDataset(list(paths)):
+        yield {name: _plain(value) for name, value in parse_token_example(serialized).items()}
+
+
+def read_rendition_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Reads passages one by one, in order: strings as str, players as list, float32 `[renditions, samples]`."""
+    for serialized in tf.data.TFRecordDataset(list(paths)):
+        fields = {name: _plain(value) for name, value in parse_rendition_example(serialized).items()}
+        yield fields | {"renditions": fields["renditions"].astype(np.float32) / _PCM_SCALE}
+
+
+def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Draws clips of a split evenly (reservoir sampling: one pass, no more than `count` clips in memory).
+
+    Returns:
+      Records as `read_audio_records` gives them, in their order on disk; all of them if there are fewer.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, tf.Tensor]] = []  # what is not drawn is never parsed, which takes most of the time
+    for index, serialized in enumerate(tf.data.TFRecordDataset(shard_paths(folder, split))):
+        if len(kept) < count:
+            kept.append((index, serialized))
+        elif (slot := int(rng.integers(0, index + 1))) < count:
+            kept[slot] = (index, serialized)
+    return [_audio_record(serialized) for _, serialized in sorted(kept, key=lambda item: item[0])]

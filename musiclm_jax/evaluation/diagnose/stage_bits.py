@@ -1,0 +1,287 @@
+"""Stages: bits per token beside the code frequencies, what another clip's conditioning costs, the order of the levels.
+
+"condition_bits" is what `stage_learner` measures while a stage trains; here the conditioning is of another composition,
+and each of its streams is swapped alone.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from musiclm_jax.bundles import Part
+from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
+from musiclm_jax.evaluation import metrics
+from musiclm_jax.evaluation.diagnose.finding import Finding, grade
+from musiclm_jax.stages.layout import Stage, assemble
+from musiclm_jax.stages.losses import token_losses
+from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, level_logits
+
+BATCH = 8
+ORDER_BITS = 0.1  # of KL divergence, by which the codes of another level must be nearer than those of the own one
+WEAK_SAVING = 0.1  # of the unigram entropy
+WEAK_CONDITION = 0.1  # of the saving, for conditioning that runs in time
+WEAK_CLIP_CONDITION = 0.5  # of the entropy of the codes, for conditioning per clip
+Crop = dict[str, np.ndarray]
+
+
+class StageScores(NamedTuple):
+    """What a stage gives to clips.
+
+    Attributes:
+      bits: per token `[clips, levels]`.
+      predicted: mean probabilities `[levels, codebook_size]`, over all positions of a level.
+    """
+
+    bits: np.ndarray
+    predicted: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    stage: Stage, config: TransformerConfig, params: dict, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Mean bits per token `[batch, levels]`, as `stage_learner` computes the loss, and mean probabilities."""
+    lm = assemble(stage, batch)
+    hidden = hidden_states(config, params, lm.decoder_input_tokens, stage.times()[:-1], stage.spans(), lm.valid, None)
+    rows, frames, levels = lm.target_codes.shape
+    hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
+    first_id = stage.vocabulary.offset(stage.target.stream, stage.target.first_level)
+    logits = level_logits(params, hidden, first_id, levels, stage.stream(stage.target.stream).codebook_size)
+    bits = jnp.mean(token_losses(logits, lm.target_codes).cross_entropy, axis=1) / math.log(2)
+    return bits, jnp.mean(jax.nn.softmax(logits), axis=1)
+
+
+def crop(record: Mapping, stage: Stage, rng: np.random.Generator) -> Crop:
+    """One aligned crop of `stage.seconds`, starting on a semantic frame."""
+    length = SEMANTIC.frames(stage.seconds)
+    start = int(rng.integers(0, len(record["semantic"]) - length + 1))
+    ratio = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
+    return {
+        SEMANTIC.name: record["semantic"][start : start + length],
+        ACOUSTIC.name: record["acoustic"][start * ratio : (start + length) * ratio],
+        MULAN.name: record["mulan"],
+    }
+
+
+def strangers(compositions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """For each clip the index of a clip of another composition.
+
+    Raises:
+      ValueError: if all clips are of one composition.
+    """
+    if len(set(compositions)) < 2:
+        raise ValueError("all clips are of one composition: a shuffled condition needs several")
+    names = np.array(compositions)
+    return np.array([rng.choice(np.flatnonzero(names != name)) for name in names])
+
+
+def with_condition(stage: Stage, own: Crop, other: Crop, streams: Sequence[str] | None = None) -> Crop:
+    """The target of `own` behind the conditioning of `other`, or behind `streams` of it and the rest of its own."""
+    swapped = [part.stream for part in stage.conditioning if streams is None or part.stream in streams]
+    mixed = {part.stream: own[part.stream] for part in (*stage.conditioning, stage.target)}
+    mixed |= {name: other[name] for name in swapped}
+    target = stage.target
+    if target.stream in swapped:  # the fine stage: conditioning and target are levels of one stream
+        levels = slice(target.first_level, target.last_level + 1)
+        mixed[target.stream] = mixed[target.stream].copy()
+        mixed[target.stream][:, levels] = own[target.stream][:, levels]
+    return mixed
+
+
+def score(stage: Stage, config: TransformerConfig, params: dict, crops: Sequence[Crop]) -> StageScores:
+    """Bits and mean probabilities of crops."""
+    bits, predicted = [], []
+    for start in range(0, len(crops), BATCH):
+        group = list(crops[start : start + BATCH])
+        filled = group + group[-1:] * (BATCH - len(group))
+        batch = {name: np.stack([c[name] for c in filled]).astype(np.int32) for name in filled[0]}
+        of_batch = _scores(stage, config, params, batch)
+        bits.append(np.asarray(of_batch[0])[: len(group)])
+        predicted.append(np.asarray(of_batch[1])[: len(group)])
+    return StageScores(np.concatenate(bits), np.concatenate(predicted).mean(axis=0))
+
+
+def measure(stage: Stage, config: TransformerConfig, params: dict, crops: Sequence[Crop]) -> np.ndarray:
+    """Bits per token `[clips, levels]`."""
+    return score(stage, config, params, crops).bits
+
+
+def target_codes(stage: Stage, crops: Sequence[Mapping]) -> np.ndarray:
+    """Codes of the target `[frames of all clips, levels]`."""
+    streams = [c[stage.target.stream] for c in crops]
+    joined = np.concatenate([s[:, None] if s.ndim == 1 else s for s in streams])
+    return joined[:, stage.target.first_level : stage.target.last_level + 1]
+
+
+def unigram(stage: Stage, train_codes: np.ndarray, crops: Sequence[Crop]) -> np.ndarray:
+    """Bits per token `[clips, levels]` under the frequencies of `train_codes` `[frames, levels]`."""
+    size = stage.stream(stage.target.stream).codebook_size
+    of_clips = [target_codes(stage, [own]) for own in crops]
+    return np.array(
+        [
+            [metrics.unigram_bits(train_codes[:, i], codes[:, i], size) for i in range(codes.shape[1])]
+            for codes in of_clips
+        ]
+    )
+
+
+def diagnose_stage(part: Part, clips: Sequence[Mapping], train: Sequence[Mapping], seed: int) -> list[Finding]:
+    """Judges a stage on held-out clips.
+
+    Args:
+      part: the stage.
+      clips: token streams of held-out clips, and "composition".
+      train: token streams of training clips.
+      seed: of the crops and intervals.
+
+    Raises:
+      ValueError: if the clips are shorter than the stage's crops, or all of one composition.
+    """
+    stage, config, params = part.config.stage, part.config.transformer, part.variables["params"]
+    shortest = min(len(record["semantic"]) for record in clips)
+    if shortest < SEMANTIC.frames(stage.seconds):
+        raise ValueError(
+            f"clips of {shortest / SEMANTIC.frame_rate:g} s: the {stage.name} stage reads {stage.seconds:g} s; give "
+            "longer clips"
+        )
+    rng = np.random.default_rng(seed)
+    crops = [crop(record, stage, rng) for record in clips]
+    other = strangers([record["composition"] for record in clips], rng)
+    right = score(stage, config, params, crops)
+    by_frequency = unigram(stage, target_codes(stage, train), crops)
+    costs = {}
+    for name in dict.fromkeys(own.stream for own in stage.conditioning):
+        mixed = [with_condition(stage, own, crops[i], [name]) for own, i in zip(crops, other, strict=True)]
+        costs[name] = np.mean(measure(stage, config, params, mixed) - right.bits, axis=1)
+    order = level_order(stage, right.predicted, np.concatenate([_streams(stage, record) for record in train]))
+    findings = [order, *level_bits(stage, right.bits, by_frequency, seed)]
+    saving = float(np.mean(by_frequency - right.bits))
+    for name, cost in costs.items():
+        findings.append(condition_bits(stage, name, cost, saving, clip_entropy(stage, name, train), seed))
+    return findings
+
+
+def _streams(stage: Stage, record: Mapping) -> np.ndarray:
+    codes = np.asarray(record[stage.target.stream])
+    return codes[:, None] if codes.ndim == 1 else codes
+
+
+def level_bits(stage: Stage, bits: np.ndarray, by_frequency: np.ndarray, seed: int) -> list[Finding]:
+    """Judges each level: a model that saves nothing over the code frequencies has learned nothing, or other tokens.
+
+    Args:
+      stage: the stage.
+      bits: per token `[clips, levels]`.
+      by_frequency: of the same tokens under the unigram frequencies.
+      seed: of the intervals.
+    """
+    findings = []
+    for i in range(bits.shape[1]):
+        saved = metrics.bootstrap(by_frequency[:, i] - bits[:, i], seed=seed)
+        mean = by_frequency[:, i].mean()
+        findings.append(
+            Finding(
+                stage.name,
+                f"bits per token, level {stage.target.first_level + i + 1}",
+                metrics.bootstrap(bits[:, i], seed=seed),
+                grade(saved.low <= 0, saved.value < WEAK_SAVING * mean),
+                f"broken from {mean:.2f} (unigram entropy), weak above {(1 - WEAK_SAVING) * mean:.2f} "
+                f"({WEAK_SAVING:.0%} saved)",
+                f"saved {saved}",
+                "no better than the frequencies of the codes: the stage was trained on other tokens (another codec, "
+                "other clusters, another order of levels): tokenize again with this bundle and train"
+                if saved.low <= 0
+                else "train the stage on",
+            )
+        )
+    return findings
+
+
+def condition_bits(stage: Stage, stream: str, cost: np.ndarray, saving: float, entropy: float, seed: int) -> Finding:
+    """Judges whether a stage reads a stream of its conditioning.
+
+    For a stream in time the bound is a share of what the stage saves at all: it stands between two coarse stages of the
+    tiny bundle, one of 5 % whose music did not follow its text and its successor of 42 %. For one per clip it is a
+    share of its entropy: a model that knows what the codes say loses at least that much, over the crop, when they are
+    another clip's. Where a stream in time stands beside it, that one may say the same already, so anything above 0 is
+    enough.
+
+    Args:
+      stage: the stage.
+      stream: name of the stream whose codes are of another clip.
+      cost: bits per token `[clips]`.
+      saving: of the stage over the unigram entropy, bits per token.
+      entropy: of the stream's codes of a clip, in bits, see `clip_entropy`.
+      seed: of the interval.
+    """
+    lost = metrics.bootstrap(cost, seed=seed)
+    in_time = [part.stream for part in stage.conditioning if stage.stream(part.stream).frame_rate]
+    if stream in in_time:
+        bound, source = WEAK_CONDITION * saving, f"{WEAK_CONDITION:.0%} of the {saving:.2f} bits that the stage saves"
+    elif in_time:
+        bound, source = 0.0, f"its {' and '.join(in_time)} tokens may say the same"
+    else:
+        bound = WEAK_CLIP_CONDITION * entropy / stage.target_length()
+        source = f"half of the {entropy:.1f} bits of a clip's codes, over {stage.target_length()} tokens"
+    needed = stream in in_time or not in_time
+    read = f"{stage.name} stage does not read its {stream} tokens"
+    return Finding(
+        stage.name,
+        f"condition_bits, {stream} tokens",
+        lost,
+        grade(needed and lost.low <= 0, lost.low <= 0 or lost.value < bound),
+        f"{'broken' if needed else 'weak'} if not above 0" + f", weak under {bound:.3f} ({source})" * needed,
+        "bits per token that another clip's tokens cost",
+        f"the {read}: were they shuffled, or made by another tokenizer than those it was trained on? Check the "
+        "token records, train on with TransformerConfig.aligned_condition and watch condition_bits"
+        if lost.low <= 0
+        else f"the {read} enough: train on with TransformerConfig.aligned_condition and watch condition_bits",
+    )
+
+
+def clip_entropy(stage: Stage, stream: str, train: Sequence[Mapping]) -> float:
+    """Entropy in bits of the codes per clip that a stage reads, over training clips; 0 for a stream in time."""
+    if stage.stream(stream).frame_rate:
+        return 0.0
+    own = next(part for part in stage.conditioning if part.stream == stream)
+    read = np.stack([record[stream][own.first_level : own.last_level + 1] for record in train])
+    counts = np.unique(read, axis=0, return_counts=True)[1]
+    return float(scipy.stats.entropy(counts, base=2))
+
+
+def level_order(stage: Stage, predicted: np.ndarray, train_codes: np.ndarray) -> Finding:
+    """Judges whether a stage's levels are those of the tokens: each must predict the frequencies of its own level.
+
+    Args:
+      stage: the stage.
+      predicted: mean probabilities `[levels, codebook_size]`.
+      train_codes: int `[frames, all levels of the target's stream]`.
+    """
+    size, levels = predicted.shape[1], stage.target.first_level + np.arange(len(predicted))
+    counts = np.stack([np.bincount(level, minlength=size) + 1.0 for level in train_codes.T])
+    frequencies = counts / counts.sum(axis=1, keepdims=True)
+    logs = np.log2(np.maximum(predicted, 1e-12))
+    divergence = np.sum(predicted * logs, axis=1)[:, None] - predicted @ np.log2(frequencies).T  # KL in bits
+    rows = np.arange(len(levels))
+    nearest = np.argmin(divergence, axis=1)
+    own, least = divergence[rows, levels], divergence[rows, nearest]
+    # Half: an untrained stage is far from all levels alike. The difference: levels may have the same frequencies.
+    moved = (least < own / 2) & (own - least > ORDER_BITS)
+    wrong = [f"level {levels[i] + 1} predicts the codes of level {nearest[i] + 1}" for i in np.flatnonzero(moved)]
+    return Finding(
+        stage.name,
+        "order of the levels: levels that predict the codes of another level",
+        float(len(wrong)),
+        grade(bool(wrong), False),
+        "ok at 0 (its frequencies are less than half as far from the predictions as those of the own level)",
+        "; ".join(wrong),
+        "the levels are out of order: " + ", ".join(wrong) + "; tokenize again with this bundle and train the stage"
+        if wrong
+        else "",
+    )

@@ -1,0 +1,386 @@
+"""FAD, KLD and MCC of a system's clips against a set of captions and reference clips (MusicLM section 5.2).
+
+An `EvaluationSet` says what is asked; `hear` turns clips into vectors, `score` turns vectors into figures. Nothing here
+generates or knows where clips come from, so the clips of any system are scored alike.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes
+from musiclm_jax.data.audio import resample
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation import embedders as listeners
+from musiclm_jax.evaluation import frechet, metrics
+from musiclm_jax.evaluation.clips import is_silent, segments, some
+from musiclm_jax.evaluation.embedders import EMBEDDINGS, PROBABILITIES, Embedder, embed
+from musiclm_jax.evaluation.embedders.weights import WeightsError
+from musiclm_jax.evaluation.metrics import Estimate
+from musiclm_jax.tokenizers import mulan, soundstream
+
+# Vectors `[windows, dim]` of each segment of each clip, by the clip's id.
+Heard = dict[str, list[np.ndarray]]
+# The same for each embedder, by its name.
+Hearing = dict[str, Heard]
+# (id, float32 `[samples]` at 24 kHz), made anew at every call.
+ClipSource = Callable[[], Iterable[tuple[str, np.ndarray]]]
+
+MCC_NOTE = "cosine of caption and clip; music of this bundle is conditioned with the same MuLan"
+MIN_TAG_CLIPS = 5  # of a tag, for a mean of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One clip that is asked for."""
+
+    id: str
+    caption: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """What systems are asked for, and what their clips are compared with.
+
+    Attributes:
+      name: of the task, in seqio's registry and in reports.
+      items: in the order of the task.
+      references: clips of the items, as many as there are; KLD compares clips of equal ids.
+      background: clips that FAD compares with; `references` if None. Real clips of other ids make "real against real"
+        a fair floor.
+      version: identifies the clips of both, for the cache; "" caches nothing.
+      remarks: what a reader of the figures should know about the set.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    references: ClipSource
+    background: ClipSource | None = None
+    version: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure of one system.
+
+    Attributes:
+      metric: "FAD", "KLD" or "MCC".
+      embedder: name of what listened; figures of different embedders are not comparable.
+      version: of the embedder's weights.
+      estimate: the value with its 95 % interval; None if it cannot be given.
+      clips: clips that count.
+      asked: clips that were asked for.
+      infinity: of FAD, the value extrapolated to infinitely many clips, where there are enough of them.
+      note: how to read it, or why there is none.
+    """
+
+    metric: str
+    embedder: str
+    version: str
+    estimate: Estimate | None
+    clips: int
+    asked: int
+    infinity: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Figures of one system.
+
+    Attributes:
+      system: its name.
+      figures: the lines of the report.
+      by_clip: KLD and MCC of each clip: {"KLD musicnn_tags": {id: value}, ...}.
+      by_tag: their means over the clips of each tag with enough of them: {"KLD musicnn_tags": {tag: (mean, clips)}}.
+    """
+
+    system: str
+    figures: tuple[Figure, ...]
+    by_clip: dict[str, dict[str, float]]
+    by_tag: dict[str, dict[str, tuple[float, int]]]
+
+
+def hear(embedder: Embedder, clips: Iterable[tuple[str, np.ndarray]]) -> Heard:
+    """Vectors of clips at 24 kHz, segment by segment; a clip too short for the embedder has none."""
+    names: list[str] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for name, audio in clips:
+            for part in segments(audio):
+                names.append(name)
+                yield resample(part, SAMPLE_RATE, embedder.sample_rate)
+
+    heard: Heard = {}
+    for index, vectors in enumerate(embed(embedder, parts())):
+        if len(vectors):
+            heard.setdefault(names[index], []).append(vectors)
+    return heard
+
+
+def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: pathlib.Path | None) -> Heard:
+    """As `hear`, keeping the vectors in the folder `cache` under the versions of the clips and of the embedder."""
+    if cache is None or not version:
+        return hear(embedder, clips())
+    key = hashlib.sha256(json.dumps([version, embedder.name, embedder.version]).encode()).hexdigest()[:16]
+    path = cache / f"{embedder.name}-{key}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            rows = np.split(stored["vectors"], np.cumsum(stored["windows"])[:-1])
+            heard: Heard = {}
+            for name, vectors in zip(stored["names"], rows, strict=True):
+                heard.setdefault(str(name), []).append(vectors)
+            return heard
+    heard = hear(embedder, clips())
+    flat = [(name, vectors) for name, parts in heard.items() for vectors in parts]
+    if flat:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + f".{os.getpid()}.npz")
+        np.savez(
+            partial,
+            names=[name for name, _ in flat],
+            windows=[len(vectors) for _, vectors in flat],
+            vectors=np.concatenate([vectors for _, vectors in flat]),
+        )
+        os.replace(partial, path)
+    return heard
+
+
+def load_embedders(names: Sequence[str], bundle: Bundle) -> tuple[list[Embedder], list[str]]:
+    """Loads embedders and classifiers, leaving out those whose weights are not there.
+
+    Args:
+      names: that `embedders.load` knows.
+      bundle: where "mulan" comes from.
+
+    Returns:
+      What could be loaded, and for each of the others a line that says what it needs.
+
+    Raises:
+      ValueError: if a name is unknown or none can be loaded.
+    """
+    loaded, absent = [], []
+    for name in names:
+        try:
+            loaded.append(listeners.load(name, bundle))
+        except WeightsError as error:
+            absent.append(f"no figures of {name}: {error}")
+    if not loaded:
+        raise ValueError(f"none of the embedders {', '.join(names)} can be used: {absent[0] if absent else 'name one'}")
+    return loaded, absent
+
+
+class Judges:
+    """The embedders of an evaluation with what they heard in the references, which is the same for all systems.
+
+    Args:
+      evaluation_set: what is asked.
+      embedders: embedders give FAD, classifiers KLD; "mulan" gives MCC as well.
+      bundle: whose MuLan embeds the captions; None leaves MCC out.
+      cache: folder for the vectors of the references.
+      direction: of KLD, see `metrics.kl_divergence`.
+      seed: of the intervals.
+    """
+
+    def __init__(
+        self,
+        evaluation_set: EvaluationSet,
+        embedders: Sequence[Embedder],
+        bundle: Bundle | None = None,
+        cache: pathlib.Path | None = None,
+        direction: str = metrics.KLD_DIRECTIONS[0],
+        seed: int = 0,
+    ):
+        self.evaluation_set = evaluation_set
+        self.embedders = tuple(embedders)
+        self.direction = direction
+        self.seed = seed
+        self._captions: dict[str, np.ndarray] = {}
+        if bundle is not None and any(e.name == "mulan" for e in embedders):
+            config, variables = bundle.mulan()
+            items = evaluation_set.items
+            vectors = np.asarray(mulan.embed_text(config, variables, [item.caption for item in items]))
+            self._captions = {item.id: vector for item, vector in zip(items, vectors, strict=True)}
+        self._cache = cache
+        self._background: dict[str, frechet.Gaussian | None] = {}
+        self._references: dict[str, Heard] = {}
+        for embedder in embedders:
+            if embedder.kind == PROBABILITIES or evaluation_set.background is None:
+                self._references[embedder.name] = self._hear_references(embedder)
+            if embedder.kind == EMBEDDINGS:
+                heard = self._references.get(embedder.name, {})
+                if evaluation_set.background is not None:
+                    version = evaluation_set.version and f"{evaluation_set.version} background"
+                    heard = hear_cached(embedder, evaluation_set.background, version, cache)
+                rows = [vectors for parts in heard.values() for vectors in parts]
+                enough = sum(len(vectors) for vectors in rows) >= 2
+                self._background[embedder.name] = frechet.fit(rows) if enough else None
+
+    def _hear_references(self, embedder: Embedder) -> Heard:
+        return hear_cached(embedder, self.evaluation_set.references, self.evaluation_set.version, self._cache)
+
+    def hear(self, clips: ClipSource) -> Hearing:
+        """What every embedder hears in clips whose ids are those of the items; others are left out."""
+        ids = {item.id for item in self.evaluation_set.items}
+        return {e.name: hear(e, ((name, audio) for name, audio in clips() if name in ids)) for e in self.embedders}
+
+    def references(self) -> Hearing:
+        """What every embedder hears in the reference clips: as a system, these are real clips against real clips.
+
+        FAD may compare with clips of more captions than are asked (a limit); those are no clips of the system.
+        """
+        ids = {item.id for item in self.evaluation_set.items}
+        heard = {e.name: self._references.get(e.name) or self._hear_references(e) for e in self.embedders}
+        return {name: {clip: parts for clip, parts in of.items() if clip in ids} for name, of in heard.items()}
+
+    def score(self, system: str, hearing: Hearing) -> Scores:
+        """Figures of a system, from what was heard in its clips."""
+        items = {item.id: item for item in self.evaluation_set.items}
+        figures: list[Figure] = []
+        by_clip: dict[str, dict[str, float]] = {}
+        for embedder in self.embedders:
+            heard = hearing[embedder.name]
+            if embedder.kind == EMBEDDINGS:
+                figures.append(self._fad(embedder, heard))
+            else:
+                values = self._kld(heard, self._references[embedder.name])
+                figures.append(self._mean("KLD", embedder, values, f"KL({self.direction}), nats"))
+                by_clip[f"KLD {embedder.name}"] = values
+            if embedder.name == "mulan" and self._captions:
+                values = {
+                    name: float(np.mean(metrics.cosine(self._captions[name], np.stack([unit_mean(p) for p in parts]))))
+                    for name, parts in heard.items()
+                }
+                figures.append(
+                    self._mean(
+                        "MCC",
+                        embedder,
+                        values,
+                        "cosine of caption and clip; the bundle's music is conditioned with this MuLan",
+                    )
+                )
+                by_clip[f"MCC {embedder.name}"] = values
+        by_tag = {name: tag_means(values, items) for name, values in by_clip.items()}
+        order = ("FAD", "KLD", "MCC")
+        figures.sort(key=lambda figure: order.index(figure.metric))
+        return Scores(system, tuple(figures), by_clip, by_tag)
+
+    def _fad(self, embedder: Embedder, heard: Heard) -> Figure:
+        asked = len(self.evaluation_set.items)
+        clips = [np.concatenate(parts) for parts in heard.values()]
+        background = self._background[embedder.name]
+
+        def none(reason: str) -> Figure:
+            return Figure("FAD", embedder.name, embedder.version, None, len(clips), asked, note=reason)
+
+        if background is None:
+            return none("no reference clips")
+        if len(clips) < 2:
+            return none("fewer than two clips that can be heard")
+        found = frechet.fad(clips, background, seed=self.seed)
+        counts = f"{found.vectors} against {found.reference_vectors} embeddings of {found.dim} dimensions"
+        note = f"{counts}; {found.warning}" if found.warning else counts
+        return Figure("FAD", embedder.name, embedder.version, found.estimate, found.clips, asked, found.infinity, note)
+
+    def _kld(self, heard: Heard, references: Heard) -> dict[str, float]:
+        values = {}
+        for name in heard.keys() & references.keys():
+            generated = np.stack([part.mean(axis=0) for part in heard[name]])
+            reference = np.stack([part.mean(axis=0) for part in references[name]])
+            if len(reference) != len(generated):  # such as 30 s against the 10 s that the caption describes
+                reference = reference.mean(axis=0, keepdims=True)
+            values[name] = float(np.mean(metrics.kl_divergence(reference, generated, self.direction)))
+        return {name: values[name] for name in heard if name in values}
+
+    def _mean(self, metric: str, embedder: Embedder, values: Mapping[str, float], note: str) -> Figure:
+        estimate = metrics.bootstrap(list(values.values()), seed=self.seed) if len(values) >= 2 else None
+        if estimate is None:
+            note = "fewer than two clips that can be heard" + (" and have a reference" if metric == "KLD" else "")
+        asked = len(self.evaluation_set.items)
+        return Figure(metric, embedder.name, embedder.version, estimate, len(values), asked, note=note)
+
+
+def unit_mean(vectors: np.ndarray) -> np.ndarray:
+    """Mean of unit vectors `[windows, dim]`, scaled to length 1: MuLan's embedding of a clip."""
+    mean = vectors.mean(axis=0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+
+def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[str, tuple[float, int]]:
+    """Mean and count of the clips of each tag that has at least `MIN_TAG_CLIPS`, the commonest tags first."""
+    of_tag: dict[str, list[float]] = {}
+    for name, value in values.items():
+        for tag in dict.fromkeys(items[name].tags):
+            of_tag.setdefault(tag, []).append(value)
+    kept = {tag: found for tag, found in of_tag.items() if len(found) >= MIN_TAG_CLIPS}
+    ordered = sorted(kept, key=lambda tag: (-len(kept[tag]), tag))
+    return {tag: (float(np.mean(kept[tag])), len(kept[tag])) for tag in ordered}
+
+
+def silent_references(evaluation_set: EvaluationSet) -> list[str]:
+    """Remarks that name silent clips among those that are compared with: they count, as those of a system do."""
+    sources = {"reference clips": evaluation_set.references, "clips that FAD compares with": evaluation_set.background}
+    silent = {
+        kind: [name for name, audio in source() if is_silent(audio)] for kind, source in sources.items() if source
+    }
+    return [f"{len(names)} {kind} are silent (they count): {some(names)}" for kind, names in silent.items() if names]
+
+
+def unheard(embedders: Sequence[Embedder], hearing: Hearing, ids: Iterable[str]) -> list[str]:
+    """Remarks that name the clips of `ids` in which an embedder hears nothing, since they are too short for it."""
+    remarks: list[str] = []
+    ids = list(ids)
+    for embedder in embedders:
+        if names := [name for name in ids if name not in hearing[embedder.name]]:
+            needs = f"{embedder.name}, which needs {embedder.min_seconds:.2f} s"
+            remarks.append(f"{len(names)} clips are too short for {needs}: {some(names)}")
+    return remarks
+
+
+def shuffled(hearing: Hearing, ids: Sequence[str], seed: int) -> Hearing:
+    """What was heard, under the ids of other items: the figures of music that does not follow its text.
+
+    FAD stays as it is, since it does not see which clip answers which caption.
+    """
+    order = np.random.default_rng(seed).permutation(len(ids))
+    # A cycle through all, so that no clip keeps its id.
+    renamed = {ids[order[i]]: ids[order[(i + 1) % len(ids)]] for i in range(len(ids))}
+    return {
+        embedder: {renamed[name]: parts for name, parts in heard.items() if name in renamed}
+        for embedder, heard in hearing.items()
+    }
+
+
+def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
+    """White noise of -20 dB under each id: what no music may resemble."""
+
+    def clips() -> Iterator[tuple[str, np.ndarray]]:
+        rng = np.random.default_rng(seed)
+        for name in ids:
+            yield name, (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
+
+    return clips
+
+
+def codec_round_trip(bundle: Bundle, source: ClipSource) -> ClipSource:
+    """Clips through SoundStream's codes and back: what the stages could reach at best."""
+    part = bundle.part("soundstream")
+    decode = jax.jit(functools.partial(soundstream.decode, part.config))
+
+    def clips() -> Iterator[tuple[str, np.ndarray]]:
+        for name, audio in source():
+            whole = np.pad(audio, (0, -len(audio) % SAMPLES_PER_SEMANTIC_FRAME))
+            decoded = decode(part.variables, acoustic_codes(part, whole[None]))
+            yield name, np.asarray(decoded)[0, : len(audio)]
+
+    return clips

@@ -1,0 +1,193 @@
+"""The web page of a listening test, and the local server behind it: Python's own library, nothing from the network."""
+
+import datetime
+import errno
+import http.server
+import importlib.resources
+import io
+import json
+import pathlib
+import re
+import threading
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.evaluation.listening_test import answers as answer_file
+from musiclm_jax.evaluation.listening_test.answers import SCALE, Answer
+from musiclm_jax.evaluation.listening_test.trials import Trial
+
+HOST = "127.0.0.1"
+SILENT_RMS = 1e-4  # of full scale; a softer clip is not made equally loud
+MAX_BODY = 10_000  # bytes of an answer
+# The page asks for nothing but this server's clips and answers.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+_CLIP = re.compile(r"/clips/(\d+)/([ab])\.wav")
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves one listening test on this machine alone.
+
+    Attributes:
+      trials: all pairs, in the order of the test.
+      output: file of the answers; those that it holds already are not asked again.
+      listener: who answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, trials: Sequence[Trial], output: pathlib.Path, listener: str = "", port: int = 0):
+        """Takes the port.
+
+        Raises:
+          ValueError: if the port is in use or not allowed, or the output holds something else than answers.
+        """
+        self.trials, self.output, self.listener = list(trials), output, listener
+        known = answer_file.read(output) if output.exists() else []
+        self._open = set(answer_file.unanswered(trials, known, listener))
+        self._lock = threading.Lock()
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+            raise ValueError(f"port {port} {reason}: choose another, or 0 for any that is free") from error
+        except OverflowError as error:
+            raise ValueError(f"port {port}: give 1 to 65535, or 0 for any that is free") from error
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+    @property
+    def answered(self) -> int:
+        """Pairs that have an answer."""
+        return len(self.trials) - len(self._open)
+
+    def state(self) -> dict[str, Any]:
+        """What the page may know: the open pairs without their ids and systems."""
+        with self._lock:
+            waiting = sorted(self._open)
+        return {
+            "total": len(self.trials),
+            "scale": SCALE,
+            "output": str(self.output),
+            "trials": [{"number": number, "caption": self.trials[number].caption} for number in waiting],
+        }
+
+    def record(self, number: int, answer: int, seconds: float) -> None:
+        """Writes an answer down.
+
+        Raises:
+          ValueError: if there is no such pair or answer, or the pair has one already.
+        """
+        if answer not in range(1, len(SCALE) + 1):
+            raise ValueError(f"answer {answer!r}: expected 1 to {len(SCALE)}")
+        with self._lock:
+            if number not in self._open:
+                raise ValueError(f"pair {number!r} is answered already, or there is none of that number")
+            trial = self.trials[number]
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            own = Answer(trial.id, *trial.systems, answer, self.listener, trial.caption, round(seconds, 1), now)
+            answer_file.append(self.output, own)
+            self._open.remove(number)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one request; `server` is the `Server`."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """The page, the state of the test, or a clip."""
+        if self.path == "/":
+            page = importlib.resources.files("musiclm_jax.evaluation.listening_test").joinpath("page.html").read_bytes()
+            self._send(200, "text/html; charset=utf-8", page)
+        elif self.path == "/state":
+            self._send_json(200, self.server.state())
+        elif (match := _CLIP.fullmatch(self.path)) and int(match[1]) < len(self.server.trials):
+            try:
+                clips = equally_loud([sound.load(path) for path in self.server.trials[int(match[1])].paths])
+            except sound.AudioError:
+                # The message has the path, which would tell the listener whose clip it is.
+                self._send_json(500, {"error": "the clip can no longer be read: look at the server's files"})
+                return
+            self._send(200, "audio/wav", wav_bytes(clips["ab".index(match[2])]))
+        else:
+            self._send_json(404, {"error": f"there is no {self.path}"})
+
+    def do_POST(self) -> None:
+        """Takes an answer: {"number", "answer", "seconds"}."""
+        # Pages of other sites cannot send this type here without asking first.
+        if self.path != "/answers" or self.headers.get_content_type() != "application/json":
+            self.close_connection = True
+            self._send_json(404, {"error": f"there is no {self.path} for {self.headers.get_content_type()}"})
+            return
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+            if not 0 < length <= MAX_BODY:
+                raise ValueError(f"a body of {length} bytes")
+            fields = json.loads(self.rfile.read(length))
+            number, answer = int(fields["number"]), int(fields["answer"])
+            seconds = max(0.0, float(fields.get("seconds", 0)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.close_connection = True
+            self._send_json(400, {"error": f"no answer: {error}"})
+            return
+        try:
+            self.server.record(number, answer, seconds)
+        except ValueError as error:
+            self._send_json(409, {"error": str(error)})
+        except OSError as error:
+            self._send_json(500, {"error": f"{self.server.output} cannot be written ({error.strerror})"})
+        else:
+            self._send_json(200, {"answered": self.server.answered})
+
+    def _send_json(self, status: int, content: dict[str, Any]) -> None:
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        try:
+            self.wfile.write(content)
+        except ConnectionError:  # the browser went away
+            self.close_connection = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Keeps the terminal free."""
+
+
+def equally_loud(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Scales clips `[samples]` down to the level of the softest one that is not silent, so that loudness does not win.
+
+    Every clip is kept within full scale, too.
+    """
+    levels = [float(np.sqrt(np.mean(np.square(clip, dtype=np.float64)))) for clip in clips]
+    peaks = [max(1.0, float(np.abs(clip).max())) for clip in clips]
+    heard = [level / peak for level, peak in zip(levels, peaks, strict=True) if level > SILENT_RMS]
+    wanted = min(heard, default=0.0)
+    return [clip * (wanted / level if level > SILENT_RMS else 1.0) for clip, level in zip(clips, levels, strict=True)]
+
+
+def wav_bytes(clip: np.ndarray) -> bytes:
+    """A 24 kHz WAV file of 16 bits of `[samples]` in [-1, 1]."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SAMPLE_RATE)
+        out.writeframes(np.round(np.clip(clip, -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()

@@ -1,0 +1,138 @@
+"""Blind pairs: clips of two systems under the same id, sides and order drawn by a seed."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from musiclm_jax.data import audio as sound
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One pair.
+
+    Attributes:
+      id: of the two clips.
+      systems: names of the systems that are heard as A and as B.
+      paths: their sound files.
+      caption: what both were asked for; "" where it is not shown.
+    """
+
+    id: str
+    systems: tuple[str, str]
+    paths: tuple[pathlib.Path, pathlib.Path]
+    caption: str = ""
+
+
+def make_trials(
+    first: str | pathlib.Path, second: str | pathlib.Path, captions: Mapping[str, str] | None = None, seed: int = 0
+) -> list[Trial]:
+    """Pairs the clips of two folders by their names, in random order and with random sides.
+
+    A system is named by its folder, as it was given. Every file is read once, so that a broken one shows now.
+
+    Args:
+      first: folder of one system's clips, `<id>.wav` or another extension of `audio.READABLE`.
+      second: that of the other.
+      captions: text of each id; None shows none.
+      seed: of order and sides. The same seed gives the same test, so that it can be gone on with.
+
+    Raises:
+      ValueError: if a folder is missing or empty, both are the same, they share no id, or an id has no caption.
+      AudioError: naming the first file that cannot be read.
+    """
+    folders = [pathlib.Path(folder) for folder in (first, second)]
+    found = [_sound_files(folder) for folder in folders]
+    if folders[0].expanduser().resolve() == folders[1].expanduser().resolve():
+        raise ValueError(f"both systems are {folders[0]}: give two folders")
+    ids = sorted(found[0].keys() & found[1].keys())
+    if not ids:
+        names = [next(iter(files.values())).name for files in found]
+        raise ValueError(
+            f"{folders[0]} and {folders[1]} share no id: clips of a pair need the same name, found such as {names[0]} "
+            f"and {names[1]}"
+        )
+    if captions is not None and (missing := [name for name in ids if name not in captions]):
+        raise ValueError(
+            f"{len(missing)} of {len(ids)} ids have no caption, such as {missing[0]}: add them, or leave captions out"
+        )
+    pairs = []
+    rng = np.random.default_rng(seed)
+    for name in ids:
+        for files in found:
+            sound.load(files[name])
+        left = int(rng.integers(2))
+        sides = (left, 1 - left)
+        caption = "" if captions is None else captions[name]
+        pairs.append(Trial(name, _pair(map(str, folders), sides), _pair((f[name] for f in found), sides), caption))
+    return [pairs[index] for index in rng.permutation(len(pairs))]
+
+
+def _pair(items, sides: tuple[int, int]) -> tuple:
+    items = list(items)
+    return items[sides[0]], items[sides[1]]
+
+
+def _sound_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Sound files of a folder by their names without extension.
+
+    Raises:
+      ValueError: if there is no such folder, it holds none, or two of a name.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the one that holds a system's clips, named <id>.wav")
+    files: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in sound.READABLE:
+            continue
+        if path.stem in files:
+            raise ValueError(f"{folder} holds {files[path.stem].name} and {path.name}: keep one clip for each id")
+        files[path.stem] = path
+    if not files:
+        raise ValueError(f"{folder} holds no sound files: expected clips named <id>.wav")
+    return files
+
+
+def read_captions(path: str | pathlib.Path) -> dict[str, str]:
+    """Captions by id.
+
+    Args:
+      path: .csv with the columns "caption" and "id" (or "ytid", as MusicCaps has it), or .jsonl with a line for each
+        clip, an object with "id" and "caption" (of several captions the first), as a corpus has it in metadata.jsonl.
+
+    Raises:
+      ValueError: if the file is missing or holds something else.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of captions")
+    captions: dict[str, str] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file) if path.suffix.lower() == ".csv" else _json_lines(path, file)
+        for row in rows:
+            name = row.get("id", row.get("ytid"))
+            caption = row.get("caption")
+            caption = caption[0] if isinstance(caption, list) and caption else caption
+            if not isinstance(name, str) or not isinstance(caption, str):
+                raise ValueError(
+                    f"{path}: expected a .csv with the columns id (or ytid) and caption, or a .jsonl with these keys; "
+                    f"found {', '.join(map(str, row))}"
+                )
+            captions[name] = caption
+    return captions
+
+
+def _json_lines(path: pathlib.Path, file):
+    for number, line in enumerate(file, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: neither .csv nor an object of JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected id and caption, found {line[:40].strip()}")
+        yield row

@@ -1,0 +1,210 @@
+"""The way of a batch through the stages and SoundStream, from conditions to codes to audio: whole, or bit by bit."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from musiclm_jax.bundles import Bundle, BundleError, Part
+from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME
+from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
+from musiclm_jax.generation import windows
+from musiclm_jax.generation.conditions import Condition, Known, Melody, known_tokens
+from musiclm_jax.generation.request import Request
+from musiclm_jax.generation.windows import ACOUSTIC_PER_SEMANTIC, Conditions, Frames, Progress
+from musiclm_jax.kernels.int8 import int8_kernels
+from musiclm_jax.stages import decoding
+from musiclm_jax.tokenizers import soundstream
+
+FINE_ROWS = 64  # windows of all rows that the fine stage decodes in one batch; the cache of each takes memory
+DECODED_SECONDS = 10  # of audio, that SoundStream makes at once
+_int8_kernels = jax.jit(int8_kernels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """The models, and what is known before they begin.
+
+    Attributes:
+      parts: "soundstream" and the stages, the stages' parameters unstacked.
+      known: tokens of the recording that is continued or varied.
+      request: lengths, and how codes are drawn.
+      melody: that the semantic stage follows, or None.
+    """
+
+    parts: dict[str, Part]
+    known: Known
+    request: Request
+    melody: Melody | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, request: Request) -> "Pipeline":
+        """The pipeline of a bundle.
+
+        Raises:
+          BundleError: if a part is missing or damaged, or parts do not fit together.
+        """
+        parts = {"soundstream": bundle.part("soundstream")}
+        for name in STAGES:
+            config, variables = bundle.part(request.part(name))
+            check_codebooks(bundle, request.part(name))
+            params = decoding.unstacked(variables["params"])
+            parts[name] = Part(config, {"params": params if request.weights == "float32" else _int8_kernels(params)})
+        varied = request.like if request.vary == "acoustics" else None
+        recording = request.continue_from if varied is None else varied
+        known = known_tokens(bundle, recording, with_acoustic=varied is None)
+        melody = None if request.melody is None else Melody(bundle.part("melody"), request.melody)
+        return cls(parts, known, request, melody)
+
+    @property
+    def known_frames(self) -> int:
+        """Semantic frames of the recording that is continued."""
+        return len(self.known.acoustic) // ACOUSTIC_PER_SEMANTIC
+
+    @property
+    def known_samples(self) -> int:
+        """Samples of the recording that is continued."""
+        return self.known_frames * SAMPLES_PER_SEMANTIC_FRAME
+
+    @property
+    def frames(self) -> int:
+        """Semantic frames of the piece."""
+        return math.ceil(self.samples / SAMPLES_PER_SEMANTIC_FRAME)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the piece."""
+        return self.known_samples + round(self.request.seconds * SAMPLE_RATE)
+
+    def tokens(
+        self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array, progress: Progress
+    ) -> dict[str, np.ndarray]:
+        """All tokens of a batch, one stage after the other.
+
+        Args:
+          asked: the condition of each row; all change at the same times.
+          keys: random keys `[batch]`.
+          semantic_keys: those of the semantic stage.
+          progress: called while the stages work.
+
+        Returns:
+          int32 "mulan" `[batch, 12]`, "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`.
+        """
+        at_once = max(1, FINE_ROWS // len(asked))
+        semantic, acoustic = self._codes(asked, keys, semantic_keys, at_once, progress, whole=True)
+        return {
+            MULAN.name: np.stack([condition.codes[0] for condition in asked]),
+            SEMANTIC.name: semantic.until(self.frames)[..., 0],
+            ACOUSTIC.name: acoustic.until(ACOUSTIC_PER_SEMANTIC * self.frames),
+        }
+
+    def acoustic(self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array) -> Frames:
+        """Acoustic tokens `[batch, 2 t, 12]` that are made when they are asked for; arguments as in `tokens`."""
+        return self._codes(asked, keys, semantic_keys, 1, windows.silent, whole=False)[1]
+
+    def _codes(
+        self,
+        asked: Sequence[Condition],
+        keys: jax.Array,
+        semantic_keys: jax.Array,
+        at_once: int,
+        progress: Progress,
+        whole: bool,
+    ) -> tuple[Frames, Frames]:
+        """Semantic and acoustic codes, the known ones among them; `whole` ends each stage before the next begins."""
+        starts = (0, *(start + self.known_frames for start in asked[0].starts[1:]))
+        over_time = Conditions(starts, np.stack([condition.codes for condition in asked], axis=1), self.melody)
+        levels = self.parts["coarse"].config.stage.target.levels
+        in_all = windows.semantic_frames(self.parts["coarse"], self.frames)
+        known_semantic = _repeated(self.known.semantic[:in_all], len(asked))
+        known_acoustic = _repeated(self.known.acoustic, len(asked))
+
+        made = windows.semantic_codes(
+            self.parts["semantic"], over_time, known_semantic, in_all, self.request, semantic_keys, progress
+        )
+        semantic = Frames(known_semantic, made)
+        if whole:
+            semantic.until(in_all)
+        known_coarse = known_acoustic[..., :levels]
+        made = windows.coarse_codes(
+            self.parts["coarse"], over_time, semantic, known_coarse, self.frames, self.request, keys, progress
+        )
+        coarse, frames = Frames(known_coarse, made), ACOUSTIC_PER_SEMANTIC * self.frames
+        if whole:
+            coarse.until(frames)
+        new = windows.acoustic_codes(
+            self.parts["fine"], coarse, known_acoustic, frames, self.request, keys, at_once, progress
+        )
+        return semantic, Frames(known_acoustic, new)
+
+    def audio(self, acoustic: Frames, seconds: float = DECODED_SECONDS) -> Iterator[np.ndarray]:
+        """Audio float32 `[batch, samples]` of the piece's acoustic tokens, `seconds` at a time, at the end less."""
+        config, variables = self.parts["soundstream"]
+        frames, context = ACOUSTIC_PER_SEMANTIC * self.frames, None
+        block = min(round(seconds * ACOUSTIC.frame_rate), frames)
+        for start in range(0, frames, block):
+            codes = acoustic.until(min(start + block, frames))[:, start:]
+            if context is None:
+                context = soundstream.initial_decoder_context(config, variables["params"], len(codes))
+            # The last block is filled up, so that one program fits all: what follows a frame leaves its audio alone.
+            codes = np.pad(codes, ((0, 0), (0, block - codes.shape[1]), (0, 0)))
+            audio, context = _decode_block(config, variables, codes, context)
+            yield np.asarray(audio)[:, : self.samples - start * config.total_stride]
+
+
+def _repeated(codes: np.ndarray, rows: int) -> np.ndarray:
+    """`[frames, levels]` for each row: `[rows, frames, levels]`."""
+    return np.repeat(codes[None], rows, axis=0)
+
+
+def check_codebooks(bundle: Bundle, name: str) -> None:
+    """Checks that a stage can take the codes that it is given, and that its own codes can be decoded.
+
+    Raises:
+      BundleError: naming the stage and the stream that do not fit.
+    """
+    stage = bundle.part(name).config.stage
+    sound, text = bundle.part("soundstream").config, bundle.part("mulan").config
+    made = {
+        MULAN.name: (text.num_quantizers, text.codebook_size),
+        ACOUSTIC.name: (sound.num_quantizers, sound.codebook_size),
+    }
+    if bundle.has("melody"):
+        tune = bundle.part("melody").config
+        made[MELODY.name] = (MELODY.quantizers, tune.codebook_size)
+        takes = next((own.parts for own in stage.streams if own.name == MELODY.name), tune.chroma_parts)
+        if takes != tune.chroma_parts:
+            raise BundleError(
+                f"bundle {bundle.path}: the {name} stage takes {takes} codes of a melody's window for its pitch "
+                f"classes (melody_parts), the melody model makes {tune.chroma_parts} (chroma_parts): export parts "
+                "trained together"
+            )
+    if stage.name != "semantic":
+        made[SEMANTIC.name] = (1, bundle.part("semantic").config.stage.stream(SEMANTIC.name).codebook_size)
+    for part in (*stage.conditioning, stage.target):
+        quantizers, codebook_size = made.get(part.stream, (part.levels, stage.stream(part.stream).codebook_size))
+        known = stage.stream(part.stream).codebook_size
+        # A stage may know more codes of its conditioning than there are; what it draws must exist.
+        if part.last_level >= quantizers or known < codebook_size or (part is stage.target and known > codebook_size):
+            raise BundleError(
+                f"bundle {bundle.path}: the {name} stage knows {part.last_level + 1} levels of {known} {part.stream} "
+                f"codes, the other models have {quantizers} of {codebook_size}: export parts trained together"
+            )
+
+
+def decode_audio(part: Part, acoustic: np.ndarray) -> np.ndarray:
+    """Audio float32 `[batch, samples]` of acoustic codes `[batch, frames, 12]`, all at once."""
+    return np.asarray(_decode(part.config, part.variables, acoustic))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(config: soundstream.SoundStreamConfig, variables: dict, codes: jax.Array) -> jax.Array:
+    return soundstream.decode(config, variables, codes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_block(config: soundstream.SoundStreamConfig, variables: dict, codes: jax.Array, context: tuple) -> tuple:
+    return soundstream.decode_streaming(config, variables, codes, context)

@@ -1,0 +1,139 @@
+"""What is asked of generation besides the prompts: lengths, numbers, sampling, and a recording to start from."""
+
+import dataclasses
+
+import numpy as np
+
+from musiclm_jax.bundles import Bundle
+from musiclm_jax.data.audio import AudioError
+from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE, STAGES
+from musiclm_jax.stages.decoding import Sampling
+
+MIN_SECONDS = 1.0
+MAX_SECONDS = 600.0  # of one piece; beyond the bundle's own max_seconds it may drift
+MAX_PIECES = 1000  # of one request
+MIN_RECORDING_SECONDS = 1.0
+MAX_RECORDING_SECONDS = 300.0
+SILENT_PEAK = 1e-4  # of full scale
+VARIATIONS = ("all", "acoustics")
+WEIGHTS = ("float32", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to generate.
+
+    Attributes:
+      seconds: length of each piece; of the new music when a recording is continued.
+      seed: the same seed gives the same music.
+      num_samples: pieces per prompt.
+      best_of: candidates per piece; the one whose MuLan embedding is nearest the prompt is kept.
+      temperature: of the semantic, coarse and fine stage.
+      top_k: draw only among the k likeliest codes; 0 draws among all.
+      top_p: draw only among the likeliest codes whose probabilities first add up to it; 1 draws among all.
+      guidance: of the semantic and coarse stage, how much the text counts; 1 draws as trained.
+      batch_size: pieces and candidates generated at once.
+      like: float32 `[samples]` at 24 kHz: a recording that takes the place of a text (its MuLan tokens).
+      continue_from: float32 `[samples]` at 24 kHz: a recording whose tokens the music goes on from. Without a text or
+        `like` it is the prompt, too.
+      vary: in what the pieces of a prompt differ: "all", or "acoustics" alone. They then share semantic tokens: those
+        of `like`, which may have a text beside it, or of the first piece.
+      melody: float32 `[samples]` at 24 kHz: a hummed, sung, whistled or played melody that the music follows from its
+        beginning; a shorter one is repeated. The text says what plays it.
+      weights: of the stages' kernels: "float32" as trained, or "int8", see `int8.py`.
+    """
+
+    seconds: float = 10.0
+    seed: int = 0
+    num_samples: int = 1
+    best_of: int = 1
+    temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: tuple[float, float] = (1.0, 1.0)
+    batch_size: int = 8
+    like: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    continue_from: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    melody: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    vary: str = "all"
+    weights: str = "float32"
+
+    def check(self, bundle: Bundle) -> None:
+        """Refuses what cannot be generated.
+
+        Raises:
+          ValueError: in one line, naming the value.
+        """
+        if not MIN_SECONDS <= self.seconds <= MAX_SECONDS:  # also refuses NaN
+            raise ValueError(f"seconds is {self.seconds:g}: give {MIN_SECONDS:g} to {MAX_SECONDS:g}")
+        for name in ("num_samples", "best_of", "batch_size"):
+            if not 1 <= getattr(self, name) <= MAX_PIECES:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {MAX_PIECES}")
+        if len(self.temperature) != 3 or not all(0 <= t <= 10 for t in self.temperature):
+            raise ValueError(
+                f"temperature is {self.temperature}: give three numbers from 0 to 10 (semantic, coarse, fine stage)"
+            )
+        if not 0 <= self.top_k <= ACOUSTIC.codebook_size:
+            raise ValueError(f"top_k is {self.top_k}: give 1 to {ACOUSTIC.codebook_size}, or 0 for all codes")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: give more than 0 and at most 1, which draws among all codes")
+        if len(self.guidance) != 2 or not all(0 <= g <= 20 for g in self.guidance):
+            raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stage)")
+        if self.melody is not None and not (bundle.has("melody") and bundle.has("semantic_melody")):
+            raise ValueError(
+                f"bundle {bundle.path} has no stage that follows a melody: leave it out, or give another bundle"
+            )
+        for name, guidance in zip(STAGES, self.guidance, strict=False):
+            if guidance != 1 and not bundle.part(self.part(name)).config.stage.condition_dropout:
+                raise ValueError(
+                    f"guidance is {self.guidance}: the {name} stage of this bundle was trained without dropping its "
+                    "conditioning, leave its guidance at 1"
+                )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
+        if self.vary not in VARIATIONS:
+            raise ValueError(f"vary is {self.vary!r}: give one of {', '.join(VARIATIONS)}")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights is {self.weights!r}: give one of {', '.join(WEIGHTS)}")
+        for name in ("like", "continue_from", "melody"):
+            if getattr(self, name) is not None:
+                check_recording(getattr(self, name), name)
+        if self.vary == "acoustics" and self.like is not None and self.continue_from is not None:
+            raise ValueError("vary is 'acoustics': its semantic tokens come from one recording, like or continue_from")
+        if self.melody is not None and (self.continue_from is not None or self.vary == "acoustics"):
+            raise ValueError("melody is for new semantic tokens: leave out continue_from, and vary at 'all'")
+
+    def part(self, stage: str) -> str:
+        """The bundle's part for "semantic", "coarse" or "fine"."""
+        return "semantic_melody" if stage == "semantic" and self.melody is not None else stage
+
+    def sampling(self, stage: str) -> Sampling:
+        """How codes of "semantic", "coarse" or "fine" are drawn."""
+        index = STAGES.index(stage)
+        guidance = (*self.guidance, 1.0)[index]
+        return Sampling(self.temperature[index], self.top_k, self.top_p, guidance)
+
+
+def check_recording(audio: np.ndarray, name: str) -> None:
+    """Refuses recordings that say nothing, or more than is looked at.
+
+    Args:
+      audio: float `[samples]` at 24 kHz.
+      name: of the recording, begins the message.
+
+    Raises:
+      AudioError: in one line, if it is no mono audio, not finite, too short, too long or silent.
+    """
+    audio = np.asarray(audio)
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise AudioError(f"{name}: expected float audio [samples] at 24 kHz, got {audio.dtype} {audio.shape}")
+    seconds = len(audio) / SAMPLE_RATE
+    if not MIN_RECORDING_SECONDS <= seconds <= MAX_RECORDING_SECONDS:
+        raise AudioError(
+            f"{name}: the recording lasts {seconds:.3g} s: give one of {MIN_RECORDING_SECONDS:g} to "
+            f"{MAX_RECORDING_SECONDS:g} s"
+        )
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{name}: the recording holds NaN or infinite samples")
+    if not np.abs(audio).max() > SILENT_PEAK:
+        raise AudioError(f"{name}: the recording is silent: there is nothing to go by")

@@ -1,0 +1,407 @@
+"""Sampling from a stage: the known tokens in one pass, then token by token with cached keys and values.
+
+`sample` makes all frames. `prefill` and `decode_frames` do the same in pieces, so that a caller can show progress, or
+hand on frames, between them. The cache grows in steps of CACHE_STEP tokens, and all shapes are multiples of it: a step
+reads little more than what is filled, and few programs are compiled, whatever the lengths.
+
+MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
+
+Classifier-free guidance (arXiv 2207.12598, on logits as in arXiv 2306.05284): each row is decoded twice side by side,
+with its conditioning and with the streams per clip dropped, and the difference of the two logits is made `guidance`
+times as large. Both copies go on with the same code.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.kernels.transposed import transposed_kernels
+from musiclm_jax.stages.layout import ConditionSpan, Stage, condition_ids, flatten
+from musiclm_jax.stages.transformer import (
+    KeysValues,
+    Params,
+    Transformer,
+    TransformerConfig,
+    step_logits,
+    time_features,
+    unstack_layers,
+)
+
+CACHE_STEP = 256  # tokens
+DRAWN_STEP = 16  # tokens whose random numbers are drawn together: for each by itself, XLA takes five times as long
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn."""
+
+    temperature: float = 1.0  # logits are divided by it; 0 takes the most likely code
+    top_k: int | None = None  # draw among the k likeliest codes only; None or 0 for all
+    top_p: float | None = None  # draw among the likeliest codes whose probabilities first add up to it; None for all
+    guidance: float = 1.0  # how much the conditioning counts; 1 as trained, more follows it closer
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        if not 0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (the most likely code) or more")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 1 or more, or 0 for all codes")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not 0 <= self.guidance < np.inf:
+            raise ValueError(f"guidance is {self.guidance}, expected 0 or more (1 draws as trained)")
+
+
+class DecodeState(NamedTuple):
+    """Where decoding stands. `decode_frames` uses up the arrays of the state it is given: keep only the one it returns.
+
+    With guidance there are r = 2 b rows of the model: those with the conditioning, then those without; else r = b.
+
+    Attributes:
+      start: flat position of the first target token's input.
+      position: tokens in the cache, which is the place of the next one.
+      end: position after the last frame that was asked for.
+      token: int32 ids [r], the next input.
+      keys: random keys [b].
+      valid: bool [r, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
+      features: float32 [r or 1, l, d], what is added to the embeddings.
+      caches: keys and values of each layer, [r, h, length, c]; length is a multiple of CACHE_STEP, and grows.
+    """
+
+    start: int
+    position: int
+    end: int
+    token: jax.Array
+    keys: jax.Array
+    valid: jax.Array
+    features: jax.Array
+    caches: list[KeysValues]
+
+
+def sample(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    conditioning: Mapping[str, Any],
+    prefix: jax.Array | None,
+    num_frames: int,
+    keys: jax.Array,
+    sampling: Sampling = Sampling(),
+) -> jax.Array:
+    """Draws the target codes of a stage.
+
+    Args:
+      config: the model.
+      stage: the stage.
+      params: of the model, unboxed; stacked, or from `unstacked`, which saves a copy in each call.
+      conditioning: raw streams of `stage.conditioning`, int32, of any length; see `layout.condition_ids`.
+      prefix: int32 [b, frames, q], target codes that are known already and go on; None or no frames for none.
+      num_frames: frames of the target in all, those of the prefix included.
+      keys: random keys [b], one per row: a row's codes do not depend on the others.
+      sampling: how codes are drawn.
+
+    Returns:
+      int32 codes [b, num_frames, q], beginning with the prefix.
+
+    Raises:
+      ValueError: if a stream is missing, or a value cannot be used.
+    """
+    params = unstacked(params)
+    state = prefill(config, stage, params, conditioning, prefix, num_frames, keys, sampling.guidance != 1)
+    known = 0 if prefix is None else prefix.shape[1]
+    _, codes = decode_frames(config, stage, params, state, num_frames - known, sampling)
+    return codes if prefix is None else jnp.concatenate([jnp.asarray(prefix, jnp.int32), codes], axis=1)
+
+
+def unstacked(params: Params) -> Params:
+    """Parameters laid out for decoding: layers taken apart, kernels transposed. Those apart already stay.
+
+    Args:
+      params: of the model, unboxed.
+    """
+    return _laid_out(params) if "layers" in params else params
+
+
+@jax.jit
+def _laid_out(params: Params) -> Params:
+    return transposed_kernels(unstack_layers(params))
+
+
+def prefill(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    conditioning: Mapping[str, Any],
+    prefix: jax.Array | np.ndarray | None,
+    num_frames: int,
+    keys: jax.Array,
+    guided: bool = False,
+) -> DecodeState:
+    """Runs conditioning and prefix in one pass; arguments as in `sample`, `guided` for a guidance other than 1.
+
+    Raises:
+      ValueError: if a stream is missing, the prefix is not shorter than num_frames or has other levels, or the stage
+        cannot be guided.
+    """
+    target = stage.target
+    if guided and not stage.condition_dropout:
+        raise ValueError(
+            f"the {stage.name} stage never saw its conditioning dropped and cannot be guided: leave its guidance at 1, "
+            "or train it with condition_dropout"
+        )
+    ids, valid = _conditions(stage, guided, dict(conditioning))
+    rows, start = ids.shape
+    rows //= 1 + guided
+    if prefix is None:
+        prefix = np.zeros((rows, 0, target.levels), np.int32)
+    if prefix.ndim != 3 or prefix.shape[0] != rows or prefix.shape[2] != target.levels:
+        raise ValueError(
+            f"prefix has shape {prefix.shape}, expected [{rows}, frames, {target.levels}] as the conditioning"
+        )
+    if not prefix.shape[1] < num_frames:
+        raise ValueError(f"num_frames is {num_frames}, expected more than the {prefix.shape[1]} frames of the prefix")
+    if keys.shape != (rows,):
+        raise ValueError(f"keys have shape {keys.shape}, expected [{rows}], one typed key (jax.random.key) per row")
+
+    position, end = start + prefix.shape[1] * target.levels, start + num_frames * target.levels
+    filled, full = _round_up(position), _round_up(end)
+    inputs, token, tokens, valid = _known(stage, filled, full, ids, valid, prefix)
+    frames = tuple(_frames(stage, part.stream, conditioning) for part in stage.conditioning)
+    times = np.pad(stage.times((*frames, num_frames)), (0, full), constant_values=-1)[:full]
+    params, spans = unstacked(params), stage.spans((*frames, num_frames))
+    features = _features(config, spans, full, params, inputs, time_features(times, config.d_model))
+    caches = _prefill(config, params, tokens, *_first(filled, features, valid))
+    return DecodeState(start, position, end, token, keys, valid, features, caches)
+
+
+def decode_frames(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    state: DecodeState,
+    num_frames: int,
+    sampling: Sampling = Sampling(),
+) -> tuple[DecodeState, jax.Array]:
+    """Draws the next frames; arguments as in `sample`, whose result does not depend on how it is cut into calls.
+
+    Returns:
+      The next state, and int32 codes [b, num_frames, q].
+
+    Raises:
+      ValueError: if more frames are asked for than `prefill` was told, or it was told otherwise about guidance.
+    """
+    levels, size = stage.target.levels, stage.stream(stage.target.stream).codebook_size
+    last = state.position + num_frames * levels
+    if num_frames < 1 or last > state.end:
+        left = (state.end - state.position) // levels
+        raise ValueError(f"num_frames is {num_frames}, expected 1 to {left}, the frames that prefill left to draw")
+    if (sampling.guidance != 1) != (len(state.token) == 2 * len(state.keys)):
+        raise ValueError(f"guidance is {sampling.guidance}: prefill must be told with `guided` that it is not 1")
+    top_k = None if not sampling.top_k or sampling.top_k >= size else int(sampling.top_k)
+    top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
+    params, pieces, counts = unstacked(params), [], []
+    while state.position < last:
+        length = _round_up(state.position + 1)
+        caches = _grown(length, state.caches) if state.caches[0][0].shape[2] < length else state.caches
+        features, valid = _first(length, state.features, state.valid)
+        count = min(length, last) - state.position
+        codes, token, caches = _decode(
+            config,
+            stage,
+            top_k,
+            top_p < 1,
+            params,
+            caches,
+            state.token,
+            state.keys,
+            valid,
+            features,
+            state.start,
+            state.position,
+            count,
+            float(sampling.temperature),  # an int would compile another program
+            top_p,
+            float(sampling.guidance),
+        )
+        pieces.append(codes)
+        counts.append(count)
+        state = state._replace(position=state.position + count, token=token, caches=caches)
+    return state, _joined(levels, tuple(counts), pieces)
+
+
+def choose(
+    logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
+) -> jax.Array:
+    """Draws a code.
+
+    Args:
+      logits: float32 [k].
+      noise: float32 [k] from a Gumbel distribution: the largest sum of both is drawn.
+      temperature: scalar, 0 for the most likely code.
+      top_k: static; None for all codes.
+      top_p: scalar; None for all codes.
+
+    Returns:
+      int32 scalar in [0, k).
+    """
+    scaled = logits / jnp.maximum(temperature, 1e-6)
+    if top_k is not None:
+        scaled = jnp.where(scaled < jax.lax.top_k(scaled, top_k)[0][-1], -jnp.inf, scaled)
+    if top_p is not None:
+        likeliest = jnp.sort(scaled)[::-1]
+        before = jnp.cumsum(jax.nn.softmax(likeliest)) - jax.nn.softmax(likeliest)
+        # The likeliest code has nothing before it, so that at least one is left.
+        lowest = jnp.min(jnp.where(before < top_p, likeliest, jnp.inf))
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    return jnp.argmax(jnp.where(temperature > 0, scaled + noise, logits)).astype(jnp.int32)
+
+
+def _round_up(length: int) -> int:
+    return max(1, -(-length // CACHE_STEP)) * CACHE_STEP
+
+
+# What is done around the passes is compiled, too: each operation by itself would be a program for JAX to look up.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _conditions(stage: Stage, guided: bool, conditioning: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`condition_ids`; with guidance, after them the same rows with the streams per clip dropped."""
+    ids, valid = condition_ids(stage, conditioning)
+    if not guided:
+        return ids, valid
+    dropped_ids, dropped_valid = condition_ids(stage, conditioning, jnp.ones(len(ids), bool))
+    return jnp.concatenate([ids, dropped_ids]), jnp.concatenate([valid, dropped_valid])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _known(
+    stage: Stage, filled: int, full: int, ids: jax.Array, valid: jax.Array, prefix: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of conditioning [r, l] and prefix [b, frames, q]: what `prefill` goes on with.
+
+    Returns:
+      Decoder inputs up to the first target [r, l + 1], whatever the prefix; the last input [r], which is the first of
+      `decode_frames`; those before it [r, filled]; and where anything may be seen [r, full].
+    """
+    rows, start = ids.shape
+    prefix = jnp.tile(jnp.asarray(prefix, jnp.int32), (rows // len(prefix), 1, 1))
+    bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
+    inputs = jnp.concatenate([bos, ids, flatten(stage, stage.target, prefix)], axis=1)
+    tokens = jnp.pad(inputs[:, :-1], ((0, 0), (0, filled - inputs.shape[1] + 1)))
+    # Generated tokens are there, and so is the prefix where it has codes.
+    valid = jnp.concatenate([jnp.ones((rows, 1), bool), valid, (prefix >= 0).reshape(rows, -1)], axis=1)
+    valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
+    return inputs[:, : start + 1], inputs[:, -1], tokens, valid
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first(length: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The first so many positions of arrays [r, l, ...]."""
+    return tuple(array[:, :length] for array in arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _grown(length: int, caches: list[KeysValues]) -> list[KeysValues]:
+    """Pads keys and values [b, h, l, c] to `length`."""
+    return jax.tree.map(lambda kept: jnp.pad(kept, ((0, 0), (0, 0), (0, length - kept.shape[2]), (0, 0))), caches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _joined(levels: int, counts: tuple[int, ...], pieces: list[jax.Array]) -> jax.Array:
+    """Codes [b, frames, levels] of pieces [b, n] of which so many are filled."""
+    codes = jnp.concatenate([piece[:, :count] for piece, count in zip(pieces, counts, strict=True)], axis=1)
+    return codes.reshape(len(codes), -1, levels)
+
+
+def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:
+    """Frames of a stream of the conditioning."""
+    return conditioning[stream].shape[1] if stage.stream(stream).frame_rate else 1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(
+    config: TransformerConfig,
+    spans: tuple[ConditionSpan, ...],
+    length: int,
+    params: Params,
+    tokens: jax.Array,
+    times: np.ndarray,
+) -> jax.Array:
+    """What is added to the embeddings of a sequence, see `Transformer.input_features`."""
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    return model.apply({"params": params}, tokens, times, spans, length, method=Transformer.input_features)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(
+    config: TransformerConfig, params: Params, tokens: jax.Array, features: jax.Array, valid: jax.Array
+) -> list[KeysValues]:
+    """Keys and values of each layer for decoder inputs [b, l]."""
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    return model.apply({"params": params}, tokens, features, valid, True, True)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _decode(
+    config: TransformerConfig,
+    stage: Stage,
+    top_k: int | None,
+    use_top_p: bool,
+    params: Params,
+    caches: list[KeysValues],
+    token: jax.Array,
+    keys: jax.Array,
+    valid: jax.Array,
+    features: jax.Array,
+    start: jax.Array,
+    position: jax.Array,
+    count: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    guidance: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
+    """Draws `count` tokens: codes [b, CACHE_STEP], of which so many are filled, the last token, and the caches."""
+    target = stage.target
+    size = stage.stream(target.stream).codebook_size
+    offset = stage.vocabulary.offset(target.stream, target.first_level)
+    model = Transformer(config, params["embedding"].shape[0], stacked=False)
+    copies = len(token) // len(keys)  # 2 with guidance
+    draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
+
+    def gumbel(numbers: jax.Array) -> jax.Array:
+        own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, numbers)
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(own_keys)
+
+    def body(noise: jax.Array, first: jax.Array, i: jax.Array, carry: tuple) -> tuple:
+        codes, token, caches = carry
+        place = position + i
+        number = place - start  # of the target token that is drawn
+        added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
+        hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
+        first_id = size * (number % target.levels) + offset
+        logits = step_logits(params, hidden, first_id, size)
+        if copies == 2:
+            conditioned, dropped = jnp.split(logits, 2)
+            logits = dropped + guidance * (conditioned - dropped)
+        code = draw(logits, noise[i - first], temperature, top_k, top_p if use_top_p else None)
+        codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
+        return codes, jnp.tile(first_id + code, copies), caches
+
+    def several(block: jax.Array, carry: tuple) -> tuple:
+        first = block * DRAWN_STEP
+        noise = gumbel(position - start + first + jnp.arange(DRAWN_STEP))
+        last = jnp.minimum(first + DRAWN_STEP, count)
+        return jax.lax.fori_loop(first, last, functools.partial(body, noise, first), carry)
+
+    codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
+    blocks = (count + DRAWN_STEP - 1) // DRAWN_STEP
+    return jax.lax.fori_loop(0, blocks, several, (codes, token, caches))

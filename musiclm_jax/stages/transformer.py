@@ -1,0 +1,385 @@
+"""The decoder-only Transformer of the three stages (MusicLM section 4.2: 24 layers, 16 heads, d 1024, d_ff 4096).
+
+The paper's 430M parameters a stage add up with T5 1.1's gated feed-forward (402.65M in 24 layers) and one table of all
+streams' ids that is shared by input and output (25,728 rows of 1024: 26.35M).
+
+Parameters of all layers are stacked ([layers, ...]): that is the canonical form, which is trained, saved and sharded.
+`unstack_layers` takes them apart where layers run unrolled, as in decoding. Shapes: b batch, l flat length, t frames,
+q quantizers, k codebook entries, d model, h heads, c head channels, v table rows.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musiclm_jax.kernels.flash_attention import SAVED
+from musiclm_jax.kernels.transposed import few_on_cpu
+from musiclm_jax.stages.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
+from musiclm_jax.stages.layout import ConditionSpan
+
+DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("blocks", "flash")
+REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
+CONDITION_GAIN = 0.3  # of conditions beside their targets, before training
+Params = Mapping[str, Any]
+KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [b, h, l, c]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Size and execution of the Transformer; the defaults are the paper's."""
+
+    num_layers: int = 24  # blocks of attention and feed-forward
+    num_heads: int = 16  # attention heads of d_model / num_heads channels
+    d_model: int = 1024  # width of the residual stream
+    d_ff: int = 4096  # width of the gated feed-forward
+    dropout: float = 0.1  # of embeddings, hidden units, branches and output, not of attention weights (open)
+    relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
+    relative_max_distance: int = 128  # further distances share the last bucket
+    dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
+    scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
+    remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
+    attention: str = "blocks"  # how it is computed, one of ATTENTIONS; 'flash' is a kernel for TPUs
+    attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all ('blocks' only)
+    remat_attention: bool = False  # the backward pass computes the scores of each block again
+    # Two helps for small models, which learn late or never to look up what conditions a token; not in the paper.
+    time_embedding: bool = False  # adds the tokens' time in the crop
+    aligned_condition: bool = False  # adds to each target's input the conditioning tokens that hold while it sounds
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          ValueError: with the field at fault, its value and what is expected.
+        """
+        for field in ("num_layers", "num_heads", "d_model", "d_ff", "relative_buckets"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"TransformerConfig.{field} is {getattr(self, field)}, expected 1 or more")
+        if self.d_model % self.num_heads or self.d_model % 2:
+            raise ValueError(
+                f"TransformerConfig.d_model is {self.d_model}, expected an even multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"TransformerConfig.dropout is {self.dropout}, expected 0 or more and less than 1")
+        for field, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES), ("attention", ATTENTIONS)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"TransformerConfig.{field} is {getattr(self, field)!r}, expected one of {allowed}")
+        if self.attention_block_size < 0:
+            raise ValueError(
+                f"TransformerConfig.attention_block_size is {self.attention_block_size}, expected 0 (one block) or more"
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"TransformerConfig.relative_max_distance is {self.relative_max_distance}, expected more than half of "
+                f"relative_buckets ({self.relative_buckets})"
+            )
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each after a norm and added to the stream (T5's pre-norm)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        by_distance: jax.Array,
+        valid: jax.Array,
+        deterministic: bool,
+        keep: bool = False,
+        cache: KeysValues | None = None,
+        position: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Maps [b, l, d] to [b, l, d], and returns keys and values where `keep` asks for them. See `Attention`."""
+        config = self.config
+        attention = Attention(
+            config.num_heads,
+            config.attention_block_size,
+            config.remat_attention,
+            flash=config.attention == "flash",
+            name="attention",
+        )
+        branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
+        x = x + dropout(config.dropout)(branch, deterministic=deterministic)
+        branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)
+        x = x + dropout(config.dropout)(branch, deterministic=deterministic)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), keys_values if keep else None
+
+
+class Transformer(nn.Module):
+    """Ids to hidden states. With `stacked` the layers are one scan over stacked parameters, else they are unrolled."""
+
+    config: TransformerConfig
+    rows: int  # of the embedding table
+    stacked: bool = True
+    frequent_id: int | None = None  # an id that many tokens may have, see `_embed`
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        config = self.config
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+            (self.rows, config.d_model),
+        )
+        self.relative_bias = self.param(
+            "relative_bias",
+            nn.with_logical_partitioning(nn.initializers.normal(config.d_model**-0.5), (None, "heads")),
+            (config.relative_buckets, config.num_heads),
+        )
+        if config.time_embedding:
+            self.time_gain = self.param("time_gain", nn.initializers.ones, (1,))
+        if config.aligned_condition:
+            # Small at first: at full size the conditions' vectors drown the token that they are added to.
+            self.condition_gain = self.param("condition_gain", nn.initializers.constant(CONDITION_GAIN), (1,))
+        block = Block
+        if config.remat != "none":
+            policy = None if config.remat == "full" else _saved_by(config.remat)
+            block = nn.remat(Block, prevent_cse=not self.stacked, policy=policy, static_argnums=(4, 5))
+        if self.stacked:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config)
+        else:
+            self.layers = [block(config) for _ in range(config.num_layers)]
+        self.final_norm = RMSNorm()
+        self.input_dropout = dropout(config.dropout)
+        self.output_dropout = dropout(config.dropout)
+
+    def __call__(
+        self, tokens: jax.Array, features: jax.Array, valid: jax.Array, deterministic: bool = True, keep: bool = False
+    ) -> tuple[jax.Array, list[KeysValues | None]]:
+        """Runs a whole sequence.
+
+        Args:
+          tokens: int32 decoder inputs [b, l].
+          features: float32 [b or 1, l, d] from `input_features`, added to the embeddings.
+          valid: bool [b, l], positions that may be seen.
+          deterministic: without dropout; else there must be a "dropout" key.
+          keep: also returns keys and values of each layer (unrolled only).
+
+        Returns:
+          Hidden states [b, l, d] (after the final norm), and per layer keys and values [b, h, l, c] or None.
+        """
+        config = self.config
+        x = self._embed(tokens) + features.astype(config.dtype)
+        x = self.input_dropout(x, deterministic=deterministic)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        near = saturation_distance(config.relative_buckets, config.relative_max_distance)
+        by_distance = distance_bias(self.relative_bias, near + 1, config.relative_max_distance)
+        kept: list[KeysValues | None] = []
+        if self.stacked:
+            x, _ = self.layers(x, by_distance, valid, deterministic, False)
+        else:
+            for layer in self.layers:
+                x, keys_values = layer(x, by_distance, valid, deterministic, keep)
+                kept.append(keys_values)
+        return self.output_dropout(self.final_norm(x), deterministic=deterministic), kept
+
+    def step(
+        self, tokens: jax.Array, features: jax.Array, valid: jax.Array, caches: list[KeysValues], position: jax.Array
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """Runs one token with the keys and values of those before it (unrolled only).
+
+        Args:
+          tokens: int32 [b].
+          features: float32 [b or 1, d], `input_features` of the token.
+          valid: bool [b, length], positions that may be seen once they are past.
+          caches: per layer keys and values [b, h, length, c].
+          position: int32 scalar, the token's place.
+
+        Returns:
+          Hidden states [b, d] and the caches with the token in its place.
+        """
+        config = self.config
+        length = caches[0][0].shape[2]
+        x = self._embed(tokens[:, None]) + features[:, None].astype(config.dtype)
+        # Entry m of the reversed line is distance length - 1 - m; the slice puts distance 0 at `position`.
+        line = distance_bias(self.relative_bias, length, config.relative_max_distance)[:, ::-1]
+        line = jnp.pad(line, ((0, 0), (0, length)), constant_values=MASKED)  # the future
+        by_key = jax.lax.dynamic_slice_in_dim(line, length - 1 - position, length, axis=1)
+        filled = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, keys_values = layer(x, by_key, valid, True, True, cache, position)
+            filled.append(keys_values)
+        return self.final_norm(x)[:, 0], filled
+
+    def input_features(
+        self, tokens: jax.Array, times: jax.Array, spans: tuple[ConditionSpan, ...], length: int
+    ) -> jax.Array:
+        """What is added to the embeddings of a sequence: its times, and its conditioning once more, beside its targets.
+
+        Args:
+          tokens: int32 decoder inputs [b, 1 + all conditioning tokens or more].
+          times: float32 [length, d], `time_features`; read with `time_embedding` only.
+          spans: of the conditioning; read with `aligned_condition` only.
+          length: of the sequence; it may end before the last target, or after it.
+
+        Returns:
+          float32 [b or 1, length, d].
+        """
+        features = jnp.zeros((1, length, self.config.d_model))
+        if self.config.time_embedding:
+            features = features + self.time_gain[:, None, None] * times
+        if self.config.aligned_condition:
+            place = 1  # after bos
+            start = sum(span.frames * span.levels for span in spans)  # the input whose output is the first target
+            for span in spans:
+                end = place + span.frames * span.levels
+                held = self._embed(tokens[:, place:end]).astype(jnp.float32)
+                if span.slots:
+                    held = jnp.stack([held[:, list(slot)].sum(axis=1) for slot in span.slots], axis=1)
+                else:
+                    held = jnp.sum(held.reshape(-1, span.frames, span.levels, self.config.d_model), axis=2)
+                held = jnp.repeat(held, span.positions, axis=1)[:, : length - start]
+                held = self.condition_gain[:, None, None] * held
+                features = features + jnp.pad(held, ((0, 0), (start, length - start - held.shape[1]), (0, 0)))
+                place = end
+        return features
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeds ids [..., l]. Each device looks up its own rows in whole vectors: the table is gathered, not they.
+
+        The gradient of a row is a sum over the tokens that have its id. GPUs add them one after the other, and wait
+        where a thousand tokens of a batch have the same id; that of `frequent_id` is a sum over a mask instead.
+        """
+        table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), ("vocab", None))
+        if self.frequent_id is None:
+            return jnp.take(table, tokens, axis=0)
+        is_frequent = tokens == self.frequent_id
+        # The places of frequent tokens look up rows of their own, so that their gradients of 0 do not meet in one row.
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) % self.rows, tokens.shape)
+        others = jnp.take(table, jnp.where(is_frequent, places, tokens), axis=0)
+        return jnp.where(is_frequent[..., None], table[self.frequent_id], others)
+
+
+def _saved_by(policy: str) -> Any:
+    """A policy of jax.checkpoint that counts the attention's kernel among the products that it saves."""
+    kernel = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    return jax.checkpoint_policies.save_from_both_policies(getattr(jax.checkpoint_policies, policy), kernel)
+
+
+def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
+    """Sines and cosines of times [l], float32 [l, d], periods from 2 pi to 10,000 x 2 pi units; 0 where time < 0."""
+    rates = 10_000.0 ** -(np.arange(d_model // 2) / (d_model // 2))
+    angles = times[:, None] * rates[None, :]
+    features = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return np.where(times[:, None] < 0, 0.0, features).astype(np.float32)
+
+
+def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
+    """Makes stacked parameters, float32, each in the box that names its logical axes (`partitioning.unbox` removes it).
+
+    Args:
+      config: the model.
+      rows: of the embedding table, `Vocabulary.rows`.
+      key: PRNG key.
+    """
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    config = dataclasses.replace(config, attention="blocks")  # parameters can be made on any machine
+    return Transformer(config, rows).init(key, tokens, jnp.zeros((1, 2, config.d_model)), jnp.ones((1, 2), bool))[
+        "params"
+    ]
+
+
+def unstack_layers(params: Params) -> Params:
+    """Parameters of unrolled layers ("layers_0", ...) from stacked ones ("layers"); differentiable."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    # jnp.unstack of one leaf is one operation, whose gradient is one concatenation.
+    taken_apart = jax.tree.map(lambda leaf: list(jnp.unstack(leaf)), params["layers"])
+    is_list = lambda node: isinstance(node, list)  # noqa: E731
+    layers = {
+        f"layers_{i}": jax.tree.map(lambda leaves, i=i: leaves[i], taken_apart, is_leaf=is_list) for i in range(count)
+    }
+    return {name: value for name, value in params.items() if name != "layers"} | layers
+
+
+def stack_layers(params: Params) -> Params:
+    """Inverse of `unstack_layers`."""
+    count = sum(name.startswith("layers_") for name in params)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(count)))
+    return {name: value for name, value in params.items() if not name.startswith("layers_")} | {"layers": stacked}
+
+
+def hidden_states(
+    config: TransformerConfig,
+    params: Params,
+    tokens: jax.Array,
+    times: np.ndarray,
+    spans: tuple[ConditionSpan, ...],
+    valid: jax.Array,
+    dropout_key: jax.Array | None = None,
+    frequent_id: int | None = None,
+) -> jax.Array:
+    """Hidden states [b, l, d] of a whole sequence.
+
+    Args:
+      config: the model; `scan_layers` says how it runs.
+      params: stacked or taken apart, unboxed.
+      tokens: int32 decoder inputs [b, l].
+      times: int [l] of these tokens, see `Stage.times`.
+      spans: of the conditioning, see `Stage.spans`.
+      valid: bool [b, l], positions that may be seen.
+      dropout_key: turns dropout on.
+      frequent_id: an id that many tokens may have; only how the gradient is computed depends on it.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    rows = params["embedding"].shape[0]
+    stacked = config.scan_layers and "layers" in params
+    model = Transformer(config, rows, stacked=stacked, frequent_id=frequent_id)
+    params = unstack_layers(params) if "layers" in params and not stacked else params
+    features = jnp.asarray(time_features(times, config.d_model))
+    length = tokens.shape[1]
+    features = model.apply({"params": params}, tokens, features, spans, length, method=Transformer.input_features)
+    return model.apply({"params": params}, tokens, features, valid, dropout_key is None, rngs=rngs)[0]
+
+
+def level_logits(
+    params: Params, hidden: jax.Array, first_id: int | jax.Array, levels: int, codebook_size: int
+) -> jax.Array:
+    """Logits of each position over the codes of its own level only, so that no other id can be drawn.
+
+    Args:
+      params: with the shared table "embedding" [v, d].
+      hidden: [b, t, q, d], states that predict q levels whose ids follow each other in the table.
+      first_id: id of code 0 of the first of these levels.
+      levels: q.
+      codebook_size: codes k of a level.
+
+    Returns:
+      float32 [b, t, q, k], divided by sqrt(d) as in T5 with a shared table.
+    """
+    d = hidden.shape[-1]
+    table = jax.lax.dynamic_slice_in_dim(params["embedding"], first_id, levels * codebook_size)
+    table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
+    hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
+    return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)
+
+
+def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook_size: int) -> jax.Array:
+    """`level_logits` of one position and one level: float32 [b, k] of hidden [b, d]."""
+
+    def usual(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
+        return level_logits({"embedding": table}, hidden[:, None, None], first_id, 1, codebook_size)[:, 0, 0]
+
+    def on_cpu(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
+        return cpu_decoding.rows_product(hidden * hidden.shape[-1] ** -0.5, table, first_id, codebook_size)
+
+    table = params["embedding"]
+    if not few_on_cpu(hidden, table[:codebook_size]):
+        return usual(hidden, table, first_id)
+    from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
+
+    return jax.lax.platform_dependent(hidden, table, first_id, cpu=on_cpu, default=usual)

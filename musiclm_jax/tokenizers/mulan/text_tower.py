@@ -1,0 +1,246 @@
+"""MuLan's text tower: WordPiece, a BERT encoder that loads published safetensors, mean pooling, projection.
+
+The encoder is BERT's (arXiv 1810.04805): learned positions, normalisation after each residual sum, exact GELU.
+Published weights in the usual names load as they are: BERT-base, or MiniLM-L6 as sentence-transformers trained it,
+whose sentence vector is the mean over the tokens.
+"""
+
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from safetensors import SafetensorError, safe_open
+
+from musiclm_jax.tokenizers.mulan.audio_tower import unit
+from musiclm_jax.tokenizers.mulan.config import MulanConfig
+
+Params = dict[str, Any]
+_LAYER = {  # our name of a layer's module -> its published name
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp_in": "intermediate.dense",
+    "mlp_out": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each added to its input and normalised."""
+
+    heads: int
+    mlp: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """`x` is `[batch, length, width]`, `bias` `[batch, 1, 1, length]` is added to the attention logits."""
+        width = x.shape[-1]
+        split = (*x.shape[:-1], self.heads, width // self.heads)
+        q, k, v = (nn.Dense(width, name=name)(x).reshape(split) for name in ("query", "key", "value"))
+        logits = jnp.einsum("blhd,bmhd->bhlm", q, k) * split[-1] ** -0.5 + bias
+        y = jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(logits), v).reshape(x.shape)
+        x = nn.LayerNorm(1e-12, name="attention_norm")(x + nn.Dense(width, name="attention_output")(y))
+        y = nn.Dense(width, name="mlp_out")(jax.nn.gelu(nn.Dense(self.mlp, name="mlp_in")(x), approximate=False))
+        return nn.LayerNorm(1e-12, name="mlp_norm")(x + y)
+
+
+class BertEncoder(nn.Module):
+    """BERT without pooler: ids to one vector a token. Sentences are of type 0."""
+
+    config: MulanConfig
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Encodes.
+
+        Args:
+          ids: int32 `[batch, length]`.
+          mask: `[batch, length]`, nonzero where a token counts.
+
+        Returns:
+          float32 `[batch, length, text_width]`.
+        """
+        c = self.config
+        if ids.shape[-1] > c.text_positions:
+            raise ValueError(f"{ids.shape[-1]} tokens exceed the {c.text_positions} learned positions: cut the text")
+        words = nn.Embed(c.vocab_size, c.text_width, name="words")(ids)
+        positions = nn.Embed(c.text_positions, c.text_width, name="positions")(jnp.arange(ids.shape[-1]))
+        types = nn.Embed(2, c.text_width, name="types")(jnp.zeros((), jnp.int32))
+        x = nn.LayerNorm(1e-12, name="norm")(words + positions[None] + types[None, None])
+        bias = jnp.where(mask[:, None, None, :] > 0, 0.0, -1e9).astype(jnp.float32)
+        for layer in range(c.text_layers):
+            x = BertLayer(c.text_heads, c.text_mlp, name=f"layer_{layer}")(x, bias)
+        return x
+
+
+class Projection(nn.Module):
+    """Sentence vectors to the joint space."""
+
+    config: MulanConfig
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        """`[batch, text_width]` to float32 `[batch, embedding_dim]` of length 1."""
+        x = unit(pooled) * self.config.text_width**0.5
+        if self.config.projection_hidden:
+            x = jax.nn.gelu(nn.Dense(self.config.projection_hidden, name="hidden")(x))
+        return unit(nn.Dense(self.config.embedding_dim, name="output")(x))
+
+
+def pool(encoded: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `encoded` `[batch, length, width]` over the tokens with a nonzero `mask`: `[batch, width]`."""
+    weights = (mask > 0).astype(encoded.dtype)[..., None]
+    return jnp.where(weights > 0, encoded, 0.0).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
+
+
+def bert_params(tensors: dict[str, np.ndarray], config: MulanConfig) -> Params:
+    """Arranges published BERT tensors as parameters of `BertEncoder`.
+
+    Args:
+      tensors: name -> array, with or without the prefix `bert.`; the pooler and other heads are left out.
+      config: sizes that the tensors must have.
+
+    Raises:
+      ValueError: if a tensor is missing or has another shape.
+    """
+    tensors = {name.removeprefix("bert."): value for name, value in tensors.items()}
+
+    def get(name: str, *shape: int) -> np.ndarray:
+        # Early exports of BERT call the scale and shift of a LayerNorm gamma and beta.
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        value = tensors.get(name, tensors.get(old))
+        if value is None:
+            raise ValueError(f"the BERT weights lack {name!r}: expected safetensors of a BertModel")
+        if value.shape != shape:
+            raise ValueError(f"BERT weight {name!r} is {value.shape}, the configuration wants {shape}")
+        return np.asarray(value, np.float32)
+
+    def dense(name: str, n_in: int, n_out: int) -> Params:
+        return {"kernel": get(f"{name}.weight", n_out, n_in).T, "bias": get(f"{name}.bias", n_out)}
+
+    def norm(name: str) -> Params:
+        return {"scale": get(f"{name}.weight", width), "bias": get(f"{name}.bias", width)}
+
+    width, mlp = config.text_width, config.text_mlp
+    sizes = {"mlp_in": (width, mlp), "mlp_out": (mlp, width)}
+    params: Params = {
+        "words": {"embedding": get("embeddings.word_embeddings.weight", config.vocab_size, width)},
+        "positions": {"embedding": get("embeddings.position_embeddings.weight", config.text_positions, width)},
+        "types": {"embedding": get("embeddings.token_type_embeddings.weight", 2, width)},
+        "norm": norm("embeddings.LayerNorm"),
+    }
+    for layer in range(config.text_layers):
+        params[f"layer_{layer}"] = {
+            ours: norm(f"encoder.layer.{layer}.{theirs}")
+            if ours.endswith("norm")
+            else dense(f"encoder.layer.{layer}.{theirs}", *sizes.get(ours, (width, width)))
+            for ours, theirs in _LAYER.items()
+        }
+    return params
+
+
+def resolve(path: str) -> pathlib.Path:
+    """A file by path, or inside an installed package by `package:path` (the package is found, not imported).
+
+    Raises:
+      ValueError: if the package or the file is missing.
+    """
+    package, colon, inside = path.partition(":")
+    if not colon:
+        file = pathlib.Path(path).expanduser()
+    else:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"{path!r}: the package {package!r} is not installed")
+        file = pathlib.Path(spec.submodule_search_locations[0]) / inside
+    if not file.is_file():
+        raise ValueError(f"{path!r}: no file {file}")
+    return file
+
+
+def load_bert(path: str, config: MulanConfig) -> Params:
+    """Reads BERT weights (safetensors; `package:path` for a file inside a package) as parameters of `BertEncoder`."""
+    file = resolve(path)
+    try:
+        with safe_open(file, framework="np") as reader:
+            return bert_params({name: reader.get_tensor(name) for name in reader.keys()}, config)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def read_vocab(path: str) -> bytes:
+    """The content of a `vocab.txt` (one piece a line; `package:path` for a file inside a package)."""
+    return resolve(path).read_bytes()
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(vocab: bytes) -> tokenizers.Tokenizer:
+    pieces = {piece: index for index, piece in enumerate(vocab.decode("utf-8").split("\n")) if piece}
+    missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(pieces)
+    if missing:
+        raise ValueError(f"the vocabulary of {len(pieces)} pieces lacks {sorted(missing)}: expected BERT's vocab.txt")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    ends = (("[SEP]", pieces["[SEP]"]), ("[CLS]", pieces["[CLS]"]))
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
+    return tokenizer
+
+
+def tokenize_texts(vocab: bytes, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits texts into WordPiece ids, lower case, with [CLS] and [SEP]; longer texts are cut.
+
+    Args:
+      vocab: content of `vocab.txt`, see `read_vocab`.
+      texts: one string each.
+      max_length: length of the rows, [CLS] and [SEP] included.
+
+    Returns:
+      ids and mask, int32 `[texts, max_length]`; the padding is 0 in both.
+
+    Raises:
+      ValueError: if a text is empty, or has no piece that the vocabulary knows.
+    """
+    ids = np.zeros((len(texts), max_length), np.int32)
+    mask = np.zeros_like(ids)
+    tokenizer = _tokenizer(vocab)
+    unknown = tokenizer.token_to_id("[UNK]")
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"text {row} is empty: describe the music in a few words")
+        pieces = tokenizer.encode(text).ids
+        if all(piece == unknown for piece in pieces[1:-1]):
+            raise ValueError(f"text {row} {text[:60]!r} has no word or letter that the text encoder knows")
+        if len(pieces) > max_length:
+            pieces = [*pieces[: max_length - 1], pieces[-1]]
+        ids[row, : len(pieces)] = pieces
+        mask[row, : len(pieces)] = 1
+    return ids, mask
+
+
+def training_text(
+    captions: Sequence[str], aspects: Sequence[str], rng: np.random.Generator, aspects_share: float = 0.3
+) -> str:
+    """Draws the text of a clip for one epoch: a caption, or a few aspects joined by commas.
+
+    Aspects alone teach the words without the sentences around them, which carries over to sentences never seen.
+
+    Args:
+      captions: sentences for the same clip.
+      aspects: short phrases for it; may be empty.
+      rng: source of the draw.
+      aspects_share: probability of aspects.
+    """
+    if len(aspects) and rng.random() < aspects_share:
+        count = int(rng.integers(min(2, len(aspects)), len(aspects) + 1))
+        return ", ".join(aspects[i] for i in rng.permutation(len(aspects))[:count])
+    return captions[int(rng.integers(len(captions)))]

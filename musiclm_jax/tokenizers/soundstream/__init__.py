@@ -1,0 +1,19 @@
+"""SoundStream, the neural audio codec whose codes are the acoustic tokens (arXiv 2107.03312)."""
+
+from musiclm_jax.tokenizers.soundstream.model import (
+    SoundStreamConfig,
+    decode,
+    decode_streaming,
+    encode,
+    encode_streaming,
+    initial_decoder_context,
+)
+
+__all__ = [
+    "SoundStreamConfig",
+    "decode",
+    "decode_streaming",
+    "encode",
+    "encode_streaming",
+    "initial_decoder_context",
+]

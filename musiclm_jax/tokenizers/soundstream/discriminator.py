@@ -1,0 +1,109 @@
+"""Discriminators of SoundStream: one on the STFT, three on the waveform at falling rates (arXiv 2107.03312, III-D).
+
+`SoundStreamConfig.discriminator_windows` asks for STFTs at several resolutions, which later codecs have in place of
+those on the waveform. Each returns logits over time and the features of its inner layers. They judge crops during
+training only, so their convolutions are padded on both sides.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.data import spectrogram
+from musiclm_jax.tokenizers.soundstream.model import SoundStreamConfig
+
+WAVE_SCALES = (1, 2, 4)  # the audio's rate is divided by these
+SLOPE = 0.2  # of the leaky ReLU where it is negative
+
+
+def _conv(config: SoundStreamConfig, features: int, kernel: tuple[int, ...], **arguments: Any) -> nn.Conv:
+    return nn.Conv(features, kernel, dtype=config.dtype, **arguments)
+
+
+def _leaky(x: jax.Array) -> jax.Array:
+    return nn.leaky_relu(x, SLOPE)
+
+
+class WaveDiscriminator(nn.Module):
+    """MelGAN's discriminator of one resolution: four strided convolutions between two plain ones at each end."""
+
+    config: SoundStreamConfig
+
+    @nn.compact
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', c]` of each layer."""
+        config = self.config
+        channels = config.wave_discriminator_channels
+        x = _leaky(_conv(config, channels, (15,), name="conv_in")(audio[..., None]))
+        features = [x]
+        for i in range(4):
+            groups = max(1, channels // config.wave_discriminator_groups)
+            channels = min(4 * channels, config.wave_discriminator_max_channels)
+            x = _leaky(_conv(config, channels, (41,), strides=4, feature_group_count=groups, name=f"down{i}")(x))
+            features.append(x)
+        x = _leaky(_conv(config, channels, (5,), name="conv_out")(x))
+        features.append(x)
+        return _conv(config, 1, (3,), name="logits")(x).astype(jnp.float32), features
+
+
+class STFTDiscriminator(nn.Module):
+    """Residual 2-D convolutions over time and frequency of the complex STFT, the last one over all frequencies."""
+
+    config: SoundStreamConfig
+    window: int = 1024  # samples of the STFT, four times its hop
+
+    @nn.compact
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', f, c]` of each layer."""
+        config = self.config
+        channels = config.discriminator_channels
+        real, imaginary = spectrogram.stft(audio, self.window, self.window // 4)
+        # Without the highest bin the 512 others (of a window of 1024) halve six times.
+        x = _leaky(_conv(config, channels, (7, 7), name="conv_in")(jnp.stack([real, imaginary], axis=-1)[:, :, :-1]))
+        features = [x]
+        for i in range(6):
+            strides = (1, 2) if i % 2 == 0 else (2, 2)
+            y = _leaky(_conv(config, channels, (3, 3), name=f"block{i}_conv")(x))
+            channels = channels * 2 if i in (0, 3) else channels
+            y = _conv(config, channels, (strides[0] + 2, strides[1] + 2), strides=strides, name=f"block{i}_down")(y)
+            x = _leaky(y + _conv(config, channels, (1, 1), strides=strides, name=f"block{i}_skip")(x))
+            features.append(x)
+        logits = _conv(config, 1, (1, x.shape[2]), padding="VALID", name="logits")(x)
+        return logits[:, :, 0].astype(jnp.float32), features
+
+
+class Discriminators(nn.Module):
+    """All of them: those on STFTs, then those on waveforms."""
+
+    config: SoundStreamConfig
+
+    @nn.compact
+    def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+        """Audio `[b, samples]` -> logits `[discriminators]` of `[b, t, 1]`, features `[discriminators][layers]`.
+
+        Raises:
+          ValueError: if the audio is shorter than the longest STFT's window.
+        """
+        outputs = []
+        for i, window in enumerate(self.config.discriminator_windows):
+            outputs.append(STFTDiscriminator(self.config, window, name=f"stft{i}" if i else "stft")(audio))
+        for i, scale in enumerate(WAVE_SCALES if self.config.wave_discriminators else ()):
+            samples = audio.shape[1] // scale * scale
+            pooled = jnp.mean(audio[:, :samples].reshape(audio.shape[0], -1, scale), axis=-1)
+            outputs.append(WaveDiscriminator(self.config, name=f"wave{i}")(pooled))
+        return [logits for logits, _ in outputs], [features for _, features in outputs]
+
+
+def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
+    """Parameters of all discriminators, float32."""
+    return Discriminators(config).init(key, jnp.zeros((1, 4 * max((1024, *config.discriminator_windows)))))["params"]
+
+
+def discriminate(
+    config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array
+) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+    """Logits and features of `audio` `[b, samples]`, as `Discriminators` returns them."""
+    return Discriminators(config).apply({"params": params}, audio)

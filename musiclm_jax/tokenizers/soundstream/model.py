@@ -1,0 +1,285 @@
+"""SoundStream: a causal convolutional encoder and decoder around a residual vector quantizer (arXiv 2107.03312).
+
+Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into
+the channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context
+explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
+
+With `SoundStreamConfig.spectral` encoder and decoder work on short-time spectra instead (`spectral`), around the same
+quantizer.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musiclm_jax.tokenizers import quantization
+from musiclm_jax.tokenizers.quantization import RVQConfig
+from musiclm_jax.tokenizers.soundstream.causal import CausalConv, Chain, Context, fold, unfold
+from musiclm_jax.tokenizers.soundstream.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundStreamConfig:
+    """SoundStream as in MusicLM: 50 frames of 12 x 1024 codes per second of 24 kHz audio."""
+
+    sample_rate: int = 24_000  # Hz
+    patch_size: int = 1  # samples folded into the channels before the first convolution (1 in the paper)
+    channels: int = 32  # C: of the first convolution; doubles with each block
+    strides: tuple[int, ...] = (3, 4, 5, 8)  # of the encoder's blocks; the paper leaves the split of 480 open
+    dilations: tuple[int, ...] = (1, 3, 9)  # one residual unit each per block
+    kernel_size: int = 7  # of the first, the last and the dilated convolutions
+    embedding_dim: int = 256  # D of the quantized vectors; open in the paper
+    num_quantizers: int = 12  # levels of the residual quantizer
+    codebook_size: int = 1024  # codes of one level
+    ema_decay: float = 0.99  # of the codebooks
+    dead_code_threshold: float = 2.0  # vectors per step under which a code is replaced
+    quantizer_dropout: bool = True  # train some samples with fewer levels
+    dropout_share: float = 1.0  # share of samples that quantizer dropout applies to
+    discriminator_channels: int = 32  # of the first convolution of the STFT discriminator
+    wave_discriminator_channels: int = 16  # of the first convolution of the waveform discriminators
+    wave_discriminator_max_channels: int = 1024  # widths grow fourfold per layer up to this
+    wave_discriminator_groups: int = 4  # input channels seen by one group of their strided convolutions
+    wave_discriminators: bool = True  # False: those on the STFT alone
+    discriminator_windows: tuple[int, ...] = (1024,)  # samples; one discriminator on the STFT of each, hop a quarter
+    # Encoder and decoder on spectra, in place of patch_size, channels, strides, dilations and kernel_size. A mapping of
+    # its fields is taken, too: what JSON and gin files have.
+    spectral: SpectralConfig | None = None
+    # Of the products in the discriminators and in the spectral networks while they are trained, one of DTYPES: half the
+    # width is twice as fast on accelerators. `encode` and `decode` are float32 whatever it is.
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spectral, Mapping):
+            object.__setattr__(self, "spectral", SpectralConfig(**self.spectral))
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected one of {DTYPES}")
+        if not self.discriminator_windows and not self.wave_discriminators:
+            raise ValueError("no discriminator is left: discriminator_windows is empty, wave_discriminators False")
+        if self.patch_size < 1 or not self.strides or min(self.strides) < 1:
+            raise ValueError(f"patch_size {self.patch_size} and strides {self.strides} must be at least 1")
+
+    @property
+    def total_stride(self) -> int:
+        """Samples per frame."""
+        if self.spectral is not None:
+            return self.spectral.frame_size
+        return self.patch_size * math.prod(self.strides)
+
+    @property
+    def rvq(self) -> RVQConfig:
+        """The quantizer's part of this config."""
+        return RVQConfig(
+            num_quantizers=self.num_quantizers,
+            codebook_size=self.codebook_size,
+            dim=self.embedding_dim,
+            ema_decay=self.ema_decay,
+            dead_code_threshold=self.dead_code_threshold,
+            quantizer_dropout=self.quantizer_dropout,
+            dropout_share=self.dropout_share,
+        )
+
+
+def _residual_units(config: SoundStreamConfig, chain: Chain, x: jax.Array, name: str) -> jax.Array:
+    # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts loud
+    # spends its first thousand steps on becoming silent, in which the codebooks collapse.
+    channels = x.shape[-1]
+    for i, dilation in enumerate(config.dilations):
+        y = chain(CausalConv(channels, config.kernel_size, dilation, name=f"{name}_unit{i}_dilated"), nn.elu(x))
+        x = x + chain(CausalConv(channels, 1, init_gain=0.0, name=f"{name}_unit{i}_pointwise"), nn.elu(y))
+    return x
+
+
+class Encoder(nn.Module):
+    """Audio `[b, samples]` -> embeddings `[b, samples // total_stride, embedding_dim]`."""
+
+    config: SoundStreamConfig
+
+    @nn.compact
+    def __call__(self, audio: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
+        """Returns the embeddings and the context for the audio that follows; a `context` of None is silence."""
+        config = self.config
+        chain = Chain(context)
+        x = fold(audio[..., None], config.patch_size)
+        x = chain(CausalConv(config.channels, config.kernel_size, name="conv_in"), x)
+        for i, stride in enumerate(config.strides):
+            x = _residual_units(config, chain, x, f"block{i}")
+            # Kernel 2 * stride, stride `stride`.
+            down = CausalConv(config.channels * 2 ** (i + 1), 2, name=f"block{i}_down")
+            x = chain(down, fold(nn.elu(x), stride))
+        x = chain(CausalConv(config.embedding_dim, 3, name="conv_out"), nn.elu(x))
+        return x, tuple(chain.new)
+
+
+class Decoder(nn.Module):
+    """Embeddings `[b, frames, embedding_dim]` -> audio `[b, frames * total_stride]`."""
+
+    config: SoundStreamConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
+        """Returns the audio and the context for the embeddings that follow; a `context` of None is silence."""
+        config = self.config
+        chain = Chain(context)
+        x = chain(CausalConv(config.channels * 2 ** len(config.strides), config.kernel_size, name="conv_in"), x)
+        for i, stride in reversed(list(enumerate(config.strides))):
+            # A transposed convolution of kernel 2 * stride: each input frame writes its own and the next output frame.
+            channels = config.channels * 2**i
+            x = unfold(chain(CausalConv(stride * channels, 2, name=f"block{i}_up"), nn.elu(x)), stride)
+            x = _residual_units(config, chain, x, f"block{i}")
+        x = chain(CausalConv(config.patch_size, config.kernel_size, init_gain=0.01, name="conv_out"), nn.elu(x))
+        return unfold(x, config.patch_size)[..., 0], tuple(chain.new)
+
+
+def _encoder(config: SoundStreamConfig) -> nn.Module:
+    if config.spectral is not None:
+        return SpectralEncoder(config.spectral, config.embedding_dim, config.dtype)
+    return Encoder(config)
+
+
+def _decoder(config: SoundStreamConfig) -> nn.Module:
+    return Decoder(config) if config.spectral is None else SpectralDecoder(config.spectral, config.dtype)
+
+
+def _exact(config: SoundStreamConfig) -> SoundStreamConfig:
+    # A bundle is made with the config of its training and used on all kinds of machines.
+    return dataclasses.replace(config, dtype="float32")
+
+
+def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
+    """{"encoder": ..., "decoder": ...}, float32."""
+    encoder_key, decoder_key = jax.random.split(key)
+    audio = jnp.zeros((1, config.total_stride))
+    embeddings = jnp.zeros((1, 1, config.embedding_dim))
+    return {
+        "encoder": _encoder(config).init(encoder_key, audio)["params"],
+        "decoder": _decoder(config).init(decoder_key, embeddings)["params"],
+    }
+
+
+def _check_audio(config: SoundStreamConfig, audio: jax.Array) -> None:
+    if audio.ndim != 2 or audio.shape[1] == 0 or audio.shape[1] % config.total_stride:
+        raise ValueError(
+            f"audio of shape {audio.shape}: expected [batch, samples] with samples a positive multiple of "
+            f"{config.total_stride} (one frame): crop or pad it"
+        )
+
+
+def embed(config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array) -> jax.Array:
+    """Encoder output before quantization: float32 `[b, samples // total_stride, embedding_dim]`.
+
+    Raises:
+      ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
+    """
+    _check_audio(config, audio)
+    if config.spectral is not None:
+        return _encoder(config).apply({"params": params["encoder"]}, audio)
+    return Encoder(config).apply({"params": params["encoder"]}, audio)[0]
+
+
+def synthesize(config: SoundStreamConfig, params: Mapping[str, Any], embeddings: jax.Array) -> jax.Array:
+    """Decoder: `[b, frames, embedding_dim]` -> audio float32 `[b, frames * total_stride]`."""
+    return _decoder(config).apply({"params": params["decoder"]}, embeddings)[0]
+
+
+def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array) -> jax.Array:
+    """Codes of `audio`.
+
+    Args:
+      config: the model.
+      variables: {"params", "codebooks"} as `learner.export` makes them.
+      audio: float32 `[b, samples]` at 24 kHz in [-1, 1], samples a multiple of the total stride.
+
+    Returns:
+      int32 `[b, samples // total_stride, quantizers]`.
+
+    Raises:
+      ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
+    """
+    return quantization.encode(variables["codebooks"], embed(_exact(config), variables["params"], audio))
+
+
+def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array) -> jax.Array:
+    """Audio of `codes` int `[b, frames, q]`, q <= quantizers: float32 `[b, frames * total_stride]`, not clipped.
+
+    Raises:
+      ValueError: if there are more levels than codebooks.
+    """
+    return synthesize(_exact(config), variables["params"], quantization.decode(variables["codebooks"], codes))
+
+
+def _check_streaming(config: SoundStreamConfig) -> None:
+    if config.spectral is not None:
+        raise ValueError(
+            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, which the end of "
+            "a block does not have: encode the whole audio"
+        )
+
+
+def initial_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
+    """Context of silence for `encode_streaming`.
+
+    Raises:
+      ValueError: if the model is spectral.
+    """
+    _check_streaming(config)
+    audio = jnp.zeros((batch, config.total_stride))
+    _, shapes = jax.eval_shape(lambda: Encoder(config).apply({"params": params["encoder"]}, audio))
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def encode_streaming(
+    config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array, context: Context
+) -> tuple[jax.Array, Context]:
+    """Codes of the next block of a stream; concatenated over the blocks they equal `encode` of the whole.
+
+    Args:
+      config: the model.
+      variables: as for `encode`.
+      audio: float32 `[b, samples]`, any whole number of frames.
+      context: of `initial_context`, or of the block before.
+
+    Returns:
+      int32 `[b, samples // total_stride, quantizers]` and the context for the next block.
+
+    Raises:
+      ValueError: if `audio` is not `[b, samples]` with a whole number of frames, or the model is spectral.
+    """
+    _check_streaming(config)
+    _check_audio(config, audio)
+    x, context = Encoder(config).apply({"params": variables["params"]["encoder"]}, audio, context)
+    return quantization.encode(variables["codebooks"], x), context
+
+
+def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
+    """Context of silence for `decode_streaming`."""
+    embeddings = jnp.zeros((batch, 1, config.embedding_dim))
+    _, shapes = jax.eval_shape(lambda: _decoder(config).apply({"params": params["decoder"]}, embeddings))
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def decode_streaming(
+    config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array, context: Context
+) -> tuple[jax.Array, Context]:
+    """Audio of the next block of a stream of codes; concatenated over the blocks it equals `decode` of the whole.
+
+    Args:
+      config: the model.
+      variables: as for `encode`.
+      codes: int `[b, frames, q]`, q <= quantizers, any number of frames.
+      context: of `initial_decoder_context`, or of the block before.
+
+    Returns:
+      float32 `[b, frames * total_stride]` and the context for the next block.
+
+    Raises:
+      ValueError: if there are more levels than codebooks.
+    """
+    embeddings = quantization.decode(variables["codebooks"], codes)
+    return _decoder(_exact(config)).apply({"params": variables["params"]["decoder"]}, embeddings, context)

@@ -1,0 +1,84 @@
+"""The stop of a run whose metrics are no longer finite, and what it leaves for a look."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from musiclm_jax.training import checkpoints
+from musiclm_jax.training.checkpoints import Position
+from musiclm_jax.training.learner import Dataset, Metrics
+
+FOLDER = "diverged"
+
+
+class DivergedError(RuntimeError):
+    """A metric of training is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TakenStep:
+    """A step that was taken."""
+
+    number: int  # from 1
+    position: Position  # of this process's data after it
+    metrics: Metrics
+
+
+def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any) -> None:
+    """Stops a run whose metrics are not finite.
+
+    The state is saved aside, and so are this process's rows of the batch of the first step at fault and of the one
+    before it in the epoch, whose update may have done the harm. Batches follow from their position, so they are read
+    again.
+
+    Args:
+      taken: the steps since the last look, their metrics on the host.
+      state: after the last of them.
+      dataset: of training.
+      model_dir: the run's folder.
+      manager: of the run's checkpoints.
+
+    Raises:
+      DivergedError: naming the metrics, the step, its place in the data and the files.
+    """
+    finite = [all(np.isfinite(value) for value in step.metrics.values()) for step in taken]
+    if all(finite):
+        return
+    bad, last = taken[finite.index(False)], taken[-1]
+    names = [name for name, value in bad.metrics.items() if not np.isfinite(value)]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    folder = model_dir / FOLDER
+    if jax.process_index() == 0:
+        folder.rmtree(missing_ok=True)  # of an earlier run
+    multihost_utils.sync_global_devices("diverged")
+    with checkpoints.open_manager(folder, keep=1) as aside:
+        checkpoints.save(aside, last.number, state, last.position)
+    files = _save_batches(folder, bad, dataset)
+    checkpoints.wait(manager)
+    sound = checkpoints.latest_whole(manager)
+    raise DivergedError(
+        f"{shown} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch "
+        f"{bad.position.step_in_epoch - 1}). In {folder} are the state after step {last.number:,} and the batches "
+        f"{' and '.join(files)}; the last sound checkpoint is {'none' if sound is None else f'step {sound:,}'}. Lower "
+        "the learning rate, warm up longer or clip more, then run again."
+    )
+
+
+def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list[str]:
+    """Writes this process's rows of a step's batch and of the one before it; returns the names of the files."""
+    epoch, end = step.position.epoch, step.position.step_in_epoch
+    begin = max(end - 2, 0)
+    names = []
+    for index, batch in enumerate(itertools.islice(dataset.epoch(epoch, begin), end - begin), begin):
+        arrays: dict[str, Any] = dict(batch)
+        file = folder / f"batch_{step.number - (end - 1 - index)}-process_{jax.process_index()}.npz"
+        with file.open("wb") as out:
+            np.savez(out, **arrays)
+        names.append(file.name)
+    return names

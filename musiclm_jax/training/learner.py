@@ -1,0 +1,116 @@
+"""What the training loop takes, a learner and batches, and where a learner's state lies on a mesh."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from musiclm_jax.training import partitioning
+
+Batch = Mapping[str, Any]
+Metrics = Mapping[str, jax.Array]
+
+
+class Learner(Protocol):
+    """What can be trained: a frozen dataclass of a model's config and of how to optimise it.
+
+    The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`,
+    called once with the first batch before the first step, for what is initialised from data (k-means of a codebook),
+    and `start_from(state, variables) -> state`, the state with the weights of a bundle's part.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # how type checkers know a dataclass
+    family: str  # "soundstream", "w2v_bert", "mulan", "melody" or "stage"
+
+    def init(self, key: jax.Array) -> Any:
+        """Returns the state: a flax.struct.PyTreeNode with an int32 scalar field `step`."""
+
+    def train_step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        """Returns the next state and float32 scalars named by paths like "vq/commitment_loss"."""
+
+    def eval_step(self, state: Any, batch: Batch, key: jax.Array) -> Metrics:
+        """Returns float32 scalars; the main one is called "loss"."""
+
+
+class Dataset(Protocol):
+    """Batches in a fixed order for each epoch."""
+
+    def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's batches of an epoch from number `skip` on."""
+
+
+def abstract_state(learner: Learner, mesh: Mesh) -> Any:
+    """Shapes, types and shardings of a learner's state; boxes of logical axes are read here and go no further.
+
+    Raises:
+      ValueError: if an axis does not divide over the mesh.
+    """
+    boxed = jax.eval_shape(learner.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        partitioning.unbox(boxed),
+        partitioning.state_sharding(mesh, boxed),
+    )
+
+
+def shardings(abstract: Any) -> Any:
+    """The sharding of each leaf of an abstract state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def init_state(learner: Learner, abstract: Any, key: jax.Array) -> Any:
+    """A new state, made where it lies."""
+    return jax.jit(lambda k: partitioning.unbox(learner.init(k)), out_shardings=shardings(abstract))(key)
+
+
+def jit_train_step(learner: Learner, abstract: Any, mesh: Mesh) -> Any:
+    """The compiled `train_step`, which overwrites its state; to be called within `partitioning.activation_rules`."""
+    where = shardings(abstract), partitioning.replicated(mesh)
+    return jax.jit(learner.train_step, donate_argnums=0, out_shardings=where)
+
+
+def warm_started(learner: Any, state: Any, abstract: Any, batch: Batch, key: jax.Array) -> Any:
+    """The state with what is initialised from the first batch, for learners that have such a thing."""
+    if not hasattr(learner, "warm_start"):
+        return state
+    return jax.jit(learner.warm_start, donate_argnums=0, out_shardings=shardings(abstract))(state, batch, key)
+
+
+def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str, Any]) -> Any:
+    """The state with the weights of a bundle's part.
+
+    Raises:
+      ValueError: if the family cannot be started from a bundle, or the bundle's model has another shape.
+    """
+    if not hasattr(learner, "start_from"):
+        raise ValueError(f"a {learner.family} model cannot be started from a bundle: train it from its beginning")
+    started = learner.start_from(state, variables)
+    check_fits(started, state)
+    return jax.device_put(started, shardings(abstract))
+
+
+def check_fits(started: Any, state: Any) -> None:
+    """Compares the shapes of a state that was begun with other weights with those that the learner wants.
+
+    Raises:
+      ValueError: with the first that differs.
+    """
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    found, wanted = shapes(started), shapes(state)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"the bundle's model does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} here; use the configuration it was trained with"
+            )
+
+
+def parameter_count(abstract: Any) -> int:
+    """Number of trained parameters of a state."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(getattr(abstract, "params", abstract)))

@@ -1,0 +1,123 @@
+"""How fast a training runs: steps and tokens (or seconds of audio) a second, model FLOPs utilisation, the time left."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from musiclm_jax.data.tokens import SAMPLE_RATE
+from musiclm_jax.planning import plan
+from musiclm_jax.stages.learner import StageLearner
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one step works through, over all processes."""
+
+    unit: str  # "tokens", "s of audio" or "examples"
+    amount: float  # of the unit
+    flops: float | None = None  # of the model, without what is computed again; None where they are not counted
+
+    @classmethod
+    def of_step(cls, learner: Any, batch: Mapping[str, Any]) -> "Work":
+        """Tokens of a stage, conditioning included; seconds of audio of a tokenizer.
+
+        Args:
+          learner: what is trained.
+          batch: this process's part of a batch.
+        """
+        rows = len(next(iter(batch.values()))) * jax.process_count()
+        if isinstance(learner, StageLearner):
+            tokens = learner.stage.condition_length() + learner.stage.target_length()
+            return cls("tokens", rows * tokens, plan.model_flops(learner, rows))
+        if "audio" in batch:
+            return cls("s of audio", rows * batch["audio"].shape[1] / SAMPLE_RATE)
+        return cls("examples", rows)
+
+
+def peak_flops(devices: Iterable[Any]) -> float | None:
+    """bfloat16 FLOP/s of the chips together, None where a device's are not known (CPUs, GPUs)."""
+    chips = {}
+    for device in devices:
+        kind = plan.TPU_KINDS.get(device.device_kind)
+        if kind is None:
+            return None
+        # Two devices in one place are the cores of one chip.
+        chips[getattr(device, "slice_index", 0), *device.coords] = plan.CHIPS[kind].flops
+    return sum(chips.values())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "12 s", "5 min" or "2.5 h"."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def scalars(means: Mapping[str, float]) -> str:
+    """Metrics as "loss 1.23 accuracy 0.5"."""
+    return " ".join(f"{name} {value:.4g}" for name, value in means.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Steps of some work a second."""
+
+    steps_per_second: float
+    work: Work
+    peak: float | None = None  # see `peak_flops`
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation; None where either figure is not known."""
+        if self.peak is None or self.work.flops is None:
+            return None
+        return self.steps_per_second * self.work.flops / self.peak
+
+    def scalars(self) -> dict[str, float]:
+        """For TensorBoard: "steps_per_second", "tokens_per_second" or its like, and "mfu" where it is known."""
+        unit = {"s of audio": "audio_seconds"}.get(self.work.unit, self.work.unit)
+        rates = {
+            "steps_per_second": self.steps_per_second,
+            f"{unit}_per_second": self.steps_per_second * self.work.amount,
+        }
+        return rates if self.mfu is None else {**rates, "mfu": self.mfu}
+
+    def __str__(self) -> str:
+        amount = self.steps_per_second * self.work.amount
+        number = f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+        mfu = "" if self.mfu is None else f", MFU {self.mfu:.1%}"
+        return f"{self.steps_per_second:.3g} steps/s, {number} {self.work.unit}/s{mfu}"
+
+
+class Progress:
+    """Lines about the steps of a run; rates leave out the first step (compilation), evaluations and checkpoints."""
+
+    def __init__(self, step: int, total_steps: int, peak: float | None = None) -> None:
+        self.total_steps, self.peak = total_steps, peak
+        self.work = Work("examples", 0)  # of a step; to be set with the first batch
+        self.is_first = True  # until the first line: it shows at once that training runs
+        self.steps_per_second = 0.0
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Leaves out of the rates what happened since the last line."""
+        self.start_step, self.start_time = step, time.monotonic()
+
+    def line(self, step: int, means: Mapping[str, float]) -> str:
+        """Tells of the steps since the last line."""
+        elapsed, steps = time.monotonic() - self.start_time, step - self.start_step
+        if self.is_first:
+            rate = f"first step {elapsed:.1f} s with compilation"
+            self.is_first = False
+        else:
+            self.steps_per_second = steps / max(elapsed, 1e-9) if steps else self.steps_per_second
+            left = (self.total_steps - step) / self.steps_per_second if self.steps_per_second else float("nan")
+            rate = f"{self.rate()}, {duration(left)} left"
+        self.restart(step)
+        return f"step {step:,}/{self.total_steps:,} | {scalars(means)} | {rate}"
+
+    def rate(self) -> Rate:
+        """That of the last line."""
+        return Rate(self.steps_per_second, self.work, self.peak)

@@ -1,0 +1,239 @@
+"""The one training loop: all model families and stages are trained by `train`, read from top to bottom.
+
+A run is a pure function of its configuration: step s uses a key folded from the seed and s, and batch s of data that is
+seeded by epoch, so a run that was stopped and resumed takes the same steps as one that was not.
+"""
+
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from musiclm_jax.training import checkpoints, divergence, partitioning
+from musiclm_jax.training import learner as learners
+from musiclm_jax.training.checkpoints import Position
+from musiclm_jax.training.divergence import TakenStep
+from musiclm_jax.training.learner import Dataset, Learner
+from musiclm_jax.training.preemption import StopRequest
+from musiclm_jax.training.profiling import StepProfiler
+from musiclm_jax.training.progress import Progress, Work, peak_flops, scalars
+from musiclm_jax.training.summaries import SummaryWriter
+
+
+def train(
+    learner: Learner,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None,
+    model_dir: str | os.PathLike,
+    *,
+    total_steps: int,
+    checkpoint_period: int = 1_000,
+    checkpoint_minutes: float = 10.0,
+    eval_period: int = 1_000,
+    eval_steps: int = 8,
+    log_period: int = 50,
+    profile_steps: tuple[int, int] | None = None,
+    keep: int = 3,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    start_variables: Mapping[str, Any] | None = None,
+    config_files: Mapping[str, str] | None = None,
+) -> Any:
+    """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
+
+    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there.
+    With several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
+
+    Args:
+      learner: what to train.
+      train_dataset: its batches.
+      eval_dataset: held-out batches, the first `eval_steps` of epoch 0 each time; None for no evaluation.
+      model_dir: folder of checkpoints and TensorBoard events.
+      total_steps: where to stop.
+      checkpoint_period: steps between checkpoints; one is also written at the end.
+      checkpoint_minutes: one is also written this many minutes after the last one (one process only); 0 for never.
+      eval_period: steps between evaluations; one is also made at the end.
+      eval_steps: batches of an evaluation.
+      log_period: steps between progress lines.
+      profile_steps: first and last step, counted from 1, of a trace by JAX's profiler; None for none.
+      keep: latest checkpoints to keep, beside the best one by held-out loss.
+      seed: of initialisation, dropout and the like (data has its own).
+      mesh: from `partitioning.make_mesh`; None for all devices as data parallel.
+      start_variables: of a bundle's part, to begin a new run with instead of random weights.
+      config_files: text files by name, written into model_dir once its checkpoint is known to fit.
+
+    Returns:
+      The final state.
+
+    Raises:
+      DivergedError: if a metric is not finite, see `divergence.check_finite`; the checkpoints are sound.
+      ValueError: if a period is not positive, the data is empty, or a checkpoint does not fit, cannot be read or
+        cannot be written.
+    """
+    periods = {"checkpoint_period": checkpoint_period, "eval_period": eval_period, "log_period": log_period}
+    for name, value in {"total_steps": total_steps, "eval_steps": eval_steps, **periods}.items():
+        if not isinstance(value, int) or value < 1:  # it comes from gin, which checks no types
+            raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
+    model_dir = checkpoints.run_folder(model_dir)
+    mesh = mesh or partitioning.make_mesh()
+    key = jax.random.key(seed)
+    # Of arrays that all processes share: no key is of one process, dropout differs where the global array does.
+    init_key, train_key, eval_key = (jax.random.fold_in(key, stream) for stream in range(3))
+    abstract = learners.abstract_state(learner, mesh)
+    train_step = learners.jit_train_step(learner, abstract, mesh)
+    eval_step = jax.jit(learner.eval_step, out_shardings=partitioning.replicated(mesh))
+    profiler = StepProfiler(model_dir, profile_steps)
+
+    with checkpoints.open_manager(model_dir, keep) as manager:
+        restored = checkpoints.restore_latest(manager, abstract)
+        step, state, position = restored or (0, None, Position())
+        batches = _batches(train_dataset, position)
+        if step < total_steps:  # data that cannot be read is told before anything is compiled
+            batches = itertools.chain([next(batches)], batches)
+            if eval_dataset is not None:
+                _eval_batches(eval_dataset, 1)
+        if restored is None:
+            state = learners.init_state(learner, abstract, init_key)
+            if start_variables is not None:
+                state = learners.started_from(learner, state, abstract, start_variables)
+        else:
+            _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
+        parameters = learners.parameter_count(abstract)
+        _say(f"{learner.family}: {parameters:,} parameters, mesh {dict(mesh.shape)}, to {model_dir}")
+        _write_files(model_dir, config_files or {})
+
+        writer = SummaryWriter(model_dir)
+        progress = Progress(step, total_steps, peak_flops(mesh.devices.flat))
+        taken: list[TakenStep] = []  # steps since the last look at the metrics, which are still on the device
+        saved_at = time.monotonic()
+        saved_step = step if restored else -1
+        evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation
+
+        with StopRequest() as stop, profiler, partitioning.activation_rules(mesh):
+            while step < total_steps and not stop.requested_at(step):
+                host_batch, position = next(batches)
+                progress.work = Work.of_step(learner, host_batch)
+                batch = partitioning.shard_batch(mesh, host_batch)
+                if step == 0 and start_variables is None:
+                    state = learners.warm_started(learner, state, abstract, batch, jax.random.fold_in(init_key, 1))
+                with profiler.step(step + 1):
+                    state, metrics = train_step(state, batch, jax.random.fold_in(train_key, step))
+                step += 1
+                taken.append(TakenStep(step, position, metrics))
+                if profiler.after(step, metrics):
+                    _say(f"  steps {profile_steps} are traced in {model_dir}/plugins/profile")
+
+                last = step == total_steps
+                overdue = checkpoint_minutes > 0 and time.monotonic() - saved_at > 60 * checkpoint_minutes
+                save = step % checkpoint_period == 0 or last or (overdue and jax.process_count() == 1)
+                evaluate = eval_dataset is not None and (step % eval_period == 0 or last)
+                # Every checkpoint comes after a look at the metrics, so that none holds a state gone wrong.
+                if step % log_period == 0 or progress.is_first or save or evaluate:
+                    means = _look(taken, state, train_dataset, model_dir, manager)
+                    _say(progress.line(step, means))
+                    writer.write(step, means, "train/")
+                    writer.write(step, progress.rate().scalars())
+                if evaluate and eval_dataset is not None:
+                    means = _evaluate(eval_step, state, eval_dataset, eval_steps, eval_key, mesh)
+                    _say(f"  held out after {step:,} steps: {scalars(means)}")
+                    writer.write(step, means, "eval/")
+                    evaluated = (step, means["loss"])
+                if save:
+                    writer.flush()  # what comes before a checkpoint is not measured again after it
+                    checkpoints.save(manager, step, state, position, evaluated[1] if evaluated[0] == step else None)
+                    saved_at, saved_step = time.monotonic(), step
+                if evaluate or save:
+                    progress.restart(step)  # the rate is that of training alone
+            if step < total_steps and saved_step != step:
+                _look(taken, state, train_dataset, model_dir, manager)
+                checkpoints.save(manager, step, state, position)
+        checkpoints.wait(manager)
+        writer.close()
+    if step < total_steps:
+        _say(f"stopped by a signal, saved at step {step:,}: the same command goes on from there")
+    else:
+        _say(f"done: step {step:,} of {total_steps:,}")
+    return state
+
+
+def _look(
+    taken: list[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any
+) -> dict[str, float]:
+    """Returns the means of the metrics since the last look, and clears them.
+
+    Raises:
+      DivergedError: if one is not finite.
+      ValueError: if a checkpoint could not be written in the background.
+    """
+    checkpoints.check(manager)
+    fetched = jax.device_get([step.metrics for step in taken])
+    steps = [dataclasses.replace(step, metrics=metrics) for step, metrics in zip(taken, fetched, strict=True)]
+    divergence.check_finite(steps, state, dataset, model_dir, manager)
+    taken.clear()
+    return _means(fetched)
+
+
+def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
+    """Yields batches without end, each with the position after it."""
+    epoch, index = position.epoch, position.step_in_epoch
+    while True:
+        for batch in dataset.epoch(epoch, index):
+            index += 1
+            yield batch, Position(epoch, index)
+        if index == 0:
+            raise ValueError("an epoch of the training data holds no batch: give more records or a smaller batch size")
+        epoch, index = epoch + 1, 0
+
+
+def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax.Array, mesh: Mesh) -> dict[str, float]:
+    """Returns the means of the metrics over the first batches; the same batches and keys each time."""
+    collected = []
+    for index, batch in enumerate(_eval_batches(dataset, steps)):
+        collected.append(eval_step(state, partitioning.shard_batch(mesh, batch), jax.random.fold_in(key, index)))
+    means = _means(jax.device_get(collected))
+    if "loss" not in means:
+        raise ValueError(f"eval_step returned {sorted(means)}, expected a metric called 'loss' among them")
+    return means
+
+
+def _eval_batches(dataset: Dataset, steps: int) -> list[dict[str, np.ndarray]]:
+    """The first batches of the evaluation data, as many as every process has: others would wait for one with fewer.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    batches = list(itertools.islice(dataset.epoch(0, 0), steps))
+    count = int(np.min(multihost_utils.process_allgather(np.int32(len(batches)))))
+    if count == 0:
+        raise ValueError("the evaluation data holds no batch: give more held-out records or a smaller batch size")
+    return batches[:count]
+
+
+def _means(collected: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the mean of each metric over the steps that report it."""
+    names = dict.fromkeys(name for metrics in collected for name in metrics)
+    return {name: float(np.mean([m[name] for m in collected if name in m], dtype=np.float64)) for name in names}
+
+
+def _write_files(folder: epath.Path, files: Mapping[str, str]) -> None:
+    """Writes text files; process 0 alone does."""
+    if jax.process_index() > 0:
+        return
+    for name, content in files.items():
+        try:
+            (folder / name).write_text(content)
+        except OSError as error:
+            raise ValueError(f"cannot write {folder / name} ({error.strerror}): choose another model_dir") from error
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
