@@ -8,9 +8,9 @@ over all clips.
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
-from musiclm_jax.bundles.encode import acoustic_codes
+from musiclm_jax import bundles
+from musiclm_jax.bundles.encode import encode_acoustic
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.codec import distances, kilobits, opus
 from musiclm_jax.generation.pipeline import decode_audio
@@ -23,14 +23,14 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=128, help="held-out clips")
     args = parser.parse_args()
-    part = musiclm_jax.load(args.bundle).part("soundstream")
+    part = bundles.load(args.bundle).part("soundstream")
     clips = sample_clips(args.corpus, "test", args.clips, args.seed)
     scores: dict[str, list[tuple[float, float]]] = {"SoundStream": [], "Opus 6": [], "Opus 12": []}
     rates: dict[str, list[float]] = {"Opus 6": [], "Opus 12": []}
     codes = []
     for start in range(0, len(clips), BATCH):
         audio = np.stack([clip["audio"] for clip in clips[start : start + BATCH]])
-        codes.append(np.asarray(acoustic_codes(part, audio)))
+        codes.append(np.asarray(encode_acoustic(part, audio)))
         decoded = decode_audio(part, codes[-1])
         for reference, ours in zip(audio, decoded, strict=True):
             scores["SoundStream"].append(distances(reference, ours))

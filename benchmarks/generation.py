@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks import judges
 from benchmarks.report import Figure, arguments, check_settings, publish
+from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.bundles.encode import acoustic_codes, semantic_codes
+from musiclm_jax.bundles.encode import encode_acoustic, encode_semantic
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation import generate
 
 HELD_OUT_SHARE = 0.25  # of the prompts
 SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as silent
@@ -90,7 +91,7 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
             continue
         began = time.monotonic()
         options = sampling(args) | {"seed": args.seed, "batch_size": args.batch_size * args.best_of}
-        pieces = bundle.generate([prompts[index] for index in group], seconds=args.seconds, **options)
+        pieces = generate.generate(bundle, [prompts[index] for index in group], seconds=args.seconds, **options)
         for index, piece in zip(group, pieces, strict=True):
             sound.write(work / f"{index:03d}.wav", piece.audio, force=True)
             np.savez(work / f"{index:03d}.npz", peak=np.abs(piece.audio).max(), **piece.tokens)
@@ -136,8 +137,8 @@ def codes_of_renders(bundle: Bundle, clips: list[np.ndarray]) -> list[dict[str, 
     """Semantic and acoustic codes of real renders."""
     return [
         {
-            "semantic": np.asarray(semantic_codes(bundle.part("w2v_bert"), clip[None]))[0],
-            "acoustic": np.asarray(acoustic_codes(bundle.part("soundstream"), clip[None]))[0],
+            "semantic": np.asarray(encode_semantic(bundle.part("w2v_bert"), clip[None]))[0],
+            "acoustic": np.asarray(encode_acoustic(bundle.part("soundstream"), clip[None]))[0],
         }
         for clip in clips
     ]
@@ -182,7 +183,7 @@ def main() -> None:
     if args.seconds < 3:
         raise ValueError(f"--seconds is {args.seconds}: the tagger needs at least 3")
     judges.require()
-    bundle = musiclm_jax.load(args.bundle)
+    bundle = bundles.load(args.bundle)
     records = choose_prompts(args.corpus, args.prompts, args.seed, args.split)
     prompts, instruments = [r["prompt"] for r in records], [r["instrument"] for r in records]
     generate_missing(bundle, prompts, args)

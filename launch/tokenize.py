@@ -123,7 +123,7 @@ def tokenize_batch(
     Raises:
       ValueError: if a lead is asked for and not known.
     """
-    from musiclm_jax.bundles.encode import melody_codes
+    from musiclm_jax.bundles.encode import encode_melody
     from musiclm_jax.corpus import leads
     from musiclm_jax.data.tokens import MELODY
 
@@ -135,7 +135,7 @@ def tokenize_batch(
                 f"--sung: clip {missing[0]} has no pitch classes of a lead; give a corpus of `musiclm corpus`"
             )
         heard = [leads.performed(clip["id"], clip["audio"], clip["pitch_class"]) for clip in filled]
-        streams[MELODY.name] = np.asarray(melody_codes(tokenizers.melody, np.stack(heard)))
+        streams[MELODY.name] = np.asarray(encode_melody(tokenizers.melody, np.stack(heard)))
     return {name: codes[: len(clips)] for name, codes in streams.items()}
 
 

@@ -128,20 +128,20 @@ def test_the_parts_of_the_resynthesis_are_heard(tmp_path):
 
 def test_each_part_is_made_from_the_right_truth(monkeypatch):
     # Stand-ins: semantic codes are 1, coarse codes the semantic ones + 10, fine codes the coarse ones + 100.
-    def semantic_codes(part, conditions, known, frames, request, keys, progress):
+    def generate_semantic(part, conditions, known, frames, request, keys, progress):
         assert conditions.codes.shape == (1, 3, 12) and len(keys) == 3
         yield np.ones((3, frames, 1), int)
 
-    def coarse_codes(part, conditions, semantic, known, frames, request, keys, progress):
+    def generate_coarse(part, conditions, semantic, known, frames, request, keys, progress):
         assert conditions.codes.shape == (1, 6, 12) and len(keys) == 6
         yield np.repeat(np.repeat(semantic.until(frames), 2, axis=1), 4, axis=2) + 10
 
-    def acoustic_codes(part, coarse, known, frames, request, keys, at_once, progress):
+    def generate_acoustic(part, coarse, known, frames, request, keys, at_once, progress):
         assert len(keys) == 9 and known.shape == (9, 0, 12)
         above = coarse.until(frames)
         yield np.concatenate([above, np.repeat(above[..., :1], 8, axis=2) + 100], axis=2)
 
-    for function in (semantic_codes, coarse_codes, acoustic_codes):
+    for function in (generate_semantic, generate_coarse, generate_acoustic):
         monkeypatch.setattr(resynthesis.windows, function.__name__, function)
     monkeypatch.setattr(resynthesis.pipeline, "decode_audio", lambda part, codes: codes.reshape(len(codes), -1))
     monkeypatch.setattr(resynthesis.mulan, "embed_text", lambda config, variables, texts: np.zeros((len(texts), 8)))

@@ -108,7 +108,7 @@ def test_the_bundles_settings_are_the_default(tmp_path, bundle, music):
 
 def test_temperature_zero_ignores_the_seed(bundle):
     pieces = [
-        bundle.generate(["piano"], seconds=1.0, seed=seed, temperature=(0.0, 0.0, 0.0))[0].tokens["acoustic"]
+        generate.generate(bundle, ["piano"], seconds=1.0, seed=seed, temperature=(0.0, 0.0, 0.0))[0].tokens["acoustic"]
         for seed in (0, 1)
     ]
     np.testing.assert_array_equal(*pieces)
@@ -163,7 +163,7 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
 )
 def test_bad_requests_are_one_line(bundle, options, message):
     with pytest.raises(ValueError, match=message) as raised:
-        bundle.generate(["piano"], **({"seconds": 1.0} | options))
+        generate.generate(bundle, ["piano"], **({"seconds": 1.0} | options))
     assert "\n" not in str(raised.value)
 
 
@@ -200,8 +200,8 @@ def test_a_stream_is_the_piece_while_it_is_made(bundle, monkeypatch):
 def test_a_story_switches_its_tokens(bundle, monkeypatch):
     monkeypatch.setattr(generate, "piece_key", lambda *_: jax.random.key(5))
     story = prompts.timed_story([("0", "a slow piano"), ("1.2", "jig on the fiddle")])
-    [piece] = bundle.generate([story], seconds=2.4)
-    [plain] = bundle.generate(["a slow piano"], seconds=2.4)
+    [piece] = generate.generate(bundle, [story], seconds=2.4)
+    [plain] = generate.generate(bundle, ["a slow piano"], seconds=2.4)
     assert piece.prompt == "0:00 a slow piano 0:01.2 jig on the fiddle"
     for name, change in (("semantic", 30), ("acoustic", 60)):
         np.testing.assert_array_equal(piece.tokens[name][:change], plain.tokens[name][:change])
@@ -214,7 +214,7 @@ def test_a_story_switches_its_tokens(bundle, monkeypatch):
 
 def test_a_recording_is_continued(bundle):
     recording = miniature.tone(1.205)  # 30 semantic frames and a rest
-    pieces = bundle.generate(["piano"], seconds=1.0, continue_from=recording, num_samples=2)
+    pieces = generate.generate(bundle, ["piano"], seconds=1.0, continue_from=recording, num_samples=2)
     tokenized = encode.Tokenizers.from_bundle(bundle).tokenize(recording[None, -28_800:])
     for name, known in (("semantic", 30), ("acoustic", 60)):
         codes = tokens_of(pieces, name)
@@ -223,22 +223,22 @@ def test_a_recording_is_continued(bundle):
         assert (codes[0, known:] != codes[1, known:]).any()
     assert len(pieces[0].audio) == 28_800 + 24_000
     # Without a text the recording is the prompt.
-    [unprompted] = bundle.generate(seconds=1.0, continue_from=recording)
+    [unprompted] = generate.generate(bundle, seconds=1.0, continue_from=recording)
     assert unprompted.prompt == "the recording"
-    np.testing.assert_array_equal(unprompted.tokens["mulan"], encode.mulan_codes(bundle.mulan(), recording[None])[0])
+    np.testing.assert_array_equal(unprompted.tokens["mulan"], encode.encode_mulan(bundle.mulan(), recording[None])[0])
 
 
 def test_times_of_a_story_count_from_the_end_of_the_recording(bundle, monkeypatch):
     given = []
 
-    def semantic_codes(part, conditions, known, frames, *_):
+    def generate_semantic(part, conditions, known, frames, *_):
         given.append((conditions.starts, known.shape, frames))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(windows, "semantic_codes", semantic_codes)
+    monkeypatch.setattr(windows, "generate_semantic", generate_semantic)
     story = prompts.timed_story([("0:00", "a slow piano"), ("0:01", "jig on the fiddle")])
     with pytest.raises(KeyboardInterrupt):
-        bundle.generate([story], seconds=2.0, continue_from=miniature.tone(1.205))
+        generate.generate(bundle, [story], seconds=2.0, continue_from=miniature.tone(1.205))
     assert given == [((0, 30 + 25), (1, 30, 1), 30 + 50)]
 
 
@@ -250,7 +250,7 @@ def test_weights_of_8_bits_are_those_of_the_stages(bundle):
 
 
 def test_acoustics_alone_vary(bundle, music):
-    varied = bundle.generate(["a slow piano"], seconds=SECONDS, seed=3, num_samples=2, vary="acoustics")
+    varied = generate.generate(bundle, ["a slow piano"], seconds=SECONDS, seed=3, num_samples=2, vary="acoustics")
     for name in ("semantic", "acoustic"):  # the first is the piece that it would be anyway
         np.testing.assert_array_equal(varied[0].tokens[name], music[0].tokens[name])
     np.testing.assert_array_equal(varied[1].tokens["semantic"], music[0].tokens["semantic"])
@@ -259,14 +259,14 @@ def test_acoustics_alone_vary(bundle, music):
 
 def test_a_recording_takes_the_place_of_a_text(bundle):
     recording = miniature.tone(1.0)
-    alike = bundle.generate(like=recording, seconds=1.0, num_samples=2)
-    codes = np.asarray(encode.mulan_codes(bundle.mulan(), recording[None]))[0]
+    alike = generate.generate(bundle, like=recording, seconds=1.0, num_samples=2)
+    codes = np.asarray(encode.encode_mulan(bundle.mulan(), recording[None]))[0]
     assert [piece.prompt for piece in alike] == ["the recording"] * 2
     np.testing.assert_array_equal(tokens_of(alike, "mulan"), [codes, codes])
     assert (alike[0].tokens["semantic"] != alike[1].tokens["semantic"]).any()
     # With vary="acoustics" its semantic tokens stay, under any text, and go on where it ends.
-    kept = encode.semantic_codes(bundle.part("w2v_bert"), recording[None])[0]
-    [restyled] = bundle.generate(["piano"], like=recording, vary="acoustics", seconds=1.2)
+    kept = encode.encode_semantic(bundle.part("w2v_bert"), recording[None])[0]
+    [restyled] = generate.generate(bundle, ["piano"], like=recording, vary="acoustics", seconds=1.2)
     np.testing.assert_array_equal(restyled.tokens["semantic"][:25], kept)
     assert restyled.tokens["semantic"].shape == (30,) and restyled.tokens["acoustic"].shape == (60, 12)
 
@@ -276,7 +276,7 @@ def test_music_follows_a_melody(bundle, melodic, monkeypatch):
         assert audio.shape == (1, part.config.clip_samples)
         return np.full((1, 72), 3 if np.abs(np.diff(audio)).mean() < 0.2 * np.abs(audio).mean() else 9)
 
-    monkeypatch.setattr(conditions, "melody_codes", codes)
+    monkeypatch.setattr(conditions, "encode_melody", codes)
     tune, high = (np.sin(2 * np.pi * hertz / 24_000 * np.arange(48_000)).astype(np.float32) for hertz in (220, 4000))
     options = {"seconds": SECONDS, "seed": 3}
     first = generate.generate(melodic, ["piano"], melody=tune, **options)[0].tokens
@@ -305,13 +305,13 @@ def test_music_follows_a_melody(bundle, melodic, monkeypatch):
 )
 def test_bad_melodies_are_one_line(melodic, options, message):
     with pytest.raises(ValueError, match=message) as raised:
-        melodic.generate(["piano"], seconds=1.0, **options)
+        generate.generate(melodic, ["piano"], seconds=1.0, **options)
     assert "\n" not in str(raised.value)
 
 
 def test_a_bundle_without_a_melody_model_says_so(bundle):
     with pytest.raises(ValueError, match="has no stage that follows a melody: leave it out"):
-        bundle.generate(["piano"], seconds=1.0, melody=miniature.tone())
+        generate.generate(bundle, ["piano"], seconds=1.0, melody=miniature.tone())
 
 
 def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
@@ -322,7 +322,7 @@ def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
     config = dataclasses.replace(part.config, stage=keyed)
     bundles.save_part(folder, "semantic_melody", config, part.variables)
     with pytest.raises(bundles.BundleError, match=r"takes 2 codes .* \(melody_parts\), the melody model makes 0"):
-        bundles.load(folder).generate(["piano"], seconds=1.0, melody=miniature.tone())
+        generate.generate(bundles.load(folder), ["piano"], seconds=1.0, melody=miniature.tone())
 
 
 def test_a_stream_is_of_one_piece(bundle):
@@ -334,7 +334,7 @@ def test_a_stream_is_of_one_piece(bundle):
 def test_a_story_must_fit_its_length(bundle):
     story = prompts.timed_story([("0:00", "piano"), ("0:15", "fiddle")])
     with pytest.raises(ValueError, match="seconds is 15: the last section of the story begins at 15 s"):
-        bundle.generate([story], seconds=15)
+        generate.generate(bundle, [story], seconds=15)
 
 
 def test_missing_stage_is_named(tmp_path):

@@ -133,7 +133,7 @@ def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_p
     first, second = tmp_path / "tokens", tmp_path / "with_melody"
     assert run(capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", first)[0] == 0
     bundle = miniature.melodic(tmp_path / "melodic")
-    for name in ("semantic_codes", "acoustic_codes", "mulan_codes"):
+    for name in ("encode_semantic", "encode_acoustic", "encode_mulan"):
         monkeypatch.setattr(encode, name, lambda *_: pytest.fail("made again"))
     command = ["tokenize", "--bundle", bundle, "--corpus", corpus, "--output", second, "--reuse", first]
     code, _, err = run(capsys, *command)

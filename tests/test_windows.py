@@ -5,7 +5,7 @@ import miniature
 import numpy as np
 import pytest
 
-import musiclm_jax
+from musiclm_jax import bundles
 from musiclm_jax.generation import windows
 from musiclm_jax.generation.request import Request
 from musiclm_jax.generation.windows import Conditions, Frames, Step
@@ -26,7 +26,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def bundle():
-    return musiclm_jax.load(miniature.path())
+    return bundles.load(miniature.path())
 
 
 def keys(rows):
@@ -71,14 +71,14 @@ def test_semantic_stage_goes_on_from_its_last_half(monkeypatch, bundle):
     stage = Recorder(count_on)
     monkeypatch.setattr(windows, "sample_window", stage)
     part = bundle.part("semantic")  # windows of 1.6 s: 40 frames
-    made = windows.semantic_codes(part, constant(2), nothing(2, 1), 70, Request(), keys(2), windows.silent)
+    made = windows.generate_semantic(part, constant(2), nothing(2, 1), 70, Request(), keys(2), windows.silent)
     codes = np.concatenate(list(made), axis=1)
     np.testing.assert_array_equal(codes[..., 0], np.tile(np.arange(70), (2, 1)))
     assert [(prefix.shape[1], frames) for _, prefix, frames in stage.calls] == [(0, 40), (20, 40), (20, 30)]
     np.testing.assert_array_equal(stage.calls[1][1][0, :, 0], np.arange(20, 40))
     # From codes that are known it goes on in the same way.
     known = np.tile(np.arange(50), (2, 1))[..., None]
-    more = windows.semantic_codes(part, constant(2), known, 70, Request(), keys(2), windows.silent)
+    more = windows.generate_semantic(part, constant(2), known, 70, Request(), keys(2), windows.silent)
     np.testing.assert_array_equal(np.concatenate(list(more), axis=1)[0, :, 0], np.arange(50, 70))
 
 
@@ -90,7 +90,9 @@ def test_the_melody_of_a_window_is_that_of_its_time(monkeypatch, bundle):
     stage = Recorder(lambda c, prefix, frames: np.zeros((2, frames, 1), int))
     monkeypatch.setattr(windows, "sample_window", stage)
     asked = constant(2)._replace(melody=Tune())
-    list(windows.semantic_codes(bundle.part("semantic"), asked, nothing(2, 1), 70, Request(), keys(2), windows.silent))
+    list(
+        windows.generate_semantic(bundle.part("semantic"), asked, nothing(2, 1), 70, Request(), keys(2), windows.silent)
+    )
     for (conditioning, _, _), begin in zip(stage.calls, [0, 20, 40], strict=True):
         np.testing.assert_array_equal(conditioning["melody"], np.full((2, 72), begin))
         assert conditioning["mulan"].shape == (2, 12)
@@ -101,12 +103,12 @@ def test_prompts_change_at_their_frame(monkeypatch, bundle):
     monkeypatch.setattr(windows, "sample_window", stage)
     changing = Conditions((0, 25, 45), np.array([10, 11, 12])[:, None, None] * np.ones((1, 2, 12), int))
     expected = [10] * 25 + [11] * 20 + [12] * 15
-    made = windows.semantic_codes(
+    made = windows.generate_semantic(
         bundle.part("semantic"), changing, nothing(2, 1), 60, Request(), keys(2), windows.silent
     )
     np.testing.assert_array_equal(np.concatenate(list(made), axis=1)[1, :, 0], expected)
     semantic = Frames(np.zeros((2, 60, 1), int))
-    made = windows.coarse_codes(
+    made = windows.generate_coarse(
         bundle.part("coarse"), changing, semantic, nothing(2, 1), 60, Request(), keys(2), windows.silent
     )
     np.testing.assert_array_equal(np.concatenate(list(made), axis=1)[1, :, 0], np.repeat(expected, 2))
@@ -119,7 +121,7 @@ def test_coarse_windows_see_their_part_of_the_semantic_codes(monkeypatch, bundle
     part = bundle.part("coarse")  # windows of 0.8 s: 20 semantic frames, 40 acoustic ones
     in_all = windows.semantic_frames(part, frames)
     semantic = np.stack([np.arange(in_all), 100 + np.arange(in_all)])[..., None]
-    made = windows.coarse_codes(
+    made = windows.generate_coarse(
         part, constant(2), Frames(semantic), nothing(2, 4), frames, Request(), keys(2), windows.silent
     )
     codes = np.concatenate(list(made), axis=1)
@@ -135,7 +137,7 @@ def test_fine_windows_cover_the_piece_once(monkeypatch, bundle, frames, known, w
     monkeypatch.setattr(windows, "sample_window", stage)
     coarse = np.stack([np.arange(frames), 1000 + np.arange(frames)])[..., None] * np.ones(4, int)
     there = np.zeros((2, known, 12), int)
-    made = windows.acoustic_codes(
+    made = windows.generate_acoustic(
         bundle.part("fine"), Frames(coarse), there, frames, Request(), keys(2), at_once, windows.silent
     )
     codes = np.concatenate([there, *made], axis=1)

@@ -53,7 +53,7 @@ def test_semantic_tokens_make_no_difference(monkeypatch):
     conditions = Conditions((0,), np.arange(12)[None, None])
     for code in (3, 5):
         semantic = Frames(np.full((1, 30, 1), code))
-        list(windows.coarse_codes(part, conditions, semantic, nothing, 30, Request(), keys, windows.silent))
+        list(windows.generate_coarse(part, conditions, semantic, nothing, 30, Request(), keys, windows.silent))
     assert len(given) == 4
     for ids in given:
         np.testing.assert_array_equal(ids, np.arange(12)[None] + 16 * np.arange(12))

@@ -56,10 +56,10 @@ class Tokenizers:
                 f"{SAMPLES_PER_SEMANTIC_FRAME} (one semantic frame); crop it first"
             )
         encoders = {
-            SEMANTIC.name: (semantic_codes, self.w2v_bert),
-            ACOUSTIC.name: (acoustic_codes, self.soundstream),
-            MULAN.name: (mulan_codes, self.mulan),
-            MELODY.name: (melody_codes, self.melody),
+            SEMANTIC.name: (encode_semantic, self.w2v_bert),
+            ACOUSTIC.name: (encode_acoustic, self.soundstream),
+            MULAN.name: (encode_mulan, self.mulan),
+            MELODY.name: (encode_melody, self.melody),
         }
         return {
             name: np.asarray(encode(part, audio))
@@ -73,22 +73,22 @@ class Tokenizers:
         return np.asarray(mulan.tokens(config, variables, mulan.embed_text(config, variables, texts), "text"))
 
 
-def semantic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+def encode_semantic(part: Part, audio: np.ndarray) -> jax.Array:
     """Semantic codes int32 `[batch, t]` of `[batch, samples]`."""
     return _semantic(part.config, part.variables, audio)
 
 
-def acoustic_codes(part: Part, audio: np.ndarray) -> jax.Array:
+def encode_acoustic(part: Part, audio: np.ndarray) -> jax.Array:
     """Acoustic codes int32 `[batch, 2 t, 12]` of `[batch, samples]`."""
     return _acoustic(part.config, part.variables, audio)
 
 
-def mulan_codes(part: Part, audio: np.ndarray) -> jax.Array:
+def encode_mulan(part: Part, audio: np.ndarray) -> jax.Array:
     """MuLan codes int32 `[batch, 12]` of `[batch, samples]`."""
     return _mulan(part.config, part.variables, audio)
 
 
-def melody_codes(part: Part, audio: np.ndarray) -> jax.Array:
+def encode_melody(part: Part, audio: np.ndarray) -> jax.Array:
     """Melody codes int32 `[batch, 72]` of the first 10 s of `[batch, samples]`."""
     return melody.tokens(part.config, part.variables, audio)
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes
+from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, encode_acoustic
 from musiclm_jax.data.audio import resample
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import embedders as listeners
@@ -380,7 +380,7 @@ def codec_round_trip(bundle: Bundle, source: ClipSource) -> ClipSource:
     def clips() -> Iterator[tuple[str, np.ndarray]]:
         for name, audio in source():
             whole = np.pad(audio, (0, -len(audio) % SAMPLES_PER_SEMANTIC_FRAME))
-            decoded = decode(part.variables, acoustic_codes(part, whole[None]))
+            decoded = decode(part.variables, encode_acoustic(part, whole[None]))
             yield name, np.asarray(decoded)[0, : len(audio)]
 
     return clips

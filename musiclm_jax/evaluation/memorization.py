@@ -103,7 +103,7 @@ def continue_clips(
         # The last batch is filled up, so that one program fits all.
         rows = np.minimum(np.arange(start, start + batch_size), len(clips) - 1)[: len(clips)]
         keys = jax.random.split(jax.random.key(0), len(rows))
-        pieces = windows.semantic_codes(
+        pieces = windows.generate_semantic(
             part,
             Conditions((0,), mulan[rows][None]),
             semantic[rows, :prompt, None],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.bundles import Bundle, Part
-from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, acoustic_codes, melody_codes, semantic_codes
+from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, encode_acoustic, encode_melody, encode_semantic
 from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 from musiclm_jax.generation.prompts import Story
 from musiclm_jax.tokenizers import mulan
@@ -136,7 +136,7 @@ class Melody:
         """Codes int32 `[72]` of the 10 s from a semantic frame on."""
         first = frame * SAMPLES_PER_SEMANTIC_FRAME
         own = np.take(self.audio, np.arange(first, first + self.part.config.clip_samples), mode="wrap")
-        return np.asarray(melody_codes(self.part, own[None]))[0]
+        return np.asarray(encode_melody(self.part, own[None]))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,8 @@ def known_tokens(bundle: Bundle, audio: np.ndarray | None, with_acoustic: bool) 
     if audio is None:
         return Known(np.zeros((0, 1), np.int32), no_acoustic)
     audio = audio[len(audio) % SAMPLES_PER_SEMANTIC_FRAME :][None]
-    semantic = np.asarray(semantic_codes(bundle.part("w2v_bert"), audio))[0, :, None]
+    semantic = np.asarray(encode_semantic(bundle.part("w2v_bert"), audio))[0, :, None]
     return Known(
         semantic,
-        np.asarray(acoustic_codes(bundle.part("soundstream"), audio))[0] if with_acoustic else no_acoustic,
+        np.asarray(encode_acoustic(bundle.part("soundstream"), audio))[0] if with_acoustic else no_acoustic,
     )

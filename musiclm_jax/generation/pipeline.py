@@ -122,20 +122,20 @@ class Pipeline:
         known_semantic = _repeated(self.known.semantic[:in_all], len(asked))
         known_acoustic = _repeated(self.known.acoustic, len(asked))
 
-        made = windows.semantic_codes(
+        made = windows.generate_semantic(
             self.parts["semantic"], over_time, known_semantic, in_all, self.request, semantic_keys, progress
         )
         semantic = Frames(known_semantic, made)
         if whole:
             semantic.until(in_all)
         known_coarse = known_acoustic[..., :levels]
-        made = windows.coarse_codes(
+        made = windows.generate_coarse(
             self.parts["coarse"], over_time, semantic, known_coarse, self.frames, self.request, keys, progress
         )
         coarse, frames = Frames(known_coarse, made), ACOUSTIC_PER_SEMANTIC * self.frames
         if whole:
             coarse.until(frames)
-        new = windows.acoustic_codes(
+        new = windows.generate_acoustic(
             self.parts["fine"], coarse, known_acoustic, frames, self.request, keys, at_once, progress
         )
         return semantic, Frames(known_acoustic, new)

@@ -146,7 +146,7 @@ def sample_window(
         yield np.asarray(codes)
 
 
-def semantic_codes(
+def generate_semantic(
     part: Part,
     conditions: Conditions,
     known: np.ndarray,
@@ -167,7 +167,7 @@ def semantic_codes(
             yield new
 
 
-def coarse_codes(
+def generate_coarse(
     part: Part,
     conditions: Conditions,
     semantic: Frames,
@@ -201,7 +201,7 @@ def semantic_frames(coarse_part: Part, frames: int) -> int:
     return max(frames, window_frames(coarse_part))
 
 
-def acoustic_codes(
+def generate_acoustic(
     part: Part,
     coarse: Frames,
     known: np.ndarray,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.bundles.encode import Tokenizers, acoustic_codes, semantic_codes
+from musiclm_jax.bundles.encode import Tokenizers, encode_acoustic, encode_semantic
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC, STAGES
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose import agreement, codec, instruments, resynthesis, retrieval, semantic, stage_bits
@@ -138,7 +138,7 @@ def _codec(
     decoded: list[np.ndarray] = []
     for done, audio in enumerate(_batches(streams)):
         progress("codec", done * BATCH, len(streams) * 2)
-        of_batch = np.asarray(acoustic_codes(part, audio))
+        of_batch = np.asarray(encode_acoustic(part, audio))
         codes.extend(of_batch)
         decoded.extend(pipeline.decode_audio(part, of_batch))
     for clip, own in zip(streams, codes, strict=False):
@@ -181,7 +181,7 @@ def _semantic(
     """Use and purity of the clusters; the streams get their "semantic" codes."""
     part = bundle.part("w2v_bert")
     progress("clusters", 0, 1)
-    codes = np.concatenate([np.asarray(semantic_codes(part, audio)) for audio in _batches(streams)])[: len(streams)]
+    codes = np.concatenate([np.asarray(encode_semantic(part, audio)) for audio in _batches(streams)])[: len(streams)]
     for clip, own in zip(streams, codes, strict=True):
         clip[SEMANTIC.name] = own
     clusters = part.config.num_clusters

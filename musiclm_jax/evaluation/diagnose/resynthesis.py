@@ -136,18 +136,18 @@ def _generate(
         return np.concatenate(list(pieces), axis=1)
 
     none = np.zeros((count, 0, 1), np.int32)
-    semantic = joined(windows.semantic_codes(parts["semantic"], asked(1), none, frames, request, keys, report))
+    semantic = joined(windows.generate_semantic(parts["semantic"], asked(1), none, frames, request, keys, report))
     semantic = np.concatenate([np.stack([clip[SEMANTIC.name] for clip in clips])[..., None], semantic])
     levels = parts["coarse"].config.stage.target.levels
     none, keys_2 = np.zeros((2 * count, 0, levels), np.int32), jnp.tile(keys, 2)
-    made = windows.coarse_codes(
+    made = windows.generate_coarse(
         parts["coarse"], asked(2), windows.Frames(semantic), none, frames, request, keys_2, report
     )
     coarse = np.concatenate([acoustic[..., :levels], joined(made)])
     none, keys_3 = np.zeros((3 * count, 0, acoustic.shape[2]), np.int32), jnp.tile(keys, 3)
     at_once = max(1, pipeline.FINE_ROWS // (3 * count))
     fine = joined(
-        windows.acoustic_codes(
+        windows.generate_acoustic(
             parts["fine"], windows.Frames(coarse), none, acoustic.shape[1], request, keys_3, at_once, report
         )
     )
