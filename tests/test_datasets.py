@@ -91,7 +91,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 def test_empty_files_and_records_of_another_kind_have_a_clear_error(tmp_path):
     audio = record_folders.audio_folder(tmp_path / "audio")
-    with pytest.raises(ValueError, match=r"has a record of another kind \(Feature: \w+ .*\): .*stages"):
+    with pytest.raises(ValueError, match=r"has a record of the wrong kind \(Feature: \w+ .*\): .*stages"):
         list(TaskDataset(coarse.coarse_task(str(audio), crop_seconds=0.4), "train", batch_size=1).epoch(0))
     for shard in range(record_folders.SHARDS):
         records.shard_path(audio, "train", shard, record_folders.SHARDS).write_bytes(b"")

@@ -150,7 +150,7 @@ def test_rendition_record_round_trip(tmp_path):
 
 @pytest.mark.parametrize(("count", "players"), [(1, ["sung"]), (3, ["sung", "whistled"])])
 def test_a_passage_without_a_pair_or_a_player_is_refused(count, players):
-    with pytest.raises(ValueError, match=rf"passage p has renditions \({count}, 480\) by {len(players)} players"):
+    with pytest.raises(ValueError, match=rf"p has renditions of shape \({count}, 480\) by {len(players)} players"):
         records.rendition_example(id="p", renditions=np.zeros((count, 480)), players=players, composition="c")
 
 

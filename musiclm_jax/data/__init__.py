@@ -1,6 +1,6 @@
-"""What the models read: audio, its spectra, records on disk, token streams and batches.
+"""Model inputs: audio, spectrograms, records on disk, token streams and batches.
 
-Imports nothing else of the package. `records`, `datasets` and `feature_converter` import TensorFlow, and only `audio`
+Imports nothing else from the package. `records`, `datasets` and `feature_converter` import TensorFlow, and only `audio`
 imports librosa and soundfile.
 """
 

@@ -1,6 +1,6 @@
-"""Sound files to arrays and back: the only module that imports librosa or soundfile.
+"""Reads and writes sound files; the only module that imports librosa or soundfile.
 
-Inside the project audio is mono float32 in [-1, 1] at 24 kHz.
+Throughout the project, audio is mono float32 in [-1, 1] at 24 kHz.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from musiclm_jax.data.tokens import SAMPLE_RATE
 
 # Container and sample encoding by file name extension.
 WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
-# What `load` looks for in folders; `load` itself tries any file.
+# Extensions of the files to read when the user names a folder; `load` itself tries any file.
 READABLE = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".m4a", ".aac", ".webm", ".wma")
 RAW = (".pcm", ".raw")  # 16-bit little-endian samples without a header, for `write_stream`
-STANDARD_OUTPUT = "-"  # as a path for `write_stream`: raw samples, too
+STANDARD_OUTPUT = "-"  # as a path, tells `write_stream` to write raw samples to standard output
 SAFE_PEAK = 0.99  # audio louder than full scale is scaled down to this
 
 
 class AudioError(ValueError):
-    """A sound file that cannot be read or written; the message is one line for the user."""
+    """Raised if a sound file cannot be read or written; the message is one line for the user."""
 
 
 def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads a sound file of any rate, channel count and format.
+    """Reads a sound file of any rate, channel count and format as mono audio.
 
-    libsndfile reads wav, flac, ogg, opus, mp3 and aiff; for anything else librosa asks ffmpeg, if it is installed.
+    libsndfile reads wav, flac, ogg, opus, mp3 and aiff. librosa reads anything else with ffmpeg, if it is installed.
 
     Args:
       path: the file.
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
       float32 `[samples]`: the mean of the channels.
 
     Raises:
-      AudioError: if the file is missing, not sound, holds no samples or holds NaN or infinity.
+      AudioError: if the file is missing, is not a sound file, or holds no samples, NaN or infinity.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def sample_rate_of(path: str | os.PathLike) -> int | None:
-    """Sample rate of a sound file in Hz; None if libsndfile cannot read it."""
+    """Returns the sample rate of a sound file in Hz, or None if libsndfile cannot read it."""
     try:
         return int(soundfile.info(path).samplerate)
     except soundfile.LibsndfileError:
@@ -72,7 +72,7 @@ def sample_rate_of(path: str | os.PathLike) -> int | None:
 
 
 def duration(path: str | os.PathLike) -> float | None:
-    """Length of a sound file in seconds, from its header; None if libsndfile cannot read it."""
+    """Returns the length of a sound file in seconds, from its header, or None if libsndfile cannot read it."""
     try:
         return float(soundfile.info(path).duration)
     except soundfile.LibsndfileError:
@@ -80,12 +80,12 @@ def duration(path: str | os.PathLike) -> float | None:
 
 
 def read_pcm(path: str | os.PathLike) -> np.ndarray:
-    """Samples of a sound file as they are: int16 `[samples]`, or `[samples, channels]` of more than one channel."""
+    """Reads a sound file without any conversion: int16 `[samples]`, or `[samples, channels]` if it is not mono."""
     return soundfile.read(path, dtype="int16")[0]
 
 
 def write_opus(path: str | os.PathLike, blocks: Iterable[np.ndarray]) -> None:
-    """Writes audio, float `[samples]` each block, one after the other into a small Ogg Opus file."""
+    """Writes consecutive blocks of audio, each float `[samples]`, to a small Ogg Opus file."""
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "OPUS", format="OGG", compression_level=0.8) as sound:
         for block in blocks:
             sound.write(block)
@@ -104,7 +104,7 @@ def _load_with_ffmpeg(path: pathlib.Path, sndfile_error: Exception) -> tuple[np.
 
 
 def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Changes the sample rate of `[..., samples]` (soxr, high quality): float32 `[..., new samples]`."""
+    """Resamples `[..., samples]` from `rate` to `new_rate` in Hz (soxr, high quality): float32 `[..., new_samples]`."""
     if rate == new_rate:
         return np.ascontiguousarray(audio, dtype=np.float32)
     import librosa
@@ -113,11 +113,11 @@ def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = False) -> None:
-    """Finds out, before any work is done, whether `write` (or `write_stream`) would be able to write `path`.
+    """Checks, before any work is done, that `write` (or `write_stream`) can write to `path`.
 
     Raises:
-      AudioError: if the extension is unknown, the folder is missing or closed, or the file exists and `force` is not
-        set.
+      AudioError: if the extension is unknown, the folder is missing or not writable, or the file exists and `force` is
+        not set.
     """
     if stream and str(path) == STANDARD_OUTPUT:
         return
@@ -129,7 +129,7 @@ def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = 
 
 
 def check_output(path: str | os.PathLike, force: bool = False) -> None:
-    """The part of `check_writable` that holds for any kind of file."""
+    """Does the checks of `check_writable` that apply to any kind of file."""
     path = pathlib.Path(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a folder: give the name of a file")
@@ -149,8 +149,8 @@ def check_output(path: str | os.PathLike, force: bool = False) -> None:
 def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> float:
     """Writes a 24 kHz wav, flac or ogg file, chosen by the extension; the file appears only when it is complete.
 
-    Samples beyond full scale would clip, so the whole piece is scaled down when its peak is above 1. Ogg Vorbis moves
-    peaks a little: there the decoded file is looked at, and scaled down too when it exceeds full scale.
+    Samples beyond full scale would clip, so the whole piece is scaled down if its peak is above 1. Ogg Vorbis changes
+    peaks a little, so the encoded file is decoded again and scaled down further if it exceeds full scale.
 
     Args:
       path: file to write.
@@ -188,7 +188,7 @@ def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> fl
 
 
 def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: bool = False) -> int:
-    """Writes audio block by block as it comes: what has come is in the file, whatever happens to the rest.
+    """Writes audio block by block as it arrives; the blocks already written stay in the file if a later one fails.
 
     Samples beyond full scale are clipped, since the peak of the whole is not known.
 
@@ -218,7 +218,7 @@ def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: b
 
 @contextlib.contextmanager
 def _one_line(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of writing into one line."""
+    """Turns write errors into an `AudioError` of one line."""
     try:
         yield
     except (OSError, soundfile.LibsndfileError) as error:
@@ -228,7 +228,7 @@ def _one_line(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
-    """A function that writes a block of samples in [-1, 1] at once."""
+    """Yields a function that writes a block of samples in [-1, 1] without buffering it."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix in WRITABLE:
         container, encoding = WRITABLE[suffix]
@@ -241,7 +241,7 @@ def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
 
 
 def _write_all(raw: io.RawIOBase, data: bytes) -> None:
-    """Writes all bytes: an unbuffered pipe may take fewer at once."""
+    """Writes all bytes; an unbuffered pipe may accept only a part of them per call."""
     view = memoryview(data)
     while view:
         view = view[raw.write(view) or 0 :]

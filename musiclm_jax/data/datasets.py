@@ -1,7 +1,7 @@
-"""From a seqio task to NumPy batches: a fixed order for each epoch, split over hosts, resumable at any batch.
+"""Turns seqio tasks into NumPy batches: a fixed order in each epoch, sharded over hosts, resumable at any batch.
 
-One epoch is one dataset whose every random choice (order of shards, shuffling, crops, captions) follows from seed +
-epoch, so batch i of epoch e is the same whenever it is asked for.
+One epoch is one dataset. All its random choices (order of shards, shuffling, crops, captions) are seeded with seed +
+epoch, so batch i of epoch e is always the same.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from musiclm_jax.data.feature_converter import StreamFeatureConverter
 from musiclm_jax.data.tokens import STREAMS
 from musiclm_jax.tokenizers.mulan import text_tower
 
-# The same order whatever the threads do, and few threads: the cores belong to the model.
+# The order does not depend on the threads, and there are few of them: the model needs the cores.
 _OPTIONS = tf.data.Options()
 _OPTIONS.deterministic = True
 _OPTIONS.threading.private_threadpool_size = 2
@@ -43,11 +43,11 @@ class TextTokens:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """A task in seqio's registry and the shape of its batches; made by the functions in musiclm_jax.tasks."""
+    """A task in seqio's registry and the shapes of its batches; made by the functions in musiclm_jax.tasks."""
 
     name: str  # in seqio's registry
     lengths: Mapping[str, int]  # frames or samples of each output feature
-    text: TextTokens | None = None  # what becomes of captions, for tasks that have them
+    text: TextTokens | None = None  # tokenizes the captions, for tasks that have them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,17 @@ class TaskDataset:
 
     task: TaskSpec
     split: str  # "train", "validation" or "test"
-    batch_size: int  # examples of a batch over all hosts
-    seed: int = 0  # of the epochs: epoch e is seeded with seed + e
-    shuffle: bool = True  # without it, examples come in the order of the shards (crops are still drawn)
-    host: int | None = None  # which part of the data; None: this process's
-    hosts: int | None = None  # number of parts; None: one for each process
+    batch_size: int  # examples per batch, over all hosts
+    seed: int = 0  # epoch e is seeded with seed + e
+    shuffle: bool = True  # if False, examples come in the order of the shards (crops are still random)
+    host: int | None = None  # index of the part of the data to read; None: the index of this process
+    hosts: int | None = None  # number of parts; None: the number of processes
 
     def __post_init__(self) -> None:
-        """Checks that hosts divide the batch and the shards, and that this host's shards are whole.
+        """Checks that the batch and the shards divide evenly over the hosts, and that this host's shards are complete.
 
         Raises:
-          ValueError: if they do not or are not, the task or the split does not exist, or there is no record.
+          ValueError: if a check fails, the task or the split does not exist, or the shards hold no records.
         """
         host, hosts = self._part()
         if self.batch_size < 1 or self.batch_size % hosts:
@@ -81,35 +81,35 @@ class TaskDataset:
                 f"task {self.task.name!r} has no split {self.split!r}: choose one of {sorted(task.splits)}"
             )
         shards = task.source.list_shards(self.split)
-        # With more hosts than shards seqio would let every host read everything, in silence.
+        # With more hosts than shards, seqio would silently let every host read everything.
         if not shards or len(shards) % hosts:
             raise ValueError(
                 f"split {self.split!r} of task {self.task.name!r} has {len(shards)} shards, which do not divide over "
                 f"{hosts} hosts: write the records with a multiple of {hosts} shards"
             )
         own = shards[host::hosts]
-        # In a bucket a look at each record would cost a request; what is wrong there shows when it is read.
+        # In a bucket, checking each record would cost a request; a damaged record there is reported when it is read.
         if not any("://" in file for file in own) and not sum(map(records.check_whole, own)):
-            raise ValueError(f"the shards of split {self.split!r} hold no record, such as {own[0]}: write them again")
+            raise ValueError(f"the shards of split {self.split!r} hold no records ({own[0]}): write them again")
 
     def _part(self) -> tuple[int, int]:
-        """Which part of the data is this process's, and of how many."""
+        """Returns the index of the part of the data that this process reads, and the number of parts."""
         host = jax.process_index() if self.host is None else self.host
         return host, jax.process_count() if self.hosts is None else self.hosts
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's batches of an epoch; examples left over at its end are dropped.
+        """Yields this host's batches of an epoch; examples that do not fill the last batch are dropped.
 
         Args:
-          epoch: from 0.
-          skip: first batch to yield.
+          epoch: number of the epoch, from 0.
+          skip: number of batches to skip at the beginning.
 
         Yields:
           {"semantic": int32 `[b, t]`, "acoustic": int32 `[b, t, q]`, "mulan": int32 `[b, 12]`}: codes, -1 is padding;
-          or {"audio": float32 `[b, samples]`}; MuLan's batches have "text_ids" and "text_mask" int32 `[b, l]` too.
+          or {"audio": float32 `[b, samples]`}; MuLan's batches also have "text_ids" and "text_mask", int32 `[b, l]`.
 
         Raises:
-          ValueError: if a record is damaged or of another kind.
+          ValueError: if a record is damaged or of the wrong kind.
         """
         host, hosts = self._part()
         batches = (
@@ -128,12 +128,13 @@ class TaskDataset:
             raise ValueError(f"{file} has a damaged record ({_first_line(error)}): write it again") from error
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(
-                f"split {self.split!r} of task {self.task.name!r} has a record of another kind ({_first_line(error)}): "
-                "tokenizers train on records of audio (musiclm corpus), stages on records of tokens (musiclm tokenize)"
+                f"split {self.split!r} of task {self.task.name!r} has a record of the wrong kind "
+                f"({_first_line(error)}): tokenizers train on audio records (musiclm corpus), stages on token records "
+                "(musiclm tokenize)"
             ) from error
 
     def examples(self, epoch: int) -> tf.data.Dataset:
-        """The epoch's examples before batching, as a tf.data.Dataset."""
+        """Returns the epoch's examples before batching."""
         task = get_task(self.task.name)
         host, hosts = self._part()
         dataset = task.get_dataset(
@@ -144,14 +145,14 @@ class TaskDataset:
             seed=self.seed + epoch,
             shard_info=seqio.ShardInfo(index=host, num_shards=hosts),
             num_epochs=1,
-            trim_output_features=False,  # seqio would trim in silence
+            trim_output_features=False,  # seqio would trim silently
             try_in_mem_cache=False,
         )
         return StreamFeatureConverter(task.output_features)(dataset, dict(self.task.lengths))
 
 
 def fake_batch(task: TaskSpec, rows: int) -> dict[str, np.ndarray]:
-    """A batch of a task's shapes and types, made up: codes 0, noise, one caption; no data is read."""
+    """Makes a batch with a task's shapes and dtypes without reading data: zero codes, noise, a fixed caption."""
     batch: dict[str, np.ndarray] = {}
     for name, length in task.lengths.items():
         if name == "audio":
@@ -169,7 +170,7 @@ def get_task(name: str) -> seqio.Task:
     """Returns a registered task.
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: if no task has that name.
     """
     if name not in seqio.TaskRegistry.names():
         raise ValueError(f"there is no task {name!r}: registered are {sorted(seqio.TaskRegistry.names())}")
@@ -177,7 +178,7 @@ def get_task(name: str) -> seqio.Task:
 
 
 def _is_damaged(file: str) -> bool:
-    """Reads a file of records and its checksums."""
+    """Reads a TFRecord file and returns whether one of its checksums fails."""
     try:
         for _ in tf.data.TFRecordDataset(file):
             pass
@@ -187,6 +188,6 @@ def _is_damaged(file: str) -> bool:
 
 
 def _first_line(error: Any) -> str:
-    """TensorFlow's reason, without the names of the pipeline's parts before it and of its operation after it."""
+    """Returns TensorFlow's reason, without the pipeline's names before it and the operation's name after it."""
     line = str(error.message if hasattr(error, "message") else error).splitlines()[0]
     return re.split(r"}} |::\w+: ", line)[-1].split(" [")[0]

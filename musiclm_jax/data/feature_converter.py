@@ -1,6 +1,6 @@
-"""The step from seqio's task features to model batches: fixed lengths, and raw codes again.
+"""Converts seqio task features to model batches: pads to fixed lengths and restores raw codes.
 
-seqio pads with 0, but 0 is a code, so tasks emit code + 1. Here the 1 is taken off after the padding, which becomes -1.
+seqio pads with 0, but 0 is a code, so tasks emit code + 1. The converter pads, then subtracts 1: padding becomes -1.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ class StreamFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
 
     def __init__(self, output_features: Mapping[str, seqio.Feature]):
-        """Converter of a task.
+        """Creates the converter of a task.
 
         Args:
-          output_features: of the task.
+          output_features: the task's output features by name.
         """
         specs = {n: seqio.FeatureConverter.FeatureSpec(f.dtype, f.rank) for n, f in output_features.items()}
         self.TASK_FEATURES = self.MODEL_FEATURES = specs

@@ -1,7 +1,7 @@
-"""The two record formats of this project: audio clips and token streams, as `tf.train.Example` in TFRecord shards.
+"""The record formats of this project, as `tf.train.Example` in TFRecord shards: audio, tokens and renditions.
 
-Shards are named `<split>-00000-of-00016.tfrecord`, splits are train, validation and test. Audio records hold 16-bit
-PCM at 24 kHz, mono; token records hold raw codes (no offsets: layout.py adds these inside the jitted step).
+Shards are named `<split>-00000-of-00016.tfrecord`; the splits are train, validation and test. Audio records hold mono
+16-bit PCM at 24 kHz. Token records hold raw codes; stages/layout.py adds the vocabulary offsets inside the jitted step.
 """
 
 import os
@@ -17,7 +17,7 @@ from etils import epath
 
 from musiclm_jax.data import tokens
 from musiclm_jax.data.tokens import MISSING_PITCH
-from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # also known by this module
+from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # re-exported
 from musiclm_jax.data.tokens import SPLITS as SPLITS
 
 _PCM_SCALE = 32767.0
@@ -62,7 +62,7 @@ _RENDITION_FEATURES = {
 
 
 def _example(values: Mapping[str, Any]) -> bytes:
-    """Serializes str, bytes, int, float or sequences of one of these, each under its name."""
+    """Serializes named values: str, bytes, int, float or sequences of one of these."""
     features = {}
     for name, value in values.items():
         items = np.asarray(value).reshape(-1).tolist() if isinstance(value, np.ndarray) else value
@@ -78,10 +78,10 @@ def _example(values: Mapping[str, Any]) -> bytes:
 
 
 def pcm_from_audio(audio: np.ndarray) -> bytes:
-    """Turns float audio `[samples]` in [-1, 1] into little-endian int16 PCM.
+    """Converts float audio `[samples]` in [-1, 1] to little-endian int16 PCM.
 
     Raises:
-      ValueError: if the audio is not one-dimensional, not finite, or leaves [-1, 1].
+      ValueError: if the audio is not one-dimensional, not finite, or outside [-1, 1].
     """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
@@ -93,7 +93,7 @@ def pcm_from_audio(audio: np.ndarray) -> bytes:
 
 
 def audio_from_pcm(pcm: bytes) -> np.ndarray:
-    """Turns little-endian int16 PCM into float32 audio `[samples]`; the inverse of `pcm_from_audio` up to rounding."""
+    """Converts little-endian int16 PCM to float32 audio `[samples]`; inverts `pcm_from_audio` up to rounding."""
     return np.frombuffer(pcm, "<i2").astype(np.float32) / _PCM_SCALE
 
 
@@ -120,21 +120,21 @@ def audio_example(
       audio: float32 `[samples]` in [-1, 1], 24 kHz mono.
       caption: different sentences about the same clip, at least one.
       aspects: short phrases as in MusicCaps' aspect lists.
-      composition: id of the composition; the splits share none.
+      composition: id of the composition; no two splits share one.
       kind: kind of piece ("jig").
       instrument: plain name of the lead instrument ("fiddle").
-      texture: who plays beside the lead ("solo").
+      texture: who plays with the lead ("solo").
       key: tonic and mode ("G major").
       bpm: beats per minute.
-      held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
+      held_out_pair: 1 if instrument and kind never occur together in the training split, else 0.
       pitch_class: int `[frames]` at 25 Hz, 0..11 (C = 0) of the lead voice, -1 in rests.
-      gain_db: loudness against the corpus's nominal level, in dB.
+      gain_db: loudness relative to the corpus's nominal level, in dB.
 
     Returns:
       A serialized tf.train.Example.
 
     Raises:
-      ValueError: if the audio leaves [-1, 1], there is no caption, or a pitch class is outside -1..11.
+      ValueError: if the audio is outside [-1, 1], there is no caption, or a pitch class is outside -1..11.
     """
     if isinstance(caption, str) or not caption:
         raise ValueError(f"clip {id} has caption {caption!r}: expected a list of one or more sentences")
@@ -164,8 +164,8 @@ def parse_audio_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses one audio record inside a tf.data pipeline.
 
     Returns:
-      The fields of `audio_example`; audio float32 `[samples]`, caption and aspects string `[n]`, pitch_class int64
-      `[frames]`.
+      The fields of `audio_example`: audio is float32 `[samples]`, caption and aspects are string `[n]`, pitch_class is
+      int64 `[frames]`.
     """
     fields = tf.io.parse_single_example(serialized, _AUDIO_FEATURES)
     fields["audio"] = tf.cast(tf.io.decode_raw(fields["audio"], tf.int16), tf.float32) / _PCM_SCALE
@@ -195,12 +195,12 @@ def token_example(
       caption: sentences about the clip.
       instrument: plain name of the lead instrument.
       composition: id of the composition.
-      held_out_pair: 1 if instrument and kind never meet in the training split, else 0.
-      melody: codes `[72]` of the melody of its audio, where there is a melody model.
-      caption_mulan: codes `[n, 12]` of the embeddings of texts about the clip, where there are some.
+      held_out_pair: 1 if instrument and kind never occur together in the training split, else 0.
+      melody: melody codes `[72]` of the clip, if there is a melody model.
+      caption_mulan: codes `[n, 12]` of the text embeddings of n captions, if there are any.
 
     Raises:
-      ValueError: if a stream has another shape, the lengths do not match, or a code is negative.
+      ValueError: if a stream has the wrong shape, the lengths do not match, or a code is negative.
     """
     semantic, acoustic, mulan = (np.asarray(codes) for codes in (semantic, acoustic, mulan))
     melody = np.zeros(0, np.int32) if melody is None else np.asarray(melody)
@@ -249,18 +249,18 @@ def rendition_example(*, id: str, renditions: np.ndarray, players: Sequence[str]
 
     Args:
       id: name of the passage.
-      renditions: float32 `[renditions, samples]` in [-1, 1], 24 kHz mono: they share the melody and nothing else.
-      players: of each rendition, "instrument", "sung" or "whistled".
-      composition: id of the composition; the splits share none.
+      renditions: float32 `[renditions, samples]` in [-1, 1], 24 kHz mono; they have only the melody in common.
+      players: "instrument", "sung" or "whistled" for each rendition.
+      composition: id of the composition; no two splits share one.
 
     Raises:
-      ValueError: if a rendition leaves [-1, 1], or there is not one player for each of two or more renditions.
+      ValueError: if a rendition is outside [-1, 1], there are fewer than two, or one has no player.
     """
     renditions = np.asarray(renditions)
     if renditions.ndim != 2 or len(renditions) < 2 or len(players) != len(renditions):
         raise ValueError(
-            f"passage {id} has renditions {renditions.shape} by {len(players)} players: expected [renditions, samples] "
-            "of two or more, and a player for each"
+            f"passage {id} has renditions of shape {renditions.shape} by {len(players)} players: expected "
+            "[renditions, samples] of two or more renditions, and a player for each"
         )
     return _example(
         {
@@ -276,8 +276,8 @@ def parse_rendition_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses the renditions of one passage inside a tf.data pipeline.
 
     Returns:
-      The fields of `rendition_example`; renditions are int16 `[renditions, samples]` PCM, so that those which are not
-      drawn are never converted, players string `[renditions]`.
+      The fields of `rendition_example`: players are string `[renditions]`, renditions are int16 `[renditions, samples]`
+      PCM, so that only the renditions that are drawn need converting.
     """
     fields = tf.io.parse_single_example(serialized, _RENDITION_FEATURES)
     fields["renditions"] = tf.io.decode_raw(fields["renditions"], tf.int16)
@@ -285,17 +285,17 @@ def parse_rendition_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def shard_path(folder: str | os.PathLike, split: str, index: int, count: int) -> pathlib.Path:
-    """Path of shard `index` of `count`."""
+    """Returns the path of shard `index` of `count`."""
     return pathlib.Path(folder).expanduser() / f"{split}-{index:05d}-of-{count:05d}.tfrecord"
 
 
 def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
-    """Sorted paths of a split's shards.
+    """Returns the sorted paths of a split's shards.
 
     Raises:
       ValueError: if the split has no shards or some of them are missing (an unfinished build).
     """
-    root = epath.Path(folder).expanduser()  # a bucket's gs:// too
+    root = epath.Path(folder).expanduser()  # may be in a bucket (gs://)
     paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
     if not paths:
         raise ValueError(
@@ -310,19 +310,19 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
 
 
 def check_whole(path: str | os.PathLike) -> int:
-    """Checks that a file of records ends with a whole record, from the lengths alone: records are not read.
+    """Checks that a TFRecord file ends with a complete record; reads only the lengths of the records.
 
     Returns:
-      Number of records.
+      The number of records.
 
     Raises:
-      ValueError: if it does not, with its name.
+      ValueError: if the last record is incomplete.
     """
     size, position, count = os.path.getsize(path), 0, 0
     file = os.open(path, os.O_RDONLY)
     try:
         while position + _HEADER <= size:
-            # A record is its length, a checksum of that, the content and a checksum of that.
+            # A record consists of its length, a checksum of the length, its data and a checksum of the data.
             (length,) = struct.unpack("<Q", os.pread(file, 8, position))
             position += _HEADER + length + _FOOTER
             count += 1
@@ -330,7 +330,7 @@ def check_whole(path: str | os.PathLike) -> int:
         os.close(file)
     if position != size:
         raise ValueError(
-            f"{path} is cut off within record {max(count - (position > size), 0)} or is no file of records: write it "
+            f"{path} is cut off within record {max(count - (position > size), 0)} or is not a TFRecord file: write it "
             "again"
         )
     return count
@@ -346,7 +346,7 @@ def _plain(value: tf.Tensor) -> Any:
 
 
 def read_audio_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Reads audio records one by one, in order: strings as str, lists of them as list, audio float32 `[samples]`."""
+    """Yields audio records in order: strings as str, lists of strings as list, audio as float32 `[samples]`."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         yield _audio_record(serialized)
 
@@ -356,26 +356,26 @@ def _audio_record(serialized: tf.Tensor) -> dict[str, Any]:
 
 
 def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Reads token records one by one, in order: codes as int64 arrays, strings as str, captions as list of str."""
+    """Yields token records in order: codes as int64 arrays, strings as str, captions as list of str."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         yield {name: _plain(value) for name, value in parse_token_example(serialized).items()}
 
 
 def read_rendition_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Reads passages one by one, in order: strings as str, players as list, float32 `[renditions, samples]`."""
+    """Yields passages in order: strings as str, players as list, float32 `[renditions, samples]`."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         fields = {name: _plain(value) for name, value in parse_rendition_example(serialized).items()}
         yield fields | {"renditions": fields["renditions"].astype(np.float32) / _PCM_SCALE}
 
 
 def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draws clips of a split evenly (reservoir sampling: one pass, no more than `count` clips in memory).
+    """Draws `count` clips of a split uniformly (reservoir sampling: one pass, at most `count` clips in memory).
 
     Returns:
-      Records as `read_audio_records` gives them, in their order on disk; all of them if there are fewer.
+      Records like those of `read_audio_records`, in their order on disk; all clips if there are no more than `count`.
     """
     rng = np.random.default_rng(seed)
-    kept: list[tuple[int, tf.Tensor]] = []  # what is not drawn is never parsed, which takes most of the time
+    kept: list[tuple[int, tf.Tensor]] = []  # parsed after the draw: parsing takes most of the time
     for index, serialized in enumerate(tf.data.TFRecordDataset(shard_paths(folder, split))):
         if len(kept) < count:
             kept.append((index, serialized))

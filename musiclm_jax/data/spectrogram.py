@@ -1,6 +1,6 @@
-"""Spectrograms in JAX: STFT by a matrix product with the Fourier basis, mel filters, log-mel features.
+"""Spectrograms in JAX: STFT as a matrix product with the Fourier basis, mel filters, log-mel features.
 
-A product with a fixed basis runs on the matrix units of every accelerator; its gradient is another product.
+A product with a fixed basis runs on the matrix units of every accelerator, and its gradient is a matrix product too.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class LogMelConfig:
 
 @functools.cache
 def mel_filterbank(sample_rate: int, fft_size: int, num_mels: int, min_hz: float, max_hz: float) -> np.ndarray:
-    """Triangular filters on Slaney's mel scale with unit area, as `librosa.filters.mel` has them.
+    """Returns triangular filters of unit area on Slaney's mel scale, like `librosa.filters.mel`.
 
     Returns:
       float32 `[fft_size // 2 + 1, num_mels]`.
@@ -49,7 +49,7 @@ def mel_filterbank(sample_rate: int, fft_size: int, num_mels: int, min_hz: float
 
 @functools.cache
 def fourier_basis(window: int, fft_size: int) -> np.ndarray:
-    """Hann-windowed cosine and sine columns of a real DFT of `fft_size` points over `window` samples.
+    """Returns the Hann-windowed cosines and sines of a real DFT of `fft_size` points over `window` samples.
 
     Returns:
       float32 `[window, 2 * (fft_size // 2 + 1)]`: the real parts, then the imaginary parts.
@@ -70,7 +70,7 @@ def frame(audio: jax.Array, window: int, hop: int) -> jax.Array:
         raise ValueError(f"audio of {samples} samples is shorter than the window of {window}: pad it first")
     num_frames = 1 + (samples - window) // hop
     if window % hop == 0:
-        # Whole hops: a few shifted reshapes instead of a gather, which is slow to differentiate.
+        # The window is a whole number of hops: a few shifted slices replace a gather, whose gradient is slow.
         parts = window // hop
         blocks = audio[..., : (num_frames + parts - 1) * hop].reshape(*audio.shape[:-1], num_frames + parts - 1, hop)
         return jnp.concatenate([blocks[..., p : p + num_frames, :] for p in range(parts)], axis=-1)
@@ -79,7 +79,7 @@ def frame(audio: jax.Array, window: int, hop: int) -> jax.Array:
 
 
 def stft(audio: jax.Array, window: int, hop: int, fft_size: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Short-time Fourier transform with a periodic Hann window and no padding.
+    """Computes the short-time Fourier transform with a periodic Hann window and no padding.
 
     Args:
       audio: float32 `[batch, samples]`.
@@ -92,26 +92,26 @@ def stft(audio: jax.Array, window: int, hop: int, fft_size: int | None = None) -
     """
     fft_size = fft_size or window
     bins = fft_size // 2 + 1
-    # In full precision also on accelerators: 10 bits of mantissa leave a noise 60 dB below the loudest bin of a frame.
+    # Full precision on accelerators too: 10 mantissa bits would leave noise at -60 dB relative to the loudest bin.
     basis = fourier_basis(window, fft_size)
     spectrum = jnp.matmul(frame(audio, window, hop), basis, precision=jax.lax.Precision.HIGHEST)
     return spectrum[..., :bins], spectrum[..., bins:]
 
 
 def magnitude(audio: jax.Array, window: int, hop: int, fft_size: int | None = None) -> jax.Array:
-    """Magnitude of `stft`, with a gradient that stays finite at silence: `[batch, frames, bins]`."""
+    """Computes the magnitude of `stft`, with a finite gradient at silence: `[batch, frames, bins]`."""
     real, imaginary = stft(audio, window, hop, fft_size)
     return jnp.sqrt(real**2 + imaginary**2 + 1e-12)
 
 
 def mel_spectrogram(audio: jax.Array, config: LogMelConfig) -> jax.Array:
-    """Mel-weighted magnitudes of unpadded `audio` `[batch, samples]`: float32 `[batch, frames, num_mels]`."""
+    """Computes the mel spectrogram of `audio` `[batch, samples]`, unpadded: float32 `[batch, frames, num_mels]`."""
     filters = mel_filterbank(config.sample_rate, config.fft_size, config.num_mels, config.min_hz, config.max_hz)
     return magnitude(audio, config.window, config.hop, config.fft_size) @ filters
 
 
 def log_mel(audio: jax.Array, config: LogMelConfig) -> jax.Array:
-    """Log-mel features with exactly `samples // hop` frames.
+    """Computes log-mel features with exactly `samples // hop` frames.
 
     The audio is padded by `window - hop` zeros, half on each side, so frame i is centred on hop i.
 

@@ -24,10 +24,12 @@ class TokenStream:
       frame_rate: frames per second, or 0 for a stream with one set of codes per clip.
       quantizers: codes per frame.
       codebook_size: codes of one quantizer are 0..codebook_size-1.
-      windows: of a stream per clip, windows whose codes take turns: code i is of window i % windows.
-      window_seconds: length of one of several windows.
-      hop_seconds: between the beginnings of two of them.
-      parts: of a window, each of which one of its first codes tells; 0 if all codes tell the whole window.
+      windows: number of windows of a stream with one set of codes per clip. Their codes are interleaved: code i belongs
+        to window i % windows.
+      window_seconds: length of a window, if there are several.
+      hop_seconds: time from the start of a window to the start of the next one.
+      parts: number of equal parts of a window with a code of their own: the first `parts` codes of a window describe
+        one part each, the others the whole window. 0 if all codes describe the whole window.
     """
 
     name: str
@@ -40,7 +42,7 @@ class TokenStream:
     parts: int = 0
 
     def frames(self, seconds: float) -> int:
-        """Number of frames in `seconds` of audio; a stream per clip has one.
+        """Returns the number of frames in `seconds` of audio: 1 for a stream with one set of codes per clip.
 
         Raises:
           ValueError: if `seconds` is not a whole number of frames.
@@ -57,18 +59,18 @@ class TokenStream:
 
     @property
     def slot_seconds(self) -> float:
-        """How long the same codes of one of several windows hold: a part, or up to the next window."""
+        """Seconds for which the same codes apply: a part of a window, or the hop if windows have no parts."""
         return self.window_seconds / self.parts if self.parts else self.hop_seconds
 
     def slots(self, levels: int, count: int) -> tuple[tuple[int, ...], ...]:
-        """Which codes of several windows hold in each slot of `slot_seconds`.
+        """Returns the indices of the codes that apply in each slot of `slot_seconds`.
 
-        A window's codes hold from its beginning to that of the next one, each part's in its own time, and the last ones
-        on and on.
+        A window's codes apply until the next window begins, and the code of a part only during that part. The codes of
+        the last part of the last window apply to all later slots.
 
         Args:
-          levels: codes of a window.
-          count: slots.
+          levels: number of codes per window.
+          count: number of slots.
         """
         per_window = round(self.hop_seconds / self.slot_seconds)
         slots = []
