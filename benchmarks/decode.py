@@ -39,8 +39,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import bundles
 from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation import generate
 from musiclm_jax.generation.request import WEIGHTS
 from musiclm_jax.kernels.int8 import SCALE, int8_kernels, int8_product
 from musiclm_jax.kernels.transposed import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
@@ -278,9 +280,8 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
 
 def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
     """Windows of the bundle's stages with kernels in their own order and transposed, in turns."""
-    import musiclm_jax
 
-    loaded, rng, figures, details = musiclm_jax.load(bundle), np.random.default_rng(0), [], {}
+    loaded, rng, figures, details = bundles.load(bundle), np.random.default_rng(0), [], {}
     for name in STAGES:
         config, variables = loaded.part(name)
         stage, transformer_config = config.stage, config.transformer
@@ -317,11 +318,10 @@ def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
 
 def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
     """Held-out bits per token with 8-bit kernels less those in float32, paired by clip."""
-    import musiclm_jax
     from musiclm_jax.data.records import read_token_records, shard_paths
     from musiclm_jax.evaluation.diagnose.stage_bits import crop, measure
 
-    bundle, rng = musiclm_jax.load(args.bundle), np.random.default_rng(args.seed)
+    bundle, rng = bundles.load(args.bundle), np.random.default_rng(args.seed)
     test = list(read_token_records(shard_paths(args.tokens, "test")))
     test = [test[i] for i in rng.permutation(len(test))[: args.clips]]
     figures = []
@@ -342,7 +342,6 @@ def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figur
 
     The start of a command is what it takes beyond the music itself.
     """
-    import musiclm_jax
 
     figures, music = [], {}
     # Before this process has grown: a command's peak counts the process that it was forked from.
@@ -355,11 +354,11 @@ def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figur
             spent, peak = _command(bundle, long, folder)
             figures.append(Figure(f"{long:g} s of music, processor s", spent))
             figures.append(Figure(f"{long:g} s of music, peak memory in GiB", peak))
-    loaded = musiclm_jax.load(bundle)
+    loaded = bundles.load(bundle)
     for weights in WEIGHTS:
-        loaded.generate(["a calm piano piece"], seconds=seconds, weights=weights)
+        generate.generate(loaded, ["a calm piano piece"], seconds=seconds, weights=weights)
         began, clock = time.process_time(), time.perf_counter()
-        loaded.generate(["a cheerful Irish jig on the fiddle"], seconds=seconds, weights=weights)
+        generate.generate(loaded, ["a cheerful Irish jig on the fiddle"], seconds=seconds, weights=weights)
         music[weights], clock = time.process_time() - began, time.perf_counter() - clock
         factor = music[weights] / seconds
         name = f"processor s per second of music, {weights}, once compiled"

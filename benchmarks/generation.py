@@ -25,6 +25,7 @@ from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.bundles.encode import encode_acoustic, encode_semantic
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data.samples import level_db
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
@@ -102,11 +103,6 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Settings of the sampling that were given; the bundle's own stand for the others."""
     given = {"best_of": args.best_of, "temperature": args.temperature, "guidance": args.guidance, "top_p": args.top_p}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def level_db(audio: np.ndarray) -> float:
-    """Root mean square in dB of full scale."""
-    return float(20 * np.log10(np.sqrt(np.mean(np.square(audio, dtype=np.float64))) + 1e-9))
 
 
 def clipped_share(audio: np.ndarray) -> float:

@@ -23,11 +23,11 @@ from benchmarks import report
 from musiclm_jax.data import records
 from musiclm_jax.data.datasets import TaskDataset, TaskSpec
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
-from musiclm_jax.planning import plan
 from musiclm_jax.stages import layout
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.tasks import coarse, fine, semantic
+from musiclm_jax.training import chips
 from musiclm_jax.training.optimizers import OptimizerConfig
 
 CLIP_SECONDS = 30  # the paper's
@@ -85,7 +85,7 @@ def peak_consumption(stage: layout.Stage) -> float:
     """Tokens/s of the paper's model at the peak FLOP/s of the chips of a v4-8 host."""
     learner = StageLearner(stage, TransformerConfig(), OptimizerConfig())
     length = stage.condition_length() + stage.target_length()
-    return HOST_CHIPS * plan.CHIPS["v4"].flops / (plan.model_flops(learner, 1) / length)
+    return HOST_CHIPS * chips.CHIPS["v4"].flops / (learner.model_flops(1) / length)
 
 
 def produced(tokens: int, few: tuple[int, float], many: tuple[int, float]) -> float:

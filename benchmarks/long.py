@@ -10,13 +10,13 @@ import time
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data.spectrogram import mel_filterbank
 from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC, STAGES
 from musiclm_jax.evaluation import metrics
-from musiclm_jax.generation import drift, windows
+from musiclm_jax.generation import drift, generate, windows
 from musiclm_jax.generation.pipeline import DECODED_SECONDS
 
 PROMPTS = ("a calm piano piece", "a cheerful Irish jig on the fiddle", "a slow church organ", "steel drums, fast")
@@ -60,7 +60,7 @@ def jumps(audio: np.ndarray, second: float) -> np.ndarray:
     click = 20 * np.log10((bend[SIDE - CLICK : SIDE + CLICK].max() + 1e-9) / (np.sqrt(np.mean(bend**2)) + 1e-9))
     return np.array(
         [
-            abs(drift.level_db(after) - drift.level_db(before)),
+            abs(drift.span_level_db(after) - drift.span_level_db(before)),
             np.abs(bands[1] - bands[0]).mean(),
             click,
         ]
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the pieces")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="one piece each")
     args = parser.parse_args()
-    bundle, began = musiclm_jax.load(args.bundle), time.monotonic()
-    pieces = [piece.audio for piece in bundle.generate(args.prompts, seconds=args.seconds, seed=args.seed)]
+    bundle, began = bundles.load(args.bundle), time.monotonic()
+    pieces = [piece.audio for piece in generate.generate(bundle, args.prompts, seconds=args.seconds, seed=args.seed)]
     print(f"{len(pieces)} pieces of {args.seconds:g} s in {time.monotonic() - began:.0f} s", flush=True)
     figures = compare(pieces, joins(bundle, args.seconds), args.seed)
     spans = [drift.spans(piece) for piece in pieces]

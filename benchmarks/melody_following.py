@@ -17,14 +17,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
 from benchmarks.token_roles import chroma, chroma_similarity, onset_strength, rhythm_similarity
+from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.corpus import compositions, instruments, rendering, renditions, scores, voices
 from musiclm_jax.corpus.arrangement import UnsuitableError
 from musiclm_jax.data import audio as sound
 from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation import generate
 
 SECONDS = 10.0
 ARMS = ("an instrument plays the tune", "music under the melody", "music without melody")
@@ -99,7 +100,7 @@ def make_pieces(
     for index, (prompt, melody) in enumerate(zip(prompts, melodies, strict=True)):
         file = folder / f"{index:03d}.flac"
         if not file.exists():
-            [made] = bundle.generate([prompt], seconds=SECONDS, seed=seed, melody=melody)
+            [made] = generate.generate(bundle, [prompt], seconds=SECONDS, seed=seed, melody=melody)
             sound.write(file, made.audio, force=True)
         pieces.append(sound.load(file))
         print(f"{folder.name}: {index + 1} of {len(prompts)} pieces", flush=True)
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.tunes < 2:
         raise ValueError(f"--tunes {args.tunes}: give 2 or more")
-    bundle, work = musiclm_jax.load(args.bundle), pathlib.Path(args.work).expanduser()
+    bundle, work = bundles.load(args.bundle), pathlib.Path(args.work).expanduser()
     parts = {name: entry["sha256"] for name, entry in bundle.config["parts"].items()}
     check_settings(work, {"parts": parts, "tunes": args.tunes, "seed": args.seed})
     prompts = [clip["caption"][0] for clip in sample_clips(args.corpus, "test", args.tunes, args.seed)]

@@ -9,8 +9,8 @@ bootstrapped over the tunes.
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import bundles
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.tokenizers import melody, quantization
 
@@ -47,7 +47,7 @@ def main() -> None:
 
     parser = arguments(__doc__.splitlines()[0])
     args = parser.parse_args()
-    config, variables = musiclm_jax.load(args.bundle).part("melody")
+    config, variables = bundles.load(args.bundle).part("melody")
     rng = np.random.default_rng(args.seed)
     passages: dict[str, dict] = {}
     for record in records.read_rendition_records(records.shard_paths(args.corpus, "test")):

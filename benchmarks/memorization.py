@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import bundles
 from musiclm_jax.data.tokens import SEMANTIC
 from musiclm_jax.evaluation import memorization, metrics
 from musiclm_jax.evaluation.memorization import CONTINUED, Continuations
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", default="", help="PNG file for the plot")
     args = parser.parse_args(argv)
     prompts = checked_prompts(args)
-    bundle = musiclm_jax.load(args.bundle)
+    bundle = bundles.load(args.bundle)
     distances = memorization.centroid_distances(bundle.part("w2v_bert").variables["centroids"])
     own: dict[str, list[Continuations]] = {}
     for split in SPLITS:

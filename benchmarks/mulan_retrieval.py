@@ -9,9 +9,9 @@ audio of another clip (chance).
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.paraphrases import corpus_words, paraphrase, repeated_words
 from benchmarks.report import Figure, arguments, publish, sample_clips
+from musiclm_jax import bundles
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.retrieval import TOP, hits
 from musiclm_jax.tokenizers import mulan
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     if repeated := repeated_words(corpus_words(args.corpus)):
         raise ValueError(f"paraphrases use words of the corpus: {', '.join(sorted(repeated))}; choose others")
-    config, variables = musiclm_jax.load(args.bundle).mulan()
+    config, variables = bundles.load(args.bundle).mulan()
     clips = sample_clips(args.corpus, "test", args.clips, args.seed)
     rng = np.random.default_rng(args.seed)
     texts = {

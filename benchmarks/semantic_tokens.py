@@ -11,8 +11,8 @@ import functools
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish, sample_clips
+from musiclm_jax import bundles
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.semantic import REST, in_batches, mel_clusters
 from musiclm_jax.tokenizers import w2v_bert
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000, help="held-out clips at most")
     parser.add_argument("--fit_clips", type=int, default=1500, help="training clips for the clusters of raw features")
     args = parser.parse_args()
-    config, variables = musiclm_jax.load(args.bundle).part("w2v_bert")
+    config, variables = bundles.load(args.bundle).part("w2v_bert")
     clips = sample_clips(args.corpus, "test", args.clips, args.seed)
     ours = in_batches(functools.partial(w2v_bert.semantic_tokens, config, variables), clips)
 

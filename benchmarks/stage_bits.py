@@ -8,8 +8,8 @@ above 0. Intervals: bootstrap over clips.
 
 import numpy as np
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, publish
+from musiclm_jax import bundles
 from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.stage_bits import crop, measure, strangers, target_codes, unigram, with_condition
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200, help="held-out clips")
     parser.add_argument("--stages", nargs="+", default=STAGES)
     args = parser.parse_args()
-    bundle = musiclm_jax.load(args.bundle)
+    bundle = bundles.load(args.bundle)
     train = list(read_token_records(shard_paths(args.tokens, "train")))
     test = list(read_token_records(shard_paths(args.tokens, "test")))
     rng = np.random.default_rng(args.seed)

@@ -24,13 +24,14 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-import musiclm_jax
 from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
+from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data.spectrogram import mel_filterbank
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
+from musiclm_jax.generation import generate
 from musiclm_jax.tokenizers import mulan
 
 # Arms of the study and the `vary` of their requests.
@@ -180,7 +181,8 @@ def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace
         for arm, vary in ARMS.items():
             files = [work / f"{index:03d}-{vary}-{sample}.flac" for sample in range(args.samples)]
             if not all(file.exists() for file in files):
-                made = bundle.generate(
+                made = generate.generate(
+                    bundle,
                     [prompt],
                     seconds=args.seconds,
                     seed=args.seed,
@@ -212,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = sample_clips(args.corpus, "test", args.prompts, args.seed)
     if len(clips) < args.prompts:
         raise ValueError(f"--prompts {args.prompts}: the test split has {len(clips)} clips")
-    bundle = musiclm_jax.load(args.bundle)
+    bundle = bundles.load(args.bundle)
     pieces = make_pieces(bundle, [clip["caption"][0] for clip in clips], args)
     heard = {arm: [hear(bundle, own) for own in captions] for arm, captions in pieces.items()}
     found = compare(heard)

@@ -25,7 +25,6 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.stage_step import fake_batch
-from musiclm_jax.planning import plan
 from musiclm_jax.stages import layout
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.stages.transformer import TransformerConfig
@@ -231,7 +230,7 @@ def figures(times: Mapping[str, Seconds], tokens: int, flops: float, clock: str,
     Args:
       times: of a step of each, from `least_seconds`.
       tokens: of a step.
-      flops: of our step, `plan.model_flops`: 6 N D and causal attention.
+      flops: of our step, `StageLearner.model_flops`: 6 N D and causal attention.
       clock: "wall", or "processor": processor time of all threads over their number.
       threads: that every step uses.
     """
@@ -277,7 +276,7 @@ def main() -> None:
         del makers[T5X]
     makers = {n: functools.partial(make, learner, batch) for n, make in makers.items() if n != args.without}
     times = least_seconds(makers, args.rounds)
-    found = figures(times, args.batch * length, plan.model_flops(learner, args.batch), args.clock, threads)
+    found = figures(times, args.batch * length, learner.model_flops(args.batch), args.clock, threads)
     details = {"parameters": count, "tokens": args.batch * length, "threads": threads, **vars(args)}
     details["seconds"] = {name: value._asdict() for name, value in times.items()}
     report.publish("train_step", found, args.output, details)

@@ -4,7 +4,7 @@ import miniature
 import numpy as np
 import pytest
 
-import musiclm_jax
+from musiclm_jax import bundles
 from musiclm_jax.generation import conditions, prompts
 from musiclm_jax.tokenizers import melody, mulan
 
@@ -12,7 +12,7 @@ X, Y = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
 
 
 def test_a_melody_is_repeated_and_its_codes_are_those_of_its_time(tmp_path):
-    part = musiclm_jax.load(miniature.melodic(tmp_path / "bundle")).part("melody")
+    part = bundles.load(miniature.melodic(tmp_path / "bundle")).part("melody")
     hertz = np.repeat([220.0, 4000.0, 900.0], 24_000)  # 3 s, 75 semantic frames
     audio = np.sin(2 * np.pi * np.cumsum(hertz) / 24_000).astype(np.float32)
     tune = conditions.Melody(part, audio)
@@ -45,7 +45,7 @@ def test_a_story_switches_or_blends():
 
 @pytest.fixture(scope="module")
 def part():
-    return musiclm_jax.load(miniature.path()).mulan()
+    return bundles.load(miniature.path()).mulan()
 
 
 def test_codes_are_those_of_the_sections(part):

@@ -4,19 +4,19 @@ import miniature
 import numpy as np
 import pytest
 
-import musiclm_jax
 from benchmarks import long
+from musiclm_jax import bundles
 
 RATE = 24_000
 
 
 def test_joins_are_where_windows_end():
-    times = long.joins(musiclm_jax.load(miniature.path()), 3.0)  # windows of 1.6, 0.8 and 0.4 s
+    times = long.joins(bundles.load(miniature.path()), 3.0)  # windows of 1.6, 0.8 and 0.4 s
     np.testing.assert_allclose(times["semantic"], [1.6, 2.4])
     np.testing.assert_allclose(times["coarse"], [0.8, 1.2, 2.0, 2.8])
     np.testing.assert_allclose(times["fine"], [0.4])
     assert len(times["decoder"]) == 0
-    assert len(long.joins(musiclm_jax.load(miniature.path()), 20.5)["decoder"]) == 0  # 10 and 20 s are others' already
+    assert len(long.joins(bundles.load(miniature.path()), 20.5)["decoder"]) == 0  # 10 and 20 s are others' already
 
 
 @pytest.mark.parametrize("fault", ["", "level", "spectrum", "waveform"])

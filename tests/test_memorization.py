@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-import musiclm_jax
 from benchmarks import memorization as study
+from musiclm_jax import bundles
 from musiclm_jax.evaluation import memorization
 from musiclm_jax.evaluation.memorization import Continuations
 from musiclm_jax.generation import windows
@@ -122,7 +122,7 @@ def test_the_interval_of_no_matches_is_the_binomials():
 
 @pytest.fixture
 def part():
-    return musiclm_jax.load(miniature.path()).part("semantic")  # windows of 1.6 s: 40 tokens
+    return bundles.load(miniature.path()).part("semantic")  # windows of 1.6 s: 40 tokens
 
 
 def clips_of(count, tokens=90):

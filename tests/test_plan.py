@@ -43,7 +43,7 @@ def test_flops_of_the_papers_step_are_6nd_and_attention(make):
     state = jax.eval_shape(learner.init, jax.random.key(0))
     state = partitioning.unbox(state)
     jaxpr = jax.make_jaxpr(learner.train_step)(state, learner.batch_shapes(2), jax.random.key(0))
-    counted, formula = plan.matmul_flops(jaxpr.jaxpr), plan.model_flops(learner, 2)
+    counted, formula = plan.matmul_flops(jaxpr.jaxpr), learner.model_flops(2)
     assert counted == pytest.approx(formula, rel=0.03)  # blocks of queries see some keys in vain
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) - 25_728 * 1024
     tokens = 2 * (learner.stage.condition_length() + learner.stage.target_length())

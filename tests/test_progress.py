@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from toy_run import ToyLearner
 
-from musiclm_jax.planning import plan
 from musiclm_jax.stages.layout import coarse_stage
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.stages.transformer import TransformerConfig
-from musiclm_jax.training import progress
+from musiclm_jax.training import chips, progress
 from musiclm_jax.training.optimizers import OptimizerConfig
 from musiclm_jax.training.progress import Progress, Rate, Work, peak_flops
 
@@ -20,7 +19,7 @@ def test_work_is_counted_in_tokens_or_seconds_of_audio():
     stage = StageLearner(coarse_stage(), TransformerConfig(), OptimizerConfig())
     work = Work.of_step(stage, {"mulan": np.zeros((3, 12)), "acoustic": np.zeros((3, 500, 12))})
     assert (work.unit, work.amount) == ("tokens", 3 * (12 + 250 + 2000))  # 10 s: 25 and 4 x 50 codes a second
-    assert work.flops == plan.model_flops(stage, 3)
+    assert work.flops == stage.model_flops(3)
     assert Work.of_step(ToyLearner(), {"audio": np.zeros((4, 36_000))}) == Work("s of audio", 6.0)
     assert Work.of_step(ToyLearner(), {"x": np.zeros((5, 2))}) == Work("examples", 5)
 
@@ -30,10 +29,10 @@ def device(kind, *coords, slice_index=0):
 
 
 def test_peak_is_that_of_the_chips():
-    v4 = plan.CHIPS["v4"].flops
+    v4 = chips.CHIPS["v4"].flops
     assert peak_flops([device("TPU v4", 0, 0, 0), device("TPU v4", 0, 0, 0), device("TPU v4", 1, 0, 0)]) == 2 * v4
     assert peak_flops([device("TPU v4", 0, 0, 0), device("TPU v4", 0, 0, 0, slice_index=1)]) == 2 * v4
-    assert peak_flops([device("TPU v5 lite", 0, 0, 0)]) == plan.CHIPS["v5e"].flops
+    assert peak_flops([device("TPU v5 lite", 0, 0, 0)]) == chips.CHIPS["v5e"].flops
     assert peak_flops([types.SimpleNamespace(device_kind="cpu")]) is None
 
 

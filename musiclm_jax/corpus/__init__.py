@@ -4,4 +4,6 @@ scores.py (with abc.py) reads compositions. arrangement.py chooses what is playe
 (excerpts.py), in whose hands (performance.py), with whom (companions.py, harmony.py). rendering.py makes it sound,
 captions.py says what it is, clips.py makes a clip of all that. build.py writes records; resident.py has workers render
 clips from a pack (pack.py) where the scores are not installed.
+
+Imports `data`, and the score and synthesis libraries of the `corpus` extra where they are used.
 """

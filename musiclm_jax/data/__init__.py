@@ -9,6 +9,8 @@ __all__ = [
     "datasets",
     "feature_converter",
     "records",
+    "samples",
     "spectrogram",
     "tokens",
+    "wordpiece",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import soundfile
 
+from musiclm_jax.data.samples import to_pcm16
 from musiclm_jax.data.tokens import SAMPLE_RATE
 
 # Container and sample encoding by file name extension.
@@ -237,7 +238,7 @@ def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
     else:  # unbuffered: a listener hears each block at once
         target = 1 if str(path) == STANDARD_OUTPUT else path
         with open(target, "wb", buffering=0, closefd=target != 1) as raw:
-            yield lambda block: _write_all(raw, np.rint(32767 * block).astype("<i2").tobytes())
+            yield lambda block: _write_all(raw, to_pcm16(block).tobytes())
 
 
 def _write_all(raw: io.RawIOBase, data: bytes) -> None:

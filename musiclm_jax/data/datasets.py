@@ -14,10 +14,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from musiclm_jax.data import records
+from musiclm_jax.data import records, wordpiece
 from musiclm_jax.data.feature_converter import StreamFeatureConverter
 from musiclm_jax.data.tokens import STREAMS
-from musiclm_jax.tokenizers.mulan import text_tower
 
 # The order does not depend on the threads, and there are few of them: the model needs the cores.
 _OPTIONS = tf.data.Options()
@@ -36,7 +35,7 @@ class TextTokens:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Replaces "caption" by "text_ids" and "text_mask", int32 `[batch, max_length]`."""
         texts = [caption.decode() for caption in batch["caption"]]
-        ids, mask = text_tower.tokenize_texts(text_tower.read_vocab(self.vocab), texts, self.max_length)
+        ids, mask = wordpiece.tokenize_texts(wordpiece.read_vocab(self.vocab), texts, self.max_length)
         rest = {name: value for name, value in batch.items() if name != "caption"}
         return {**rest, "text_ids": ids, "text_mask": mask}
 

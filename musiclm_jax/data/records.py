@@ -16,11 +16,11 @@ import tensorflow as tf
 from etils import epath
 
 from musiclm_jax.data import tokens
+from musiclm_jax.data.samples import FULL_SCALE, from_pcm16, to_pcm16
 from musiclm_jax.data.tokens import MISSING_PITCH
 from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # re-exported
 from musiclm_jax.data.tokens import SPLITS as SPLITS
 
-_PCM_SCALE = 32767.0
 _HEADER, _FOOTER = 12, 4  # bytes before and after a record of a TFRecord file
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord$")
 
@@ -89,12 +89,12 @@ def pcm_from_audio(audio: np.ndarray) -> bytes:
     peak = float(np.max(np.abs(audio), initial=0.0))
     if not peak <= 1.0:
         raise ValueError(f"audio has a peak of {peak}: expected values within [-1, 1]; scale it down first")
-    return np.round(audio * _PCM_SCALE).astype("<i2").tobytes()
+    return to_pcm16(audio).tobytes()
 
 
 def audio_from_pcm(pcm: bytes) -> np.ndarray:
     """Converts little-endian int16 PCM to float32 audio `[samples]`; inverts `pcm_from_audio` up to rounding."""
-    return np.frombuffer(pcm, "<i2").astype(np.float32) / _PCM_SCALE
+    return from_pcm16(np.frombuffer(pcm, "<i2"))
 
 
 def audio_example(
@@ -168,7 +168,7 @@ def parse_audio_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       int64 `[frames]`.
     """
     fields = tf.io.parse_single_example(serialized, _AUDIO_FEATURES)
-    fields["audio"] = tf.cast(tf.io.decode_raw(fields["audio"], tf.int16), tf.float32) / _PCM_SCALE
+    fields["audio"] = tf.cast(tf.io.decode_raw(fields["audio"], tf.int16), tf.float32) / FULL_SCALE
     return fields
 
 
@@ -365,7 +365,7 @@ def read_rendition_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yields passages in order: strings as str, players as list, float32 `[renditions, samples]`."""
     for serialized in tf.data.TFRecordDataset(list(paths)):
         fields = {name: _plain(value) for name, value in parse_rendition_example(serialized).items()}
-        yield fields | {"renditions": fields["renditions"].astype(np.float32) / _PCM_SCALE}
+        yield fields | {"renditions": from_pcm16(fields["renditions"])}
 
 
 def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:

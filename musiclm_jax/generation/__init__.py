@@ -1,6 +1,6 @@
-"""From a request to audio: prompts, conditions over time, windows of the three stages, the codec.
+"""Generates audio from a request: prompts, time-varying conditions, the three stages in windows, the codec.
 
-Imports `bundles` and what lies below it; knows nothing of training.
+Imports `bundles` and the rooms below it; knows nothing of training.
 """
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "describe",
     "drift",
     "generate",
+    "musiclm",
     "pipeline",
     "prompts",
     "request",

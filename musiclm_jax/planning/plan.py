@@ -22,26 +22,8 @@ from jax.sharding import Mesh
 from musiclm_jax.planning import hlo
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.training import partitioning
+from musiclm_jax.training.chips import CHIPS, TPU_KINDS, Chip
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak figures of a chip, from Google Cloud's page of each TPU version (docs.cloud.google.com/tpu/docs)."""
-
-    flops: float  # bfloat16 FLOP/s
-    hbm_bytes: float
-    hbm_rate: float  # bytes/s
-    wire_rate: float  # bytes/s sent over all links of the interconnect (half of the bidirectional figure)
-    network_rate: float = 0.0  # bytes/s between slices, a chip's share of its host's; 0 where none is published
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 12.5e9),
-}
-TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 KNOBS = (
     "TransformerConfig.remat = 'full' keeps fewer activations, StageLearner.microbatches cuts them further, "
     "make_mesh.fsdp splits parameters and optimiser, a smaller BATCH_SIZE or more chips help as well"
@@ -190,7 +172,7 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
         activation_bytes=per_chip * kept,
         temporary_bytes=per_chip * (total - whole_state - kept),
         flops=matmul_flops(traced.jaxpr.jaxpr) / chips,
-        model_flops=model_flops(learner, batch_size) / chips,
+        model_flops=learner.model_flops(batch_size) / chips,
         traffic=dataclasses.replace(
             one,
             hbm=per_chip * one.hbm,
@@ -285,13 +267,3 @@ def _jaxprs(params: Mapping[str, Any]) -> list[Jaxpr]:
             elif isinstance(own, Jaxpr):
                 found.append(own)
     return found
-
-
-def model_flops(learner: StageLearner, batch_size: int) -> float:
-    """6 N D for the layers and the logits, and 6 l^2 d a layer for causal attention, of a batch."""
-    stage, config = learner.stage, learner.config
-    length, d = stage.condition_length() + stage.target_length(), config.d_model
-    per_layer = 4 * d * d + 3 * d * config.d_ff
-    codebook_size = stage.stream(stage.target.stream).codebook_size
-    products = length * config.num_layers * per_layer + stage.target_length() * d * codebook_size
-    return 6.0 * batch_size * (products + config.num_layers * length * length * d)

@@ -72,6 +72,20 @@ class StageLearner:
             shapes[stream.name] = jax.ShapeDtypeStruct(shape, jnp.int32)
         return shapes
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row, conditioning included."""
+        return self.stage.condition_length() + self.stage.target_length()
+
+    def model_flops(self, rows: int) -> float:
+        """FLOPs of a step: 6 N D for the layers and the logits, and 6 l^2 d a layer for causal attention."""
+        stage, config, length = self.stage, self.config, self.row_tokens
+        d = config.d_model
+        per_layer = 4 * d * d + 3 * d * config.d_ff
+        codebook_size = stage.stream(stage.target.stream).codebook_size
+        products = length * config.num_layers * per_layer + stage.target_length() * d * codebook_size
+        return 6.0 * rows * (products + config.num_layers * length * length * d)
+
     def train_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> tuple[StageState, Metrics]:
         """One update.
 

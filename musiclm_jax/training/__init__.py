@@ -5,6 +5,7 @@ Imports `data` alone: it knows no model. A learner is three pure functions (`lea
 
 __all__ = [
     "checkpoints",
+    "chips",
     "divergence",
     "learner",
     "optimizers",

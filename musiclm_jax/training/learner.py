@@ -18,7 +18,8 @@ class Learner(Protocol):
 
     The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`,
     called once with the first batch before the first step, for what is initialised from data (k-means of a codebook),
-    and `start_from(state, variables) -> state`, the state with the weights of a bundle's part.
+    `start_from(state, variables) -> state`, the state with the weights of a bundle's part, and `row_tokens` and
+    `model_flops(rows)` where the work of a step is counted in tokens.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # how type checkers know a dataclass

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 
 from musiclm_jax.data.tokens import SAMPLE_RATE
-from musiclm_jax.planning import plan
-from musiclm_jax.stages.learner import StageLearner
+from musiclm_jax.training.chips import CHIPS, TPU_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +28,8 @@ class Work:
           batch: this process's part of a batch.
         """
         rows = len(next(iter(batch.values()))) * jax.process_count()
-        if isinstance(learner, StageLearner):
-            tokens = learner.stage.condition_length() + learner.stage.target_length()
-            return cls("tokens", rows * tokens, plan.model_flops(learner, rows))
+        if hasattr(learner, "model_flops"):
+            return cls("tokens", rows * learner.row_tokens, learner.model_flops(rows))
         if "audio" in batch:
             return cls("s of audio", rows * batch["audio"].shape[1] / SAMPLE_RATE)
         return cls("examples", rows)
@@ -41,11 +39,11 @@ def peak_flops(devices: Iterable[Any]) -> float | None:
     """bfloat16 FLOP/s of the chips together, None where a device's are not known (CPUs, GPUs)."""
     chips = {}
     for device in devices:
-        kind = plan.TPU_KINDS.get(device.device_kind)
+        kind = TPU_KINDS.get(device.device_kind)
         if kind is None:
             return None
         # Two devices in one place are the cores of one chip.
-        chips[getattr(device, "slice_index", 0), *device.coords] = plan.CHIPS[kind].flops
+        chips[getattr(device, "slice_index", 0), *device.coords] = CHIPS[kind].flops
     return sum(chips.values())
 
 

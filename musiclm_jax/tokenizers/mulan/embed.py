@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musiclm_jax.data.wordpiece import tokenize_texts
 from musiclm_jax.tokenizers import quantization
 from musiclm_jax.tokenizers.mulan.audio_tower import AudioTower, features, unit
 from musiclm_jax.tokenizers.mulan.config import MulanConfig
-from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool, tokenize_texts
+from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool
 
 Variables = dict[str, Any]
 MODALITIES = ("audio", "text")

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from musiclm_jax.data.wordpiece import read_vocab
 from musiclm_jax.tokenizers.mulan.audio_tower import AudioTower, features
 from musiclm_jax.tokenizers.mulan.config import MulanConfig
 from musiclm_jax.tokenizers.mulan.contrastive import Metrics, contrastive_loss, same_text
-from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Params, Projection, load_bert, pool, read_vocab
+from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Params, Projection, load_bert, pool
 from musiclm_jax.training.optimizers import OptimizerConfig
 
 Batch = dict[str, Any]
@@ -40,7 +41,7 @@ class MulanLearner:
     """What the training loop trains: see `trainer.py` for the contract.
 
     Batches hold "audio" float32 `[batch, samples]` (`config.window_seconds`, or less: the tower pools over time),
-    "text_ids" and "text_mask" int32 `[batch, length]` from `text_tower.tokenize_texts`. Where the encoder is not tuned,
+    "text_ids" and "text_mask" int32 `[batch, length]` from `wordpiece.tokenize_texts`. Where the encoder is not tuned,
     "text_vectors" float32 `[batch, text_width]` may stand for the mask: what it made of the texts before.
     """
 
