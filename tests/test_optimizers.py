@@ -107,7 +107,7 @@ def test_muon_leaves_the_embedding_and_norms_to_nadam():
     np.testing.assert_allclose(ours["layers"]["norm"]["scale"], theirs["layers"]["norm"]["scale"], rtol=1e-4)
     np.testing.assert_allclose(ours["embedding"], theirs["embedding"], rtol=1e-4)
     assert not np.allclose(ours["layers"]["gate"], theirs["layers"]["gate"], atol=1e-3)
-    with pytest.raises(ValueError, match="is 'muon', which is for the stages' Transformer"):
+    with pytest.raises(ValueError, match="is 'muon', which only the stages' Transformer supports"):
         muon.init({"kernel": jnp.ones((2, 2))})
 
 

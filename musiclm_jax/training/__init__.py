@@ -1,6 +1,6 @@
-"""The loop that trains any learner, and what stands around it: checkpoints, meshes, progress, stops.
+"""The training loop for any learner, with checkpoints, meshes, progress lines and preemption.
 
-Imports `data` alone: it knows no model. A learner is three pure functions (`learner.Learner`).
+Imports only `data` and knows no model. A learner is three pure functions (`learner.Learner`).
 """
 
 __all__ = [

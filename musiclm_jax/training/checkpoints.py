@@ -1,8 +1,8 @@
 """Checkpoints of a training run: state and data position, written by Orbax in the background.
 
-A run's folder holds `checkpoints/<step>/`. Orbax writes into a folder of another name and renames it when it is whole,
-so a half-written checkpoint is never found. States are stored as nested dicts: `load` reads them without the code that
-made them.
+A run's folder holds `checkpoints/<step>/`. Orbax writes into a temporary folder and renames it when it is complete, so
+a half-written checkpoint is never found. States are stored as nested dicts: `load` reads them without the code that
+wrote them.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ FOLDER = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a process has read its data: the next batch is number `step_in_epoch` of epoch `epoch`, both from 0.
+    """Position of a process in its data: it reads batch `step_in_epoch` of epoch `epoch` next, both counted from 0.
 
-    Processes read shards of their own, whose epochs need not be equally long.
+    Each process reads its own shards, so epochs may differ in length between processes.
     """
 
     epoch: int = 0
@@ -36,23 +36,24 @@ class Position:
 
 
 def run_folder(model_dir: str | os.PathLike) -> epath.Path:
-    """A run's folder as an absolute path; a URL such as gs://bucket/run stays what it is."""
+    """Returns a run's folder as an absolute path; a URL such as gs://bucket/run is returned unchanged."""
     folder = epath.Path(model_dir).expanduser()
     return folder if "://" in os.fspath(folder) else folder.absolute()
 
 
 @contextlib.contextmanager
 def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
-    """Opens a run's checkpoints for writing, and removes what an interrupted write left behind.
+    """Opens a run's checkpoints for writing, and removes the remains of an interrupted write.
 
-    When it is left, all that was saved is written.
+    On exit, waits until all checkpoints are written.
 
     Args:
-      model_dir: the run's folder, made if missing.
-      keep: number of latest checkpoints to keep; the best one by held-out loss stays as well.
+      model_dir: the run's folder, created if missing.
+      keep: number of latest checkpoints to keep; the best one by held-out loss is kept as well.
 
     Raises:
-      ValueError: if keep is less than 1, the folder cannot be made or written, or a checkpoint could not be written.
+      ValueError: if keep is less than 1, the folder cannot be created or written to, or a checkpoint could not be
+        written.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected 1 or more checkpoints to keep")
@@ -77,14 +78,14 @@ def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.Ch
         preservation_policy=policy,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
-        # A folder that can no longer be written shows at once; otherwise Orbax's threads wait minutes for each other.
+        # Fails at once if the folder is no longer writable; otherwise Orbax's threads wait minutes for each other.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     manager = _manager(folder, options)
     try:
         yield manager
     except BaseException:
-        # What went wrong first is to be told, not that a checkpoint could not be finished either.
+        # The first error is reported, not that a checkpoint could not be finished either.
         with contextlib.suppress(Exception):
             manager.close()
         raise
@@ -95,14 +96,17 @@ def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.Ch
 def save(
     manager: ocp.CheckpointManager, step: int, state: Any, position: Position, eval_loss: float | None = None
 ) -> None:
-    """Begins to save a checkpoint; it is done after `manager.wait_until_finished()`.
+    """Starts to write a checkpoint in the background; `wait` waits until it is written.
 
     Args:
       manager: from `open_manager`.
-      step: number of training steps the state has seen.
-      state: training state; Orbax has it on the host when this returns, so it may be donated at once.
-      position: of this process's data after these steps.
-      eval_loss: held-out loss of this very state, for the choice of the best checkpoint; None if not measured.
+      step: number of training steps that led to the state.
+      state: training state; it is copied to the host before this returns, so it may be donated at once.
+      position: position in this process's data after these steps.
+      eval_loss: held-out loss of exactly this state, used to find the best checkpoint; None if not measured.
+
+    Raises:
+      ValueError: if it cannot be written.
     """
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(serialization.to_state_dict(state)),
@@ -113,20 +117,20 @@ def save(
 
 
 def check(manager: ocp.CheckpointManager) -> None:
-    """Looks, without waiting, whether what is written in the background went well so far.
+    """Raises if a background write has failed; does not block.
 
     Raises:
-      ValueError: if it did not.
+      ValueError: if a checkpoint could not be written.
     """
     with _clear_write_errors(manager):
         manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Waits until all that was saved is written.
+    """Waits until all checkpoints are written.
 
     Raises:
-      ValueError: if it cannot be.
+      ValueError: if one cannot be written.
     """
     with _clear_write_errors(manager):
         manager.wait_until_finished()
@@ -134,49 +138,49 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 @contextlib.contextmanager
 def _clear_write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Tells errors of Orbax and TensorStore, which have many types, in one line."""
+    """Turns the errors of Orbax and TensorStore, which have many types, into a ValueError of one line."""
     try:
         yield
     except Exception as error:
         whole = latest_whole(manager)
         raise ValueError(
-            f"cannot write a checkpoint to {manager.directory} ({reason(error)}): make room or mend it, then give the "
-            f"same command again, which goes on from {'the beginning' if whole is None else f'step {whole:,}'}"
+            f"cannot write a checkpoint to {manager.directory} ({reason(error)}): make room or repair the disk, then "
+            f"run the same command again, which resumes from {'the beginning' if whole is None else f'step {whole:,}'}"
         ) from error
 
 
 def latest_whole(manager: ocp.CheckpointManager) -> int | None:
-    """Step of the latest checkpoint that is whole on the disk; None if there is none."""
+    """Returns the step of the latest complete checkpoint on disk, or None if there is none."""
     manager.reload()
     return manager.latest_step()
 
 
 def reason(error: BaseException) -> str:
-    """What lies at the root of an error of Orbax, TensorStore or TensorFlow, in a few words."""
+    """Returns the root cause of an error of Orbax, TensorStore or TensorFlow in a few words."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # They name the files from the outermost to the one at fault, then the reason; TensorStore adds itself in brackets.
+    # The message names nested files, then the cause; TensorStore appends its own details in brackets.
     return re.split('": |; ', line.split(" [")[0])[-1][:200]
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple[int, Any, Position] | None:
-    """Restores the latest whole checkpoint.
+    """Restores the latest complete checkpoint.
 
     Args:
       manager: from `open_manager`.
-      abstract_state: tree of jax.ShapeDtypeStruct with shardings, as the run's configuration builds it.
+      abstract_state: the state that the run's configuration builds, as a tree of jax.ShapeDtypeStruct with shardings.
 
     Returns:
-      (step, state, position), or None if there is no checkpoint. The position is the one that this process had. If the
-      checkpoint was written by another number of processes, it is the earliest of theirs: no example is left out, but
+      (step, state, position), or None if there is no checkpoint. The position is this process's own. If a different
+      number of processes wrote the checkpoint, it is the earliest position of any of them: no example is skipped, but
       some may be read twice.
 
     Raises:
-      ValueError: if the checkpoint's state has another shape than abstract_state, naming the first difference, or the
-        checkpoint cannot be read.
+      ValueError: if the shapes of the checkpoint differ from those of abstract_state (the message names the first
+        difference), or the checkpoint cannot be read.
     """
     step = manager.latest_step()
     if step is None:
@@ -194,15 +198,15 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
 
 
 def load(model_dir: str | os.PathLike, step: int | None = None, best: bool = False) -> tuple[int, dict[str, Any]]:
-    """Reads a checkpoint's state as nested dicts of NumPy arrays, without the code that made it.
+    """Reads a checkpoint's state as nested dicts of NumPy arrays, without the code that wrote it.
 
     Args:
       model_dir: the run's folder.
-      step: which checkpoint; None for the latest.
-      best: take the checkpoint of the lowest held-out loss instead (the latest if none was evaluated).
+      step: step of the checkpoint; None for the latest.
+      best: take the checkpoint with the lowest held-out loss instead (the latest if none was evaluated).
 
     Returns:
-      (step, nested dicts named like the fields of the state).
+      (step, nested dicts with the names of the state's fields).
 
     Raises:
       ValueError: if there is no such checkpoint, or it cannot be read.
@@ -219,51 +223,51 @@ def load(model_dir: str | os.PathLike, step: int | None = None, best: bool = Fal
             step = min(losses, key=lambda s: losses[s]) if losses else max(steps)
         with _clear_read_errors(manager, step):
             metadata = _as_dict(manager.item_metadata(step).state)
-            # NumPy arrays, into host memory: the devices that wrote the checkpoint need not be here.
+            # NumPy arrays in host memory: the devices that wrote the checkpoint need not exist here.
             abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
             restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
     return step, jax.tree.map(np.asarray, restored.state)
 
 
 def _of_all_processes(position: Position) -> list[list[int]]:
-    """The (epoch, step_in_epoch) of each process."""
+    """Gathers (epoch, step_in_epoch) of each process."""
     own = np.array([position.epoch, position.step_in_epoch], np.int32)
     return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 2).tolist()
 
 
 def _of_this_process(saved: dict[str, Any]) -> Position:
-    """The position in a checkpoint that belongs to this process, see `restore_latest`."""
+    """Returns the position in a checkpoint that belongs to this process; see `restore_latest`."""
     positions = saved["processes"]
     same = len(positions) == jax.process_count()
     return Position(*(positions[jax.process_index()] if same else min(positions)))
 
 
 def _quality(metrics: dict[str, float]) -> float:
-    """Higher is better; a checkpoint that was not evaluated is no candidate."""
+    """Returns a checkpoint's quality, higher is better; a checkpoint without evaluation is never the best."""
     return -metrics["loss"] if "loss" in metrics else -math.inf
 
 
 def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    """Orbax's manager, which needs to know the items to tell the shapes in a checkpoint that it did not write."""
+    """Opens Orbax's manager; it must know the items to read the shapes in a checkpoint that it did not write itself."""
     handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
     try:
         return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-    except ValueError as error:  # it reads the held-out loss of each
+    except ValueError as error:  # the manager reads the held-out loss of each checkpoint
         raise ValueError(f"the metrics of a checkpoint in {folder} cannot be read ({reason(error)})") from error
 
 
 @contextlib.contextmanager
 def _clear_read_errors(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
-    """Tells in one line that a finished checkpoint cannot be read, and what to do."""
+    """Turns read errors into a ValueError that says in one line what to do."""
     try:
         yield
     except jax.errors.JaxRuntimeError:
-        raise  # of the devices' memory
+        raise  # out of device memory, for example: the checkpoint is sound
     except Exception as error:
         before = max((other for other in manager.all_steps() if other < step), default=None)
         raise ValueError(
             f"checkpoint {manager.directory}/{step} is damaged or cannot be read ({reason(error)}): move that folder "
-            f"away, and the same command goes on from {'the beginning' if before is None else f'step {before:,}'}"
+            f"away, and the same command resumes from {'the beginning' if before is None else f'step {before:,}'}"
         ) from error
 
 
@@ -280,7 +284,7 @@ def _as_dict(metadata: Any) -> Any:
 
 
 def _check_same_shapes(where: str, metadata: Any, expected: Any) -> None:
-    """Raises ValueError if the tree of a checkpoint differs from the expected one."""
+    """Raises ValueError if the names or shapes in a checkpoint differ from the expected ones."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]

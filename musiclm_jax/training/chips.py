@@ -11,7 +11,7 @@ class Chip:
     hbm_bytes: float
     hbm_rate: float  # bytes/s
     wire_rate: float  # bytes/s sent over all links of the interconnect (half of the bidirectional figure)
-    network_rate: float = 0.0  # bytes/s between slices, a chip's share of its host's; 0 where none is published
+    network_rate: float = 0.0  # bytes/s between slices, a chip's share of its host's network; 0 if not published
 
 
 CHIPS = {

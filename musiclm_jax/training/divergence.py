@@ -1,4 +1,4 @@
-"""The stop of a run whose metrics are no longer finite, and what it leaves for a look."""
+"""Stops a run whose metrics are no longer finite, and saves its state and batches for inspection."""
 
 import dataclasses
 import itertools
@@ -18,34 +18,33 @@ FOLDER = "diverged"
 
 
 class DivergedError(RuntimeError):
-    """A metric of training is not finite."""
+    """Raised if a training metric is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TakenStep:
-    """A step that was taken."""
+    """A training step that was taken."""
 
-    number: int  # from 1
-    position: Position  # of this process's data after it
+    number: int  # counted from 1
+    position: Position  # in this process's data after the step
     metrics: Metrics
 
 
 def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any) -> None:
     """Stops a run whose metrics are not finite.
 
-    The state is saved aside, and so are this process's rows of the batch of the first step at fault and of the one
-    before it in the epoch, whose update may have done the harm. Batches follow from their position, so they are read
-    again.
+    Saves the state to a separate folder, with this process's rows of two batches: that of the first bad step, and the
+    one before it in the epoch, whose update may be the cause. The position determines a batch, so both are read again.
 
     Args:
-      taken: the steps since the last look, their metrics on the host.
-      state: after the last of them.
-      dataset: of training.
+      taken: the steps since the last check, with their metrics on the host.
+      state: state after the last of these steps.
+      dataset: the training data.
       model_dir: the run's folder.
-      manager: of the run's checkpoints.
+      manager: manager of the run's checkpoints.
 
     Raises:
-      DivergedError: naming the metrics, the step, its place in the data and the files.
+      DivergedError: if a metric is not finite; names the metrics, the step, its position in the data and the files.
     """
     finite = [all(np.isfinite(value) for value in step.metrics.values()) for step in taken]
     if all(finite):
@@ -55,7 +54,7 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     folder = model_dir / FOLDER
     if jax.process_index() == 0:
-        folder.rmtree(missing_ok=True)  # of an earlier run
+        folder.rmtree(missing_ok=True)  # from an earlier run
     multihost_utils.sync_global_devices("diverged")
     with checkpoints.open_manager(folder, keep=1) as aside:
         checkpoints.save(aside, last.number, state, last.position)
@@ -71,7 +70,7 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
 
 
 def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list[str]:
-    """Writes this process's rows of a step's batch and of the one before it; returns the names of the files."""
+    """Writes this process's rows of a step's batch and of the batch before it; returns the file names."""
     epoch, end = step.position.epoch, step.position.step_in_epoch
     begin = max(end - 2, 0)
     names = []

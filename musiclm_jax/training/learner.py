@@ -1,4 +1,4 @@
-"""What the training loop takes, a learner and batches, and where a learner's state lies on a mesh."""
+"""Interfaces of the training loop: learners and datasets, and the creation of a learner's sharded state."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol
@@ -14,15 +14,17 @@ Metrics = Mapping[str, jax.Array]
 
 
 class Learner(Protocol):
-    """What can be trained: a frozen dataclass of a model's config and of how to optimise it.
+    """A model with its loss and optimiser: a frozen dataclass of their configuration.
 
-    The functions are pure and fit for `jax.jit`. A learner may also have `warm_start(state, batch, key) -> state`,
-    called once with the first batch before the first step, for what is initialised from data (k-means of a codebook),
-    `start_from(state, variables) -> state`, the state with the weights of a bundle's part, and `row_tokens` and
-    `model_flops(rows)` where the work of a step is counted in tokens.
+    The functions are pure and can be jitted. Optional members:
+
+    - `warm_start(state, batch, key) -> state` initialises from the first batch, before the first step, what depends on
+      data (the k-means of a codebook).
+    - `start_from(state, variables) -> state` puts the weights of a bundle's part into the state.
+    - `row_tokens` and `model_flops(rows)` count the work of a step in tokens and FLOPs.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # how type checkers know a dataclass
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # tells type checkers that this is a dataclass
     family: str  # "soundstream", "w2v_bert", "mulan", "melody" or "stage"
 
     def init(self, key: jax.Array) -> Any:
@@ -39,11 +41,11 @@ class Dataset(Protocol):
     """Batches in a fixed order for each epoch."""
 
     def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's batches of an epoch from number `skip` on."""
+        """Yields this host's batches of an epoch, without the first `skip`."""
 
 
 def abstract_state(learner: Learner, mesh: Mesh) -> Any:
-    """Shapes, types and shardings of a learner's state; boxes of logical axes are read here and go no further.
+    """Returns the shapes, dtypes and shardings of a learner's state, without the boxes that name logical axes.
 
     Raises:
       ValueError: if an axis does not divide over the mesh.
@@ -57,30 +59,30 @@ def abstract_state(learner: Learner, mesh: Mesh) -> Any:
 
 
 def shardings(abstract: Any) -> Any:
-    """The sharding of each leaf of an abstract state."""
+    """Returns the sharding of each leaf of an abstract state."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def init_state(learner: Learner, abstract: Any, key: jax.Array) -> Any:
-    """A new state, made where it lies."""
+    """Creates a new state directly with its sharding."""
     return jax.jit(lambda k: partitioning.unbox(learner.init(k)), out_shardings=shardings(abstract))(key)
 
 
 def jit_train_step(learner: Learner, abstract: Any, mesh: Mesh) -> Any:
-    """The compiled `train_step`, which overwrites its state; to be called within `partitioning.activation_rules`."""
+    """Returns the jitted `train_step`, which donates its state; call it within `partitioning.activation_rules`."""
     where = shardings(abstract), partitioning.replicated(mesh)
     return jax.jit(learner.train_step, donate_argnums=0, out_shardings=where)
 
 
 def warm_started(learner: Any, state: Any, abstract: Any, batch: Batch, key: jax.Array) -> Any:
-    """The state with what is initialised from the first batch, for learners that have such a thing."""
+    """Initialises from the first batch what the learner's `warm_start` does; other learners' states are unchanged."""
     if not hasattr(learner, "warm_start"):
         return state
     return jax.jit(learner.warm_start, donate_argnums=0, out_shardings=shardings(abstract))(state, batch, key)
 
 
 def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str, Any]) -> Any:
-    """The state with the weights of a bundle's part.
+    """Returns the state with the weights of a bundle's part.
 
     Raises:
       ValueError: if the family cannot be started from a bundle, or the bundle's model has another shape.
@@ -93,10 +95,10 @@ def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str
 
 
 def check_fits(started: Any, state: Any) -> None:
-    """Compares the shapes of a state that was begun with other weights with those that the learner wants.
+    """Checks that a state with a bundle's weights has the names and shapes of the learner's own state.
 
     Raises:
-      ValueError: with the first that differs.
+      ValueError: if they differ; names the first difference.
     """
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -113,5 +115,5 @@ def check_fits(started: Any, state: Any) -> None:
 
 
 def parameter_count(abstract: Any) -> int:
-    """Number of trained parameters of a state."""
+    """Returns the number of trained parameters of a state."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(getattr(abstract, "params", abstract)))

@@ -1,10 +1,10 @@
 """Optimisers and learning rate schedules as one flat config.
 
-The papers give neither optimiser nor rate for the three stages (open). The default is Adafactor (Shazeer & Stern,
-arXiv 1804.04235) with the settings of T5X: no momentum, second moments factored for sides of 128 and more, decay
-1 - step^-0.8, updates clipped to a root mean square of 1 and scaled by that of their parameter, and the rate
-1 / sqrt(max(step, 10,000)) after a linear warm-up, whose peak is 0.01. "muon" is Muon (optax.contrib) for the kernels
-of the Transformer's layers and NAdam for the rest, for short trainings of small models.
+The papers give neither an optimiser nor a learning rate for the three stages. The default is Adafactor (Shazeer and
+Stern, arXiv 1804.04235) with the settings of T5X: no momentum, second moments factored for sides of 128 or more, decay
+1 - step^-0.8, updates clipped to an RMS of 1 and scaled by the RMS of their parameter, and the rate
+1 / sqrt(max(step, 10,000)) after a linear warm-up to 0.01. "muon" is Muon (optax.contrib) for the kernels of the
+Transformer's layers and NAdam for all other parameters; it suits short trainings of small models.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ SCHEDULES = ("constant", "rsqrt", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimiser, its schedule and its clipping."""
+    """An optimiser with its schedule and gradient clipping."""
 
     name: str = "adafactor"  # one of NAMES
-    learning_rate: float = 0.01  # peak rate, reached when the warm-up ends, whatever the schedule
+    learning_rate: float = 0.01  # peak rate, reached at the end of the warm-up with every schedule
     schedule: str = "rsqrt"  # one of SCHEDULES: what follows the warm-up
     warmup_steps: int = 10_000  # steps of linear warm-up from 0; 0 means none
-    total_steps: int = 1_000_000  # where the cosine ends; other schedules do not read it
+    total_steps: int = 1_000_000  # step at which the cosine ends; not used by other schedules
     final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
     weight_decay: float = (
-        0.0  # decoupled decay per unit of learning rate, of matrices, not biases and norms; Muon: of its kernels alone
+        0.0  # decoupled, per unit of learning rate; for matrices, not biases and norms; with Muon only for its kernels
     )
     clip_norm: float | None = 1.0  # global norm of the gradient; None for no clipping
-    b1: float = 0.9  # AdamW's decay of the mean; Adafactor keeps none, Muon's own is 0.95
-    b2: float = 0.999  # AdamW's decay of the variance; Adafactor's decay follows the step
-    eps: float = 1e-8  # AdamW's floor of the denominator
-    min_dim_size_to_factor: int = 128  # Adafactor: smallest side of a matrix whose second moments are factored
+    b1: float = 0.9  # AdamW's decay of the first moment; Adafactor has none, Muon's own is 0.95
+    b2: float = 0.999  # AdamW's decay of the second moment; Adafactor's depends on the step
+    eps: float = 1e-8  # AdamW's term in the denominator
+    min_dim_size_to_factor: int = 128  # Adafactor factors second moments of matrices with sides of this size or more
 
     def __post_init__(self) -> None:
         """Checks the values.
 
         Raises:
-          ValueError: with the field at fault, its value and what is expected.
+          ValueError: if a value is not allowed; names the field, its value and what is expected.
         """
         for field, allowed in (("name", NAMES), ("schedule", SCHEDULES)):
             if getattr(self, field) not in allowed:
@@ -58,7 +58,7 @@ class OptimizerConfig:
             )
 
     def make_schedule(self) -> optax.Schedule:
-        """Returns the rate as a function of the step (0 for the first update)."""
+        """Returns the learning rate as a function of the step (0 for the first update)."""
         peak = self.learning_rate
         if self.schedule == "constant":
             after = optax.constant_schedule(peak)
@@ -72,7 +72,7 @@ class OptimizerConfig:
             after = optax.cosine_decay_schedule(peak, self.total_steps - self.warmup_steps, alpha=self.final_fraction)
         if self.warmup_steps == 0:
             return after
-        # The first update is not wasted on a rate of 0: step s of the warm-up has (s + 1) / warmup_steps of the peak.
+        # Step s of the warm-up has (s + 1) / warmup_steps of the peak: a first update with rate 0 would be wasted.
         warmup = optax.linear_schedule(peak / self.warmup_steps, peak, max(self.warmup_steps - 1, 1))
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
@@ -82,7 +82,7 @@ class OptimizerConfig:
         if self.name == "adafactor":
             optimizer = optax.chain(
                 optax.adafactor(learning_rate=None, min_dim_size_to_factor=self.min_dim_size_to_factor),
-                # optax.adafactor already ends in a change of sign where it is given no rate.
+                # Without a learning rate, optax.adafactor already flips the sign of its updates.
                 optax.add_decayed_weights(-self.weight_decay, mask=_is_matrix) if self.weight_decay else _NOTHING,
                 optax.scale_by_schedule(schedule),
             )
@@ -105,7 +105,7 @@ class OptimizerConfig:
 _NOTHING = optax.identity()
 
 
-# Kernels of the Transformer's stacked layers, [layers, ...]: axes that a product sums over, and those of its result.
+# Kernels of the Transformer's stacked layers, [layers, ...]: their input axes and their output axes.
 # Queries, keys and values ([layers, d, heads, 3, channels]) are three matrices.
 _KERNELS = {
     "qkv": ((1,), (2, 4)),
@@ -121,15 +121,15 @@ def _names(path: jax.tree_util.KeyPath) -> set[str]:
 
 
 def _is_matrix(params: optax.Params) -> optax.Params:
-    """Mask of the parameters that decay: matrices and kernels, not biases and norms' scales (also if stacked)."""
+    """Returns the mask for weight decay: matrices and kernels, but no biases or norm scales (stacked or not)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim >= 2 and "scale" not in _names(path), params)
 
 
 def _muon_dimensions(params: optax.Params) -> optax.Params:
-    """For each parameter the axes of its matrices, or None where NAdam takes it.
+    """Returns the matrix axes of each parameter, or None for parameters that NAdam optimises.
 
     Raises:
-      ValueError: if the model has no kernels that Muon knows.
+      ValueError: if the model has no kernels for Muon.
     """
 
     def of_leaf(path: jax.tree_util.KeyPath, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
@@ -138,5 +138,5 @@ def _muon_dimensions(params: optax.Params) -> optax.Params:
 
     dimensions = jax.tree_util.tree_map_with_path(of_leaf, params)
     if not jax.tree.leaves(dimensions):
-        raise ValueError("OptimizerConfig.name is 'muon', which is for the stages' Transformer: choose 'adamw' here")
+        raise ValueError("OptimizerConfig.name is 'muon', which only the stages' Transformer supports: choose 'adamw'")
     return dimensions

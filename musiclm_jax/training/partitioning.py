@@ -1,8 +1,7 @@
-"""Where arrays live: a mesh of {data, fsdp, tensor} and the rules that lay logical axes on it.
+"""Sharding: a mesh with the axes data, fsdp and tensor, and the rules that map logical axes to them.
 
-Modules name the axes of their parameters ("embed", "mlp", "heads", ...) with `flax.linen.with_logical_partitioning`;
-RULES says which axis of the mesh each name is split over. Parameters without names are replicated, small
-models need none.
+Modules name the axes of their parameters ("embed", "mlp", "heads", ...) with `flax.linen.with_logical_partitioning`.
+RULES maps each name to a mesh axis. Parameters without names are replicated; small models need no names.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # FSDP is data parallelism whose parameters are split too
+BATCH_AXES = ("data", "fsdp")  # FSDP is data parallelism with sharded parameters
 
 # In order of precedence: a mesh axis is used once per array.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -38,15 +37,15 @@ def make_mesh(
     """Returns the mesh of all devices.
 
     Args:
-      data: copies of the model in a slice, each with its own part of the batch; -1 takes the devices that are left.
-      fsdp: parts the parameters are split into, each with its own part of the batch.
-      tensor: parts each matrix product is split into.
-      dcn_data: slices (or groups of machines) that only the data center's network joins. Each holds copies of its own,
-        so that nothing but the sum of gradients travels between them; the mesh's data axis is dcn_data x data.
-      devices: by default all of the run.
+      data: replicas of the model per slice, each with its own part of the batch; -1 for all remaining devices.
+      fsdp: number of shards of the parameters, each with its own part of the batch.
+      tensor: number of shards of each matrix product.
+      dcn_data: slices (or groups of machines) connected only by the data center's network. Each has its own replicas,
+        so only the sum of gradients crosses that network. The mesh's data axis is dcn_data x data.
+      devices: the devices to use; by default all of the run.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices, or the devices are not in that many slices.
+      ValueError: if the product of the sizes is not the number of devices, or there are not that many equal slices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -65,12 +64,12 @@ def make_mesh(
             f"choose sizes that multiply to {count}"
         )
     if len({tuple(getattr(device, "coords", (device.id,))) for device in devices}) < count and dcn_data == 1:
-        # A topology of cores, two on a chip; mesh_utils wants one device a chip.
+        # The devices are cores, two per chip; mesh_utils expects one device per chip.
         placed = np.array(devices).reshape(data, fsdp, tensor)
     elif dcn_data == 1:
         placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
     else:
-        # Slices of TPUs say which slice they are; other devices are grouped by process.
+        # TPU devices know the index of their slice; other devices are grouped by process.
         by_process = getattr(devices[0], "slice_index", None) is None
         try:
             placed = mesh_utils.create_hybrid_device_mesh(
@@ -86,23 +85,23 @@ def make_mesh(
 
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
-    """While entered, functions that are traced lay their activations on the mesh, as their logical axes say."""
+    """Context in which traced functions shard their activations over the mesh according to their logical axes."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: the leading axis over data and fsdp."""
+    """Returns the sharding of a batch: its leading axis is split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device holds whole."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Checks that a global batch divides over the mesh.
+    """Checks that a global batch divides evenly over the mesh.
 
     Raises:
       ValueError: if it does not.
@@ -116,13 +115,13 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
 
 
 def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices, and returns the global `[batch, ...]`."""
+    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices; returns global arrays `[batch, ...]`."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def unbox(tree: Any) -> Any:
-    """Removes the boxes that carry the names of logical axes, without constraining the arrays within."""
+    """Removes the boxes that hold the names of logical axes, without adding sharding constraints."""
     return jax.tree.map(
         lambda leaf: leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.Partitioned) else leaf,
         tree,
@@ -135,20 +134,20 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
 
     Args:
       mesh: from `make_mesh`.
-      abstract_state: `jax.eval_shape(learner.init, key)`, still with the boxes of logical axes.
+      abstract_state: `jax.eval_shape(learner.init, key)`, still boxed with the names of logical axes.
 
     Returns:
-      tree of NamedSharding with the structure of `unbox(abstract_state)`. Leaves without names are replicated, and so
-      are those whose names do not fit their rank (Adafactor's factored moments lie in the box of their parameter).
+      A tree of NamedSharding with the structure of `unbox(abstract_state)`. Leaves without names are replicated, and so
+      are leaves with more or fewer names than axes (Adafactor's factored moments keep the box of their parameter).
 
     Raises:
-      ValueError: if an axis does not divide over the mesh, with its name and the parameter's path.
+      ValueError: if an axis does not divide evenly over the mesh; names the axis and the parameter's path.
     """
 
     def leaf_sharding(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, nn.Partitioned) and not jax.tree.leaves(leaf.value):
-            return leaf.value  # optax's MaskedNode: a parameter that this half of the optimiser leaves to the other
-        # One number in a box is Adafactor's placeholder for moments that it keeps in another form.
+            return leaf.value  # optax's MaskedNode: another part of the optimiser updates this parameter
+        # A single number is Adafactor's placeholder for moments that it stores in another form.
         if not isinstance(leaf, nn.Partitioned) or len(leaf.names) != leaf.value.ndim or leaf.value.size == 1:
             return replicated(mesh)
         spec = nn.logical_to_mesh_axes(leaf.names, RULES)

@@ -1,4 +1,4 @@
-"""Stopping at a signal: SIGTERM of a pre-empted machine or of a queue, Ctrl-C of a person."""
+"""Stops a training at a signal: SIGTERM from preemption or a job queue, or Ctrl-C."""
 
 import signal
 import sys
@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Notes SIGTERM (pre-emption) and SIGINT while it is entered; a second signal acts as it would have.
+    """Context manager that records SIGTERM (preemption) and SIGINT; a second signal has its usual effect.
 
-    With several processes it leaves the signals alone: `jax.distributed` notes SIGTERM in any of them, and agrees with
-    all others on a step that none has begun.
+    With several processes it installs no handlers: `jax.distributed` sees a SIGTERM in any process, and all processes
+    agree on a step that none of them has started.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def requested_at(self, step: int) -> bool:
-        """Whether to stop before the next step; to be asked before each step, by all processes."""
+        """Returns whether to stop before the next step; all processes must call this before each step."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self.requested
@@ -32,7 +32,7 @@ class StopRequest:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread, which alone receives signals
+        except ValueError:  # not the main thread: only that one receives signals
             pass
         return self
 
@@ -41,7 +41,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        print(f"signal {number}: saving after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print(f"signal {number}: saving after this step; repeat it to stop at once", file=sys.stderr, flush=True)
         self._reset()
 
     def _reset(self) -> None:

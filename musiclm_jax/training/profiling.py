@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler and for Perfetto."""
+"""Traces some steps of a run for TensorBoard's profiler and for Perfetto."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from etils import epath
 
 
 class StepProfiler:
-    """Traces the steps `first` to `last` of a run into its folder (plugins/profile); each process its own devices."""
+    """Traces a range of steps into the run's folder (plugins/profile); each process traces its own devices."""
 
     def __init__(self, folder: epath.Path, steps: tuple[int, int] | None) -> None:
-        """Profiler of steps counted from 1, both ends included; None for no trace.
+        """Creates a profiler for (first, last) step, counted from 1 and both included; None for no trace.
 
         Raises:
-          ValueError: if `steps` is no such pair.
+          ValueError: if `steps` is not such a pair.
         """
-        pair = isinstance(steps, (tuple, list)) and len(steps) == 2  # it comes from gin, which checks no types
+        pair = isinstance(steps, (tuple, list)) and len(steps) == 2  # gin does not check types
         if steps is not None and not (pair and 1 <= steps[0] <= steps[1]):
             raise ValueError(f"profile_steps is {steps}, expected the first and the last step, such as (10, 15)")
         self.folder, self.steps = folder, steps
@@ -25,7 +25,7 @@ class StepProfiler:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """To be entered around the call of a step."""
+        """Context for the call of step `number`; starts the trace at its first step."""
         if self.steps is not None and number == self.steps[0]:
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.running = True
@@ -33,7 +33,7 @@ class StepProfiler:
             yield
 
     def after(self, number: int, result: Any) -> bool:
-        """Ends the trace after its last step, when `result` is there; returns whether it did."""
+        """Ends the trace after its last step, once `result` is computed; returns whether it did."""
         if not (self.running and self.steps and number == self.steps[1]):
             return False
         jax.block_until_ready(result)

@@ -1,4 +1,4 @@
-"""How fast a training runs: steps and tokens (or seconds of audio) a second, model FLOPs utilisation, the time left."""
+"""Measures training speed: steps, tokens or seconds of audio per second, model FLOPs utilisation and time left."""
 
 import dataclasses
 import time
@@ -13,18 +13,18 @@ from musiclm_jax.training.chips import CHIPS, TPU_KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one step works through, over all processes."""
+    """Work of one training step, over all processes."""
 
     unit: str  # "tokens", "s of audio" or "examples"
-    amount: float  # of the unit
-    flops: float | None = None  # of the model, without what is computed again; None where they are not counted
+    amount: float  # in `unit`
+    flops: float | None = None  # model FLOPs, without rematerialization; None if they are not counted
 
     @classmethod
     def of_step(cls, learner: Any, batch: Mapping[str, Any]) -> "Work":
-        """Tokens of a stage, conditioning included; seconds of audio of a tokenizer.
+        """Counts tokens for a stage, conditioning included, and seconds of audio or examples for a tokenizer.
 
         Args:
-          learner: what is trained.
+          learner: the learner that takes the step.
           batch: this process's part of a batch.
         """
         rows = len(next(iter(batch.values()))) * jax.process_count()
@@ -36,45 +36,45 @@ class Work:
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
-    """bfloat16 FLOP/s of the chips together, None where a device's are not known (CPUs, GPUs)."""
+    """Returns the total peak bfloat16 FLOP/s of the chips, or None if a device's peak is not known (CPUs, GPUs)."""
     chips = {}
     for device in devices:
         kind = TPU_KINDS.get(device.device_kind)
         if kind is None:
             return None
-        # Two devices in one place are the cores of one chip.
+        # Two devices with the same coordinates are the cores of one chip.
         chips[getattr(device, "slice_index", 0), *device.coords] = CHIPS[kind].flops
     return sum(chips.values())
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "12 s", "5 min" or "2.5 h"."""
+    """Formats seconds as "12 s", "5 min" or "2.5 h"."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def scalars(means: Mapping[str, float]) -> str:
-    """Metrics as "loss 1.23 accuracy 0.5"."""
+    """Formats metrics as "loss 1.23 accuracy 0.5"."""
     return " ".join(f"{name} {value:.4g}" for name, value in means.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Steps of some work a second."""
+    """Training speed."""
 
     steps_per_second: float
-    work: Work
+    work: Work  # of one step
     peak: float | None = None  # see `peak_flops`
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation; None where either figure is not known."""
+        """Model FLOPs utilisation; None if the model's FLOPs or the peak is not known."""
         if self.peak is None or self.work.flops is None:
             return None
         return self.steps_per_second * self.work.flops / self.peak
 
     def scalars(self) -> dict[str, float]:
-        """For TensorBoard: "steps_per_second", "tokens_per_second" or its like, and "mfu" where it is known."""
+        """Returns TensorBoard scalars: "steps_per_second", "tokens_per_second" (or another unit), and "mfu" if known."""
         unit = {"s of audio": "audio_seconds"}.get(self.work.unit, self.work.unit)
         rates = {
             "steps_per_second": self.steps_per_second,
@@ -90,21 +90,21 @@ class Rate:
 
 
 class Progress:
-    """Lines about the steps of a run; rates leave out the first step (compilation), evaluations and checkpoints."""
+    """Progress lines of a run; rates exclude the first step (compilation), evaluations and checkpoints."""
 
     def __init__(self, step: int, total_steps: int, peak: float | None = None) -> None:
         self.total_steps, self.peak = total_steps, peak
-        self.work = Work("examples", 0)  # of a step; to be set with the first batch
-        self.is_first = True  # until the first line: it shows at once that training runs
+        self.work = Work("examples", 0)  # per step; set with the first batch
+        self.is_first = True  # the first line is due after the first step, to show that training runs
         self.steps_per_second = 0.0
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Leaves out of the rates what happened since the last line."""
+        """Starts a new measurement: the time since the last line does not count."""
         self.start_step, self.start_time = step, time.monotonic()
 
     def line(self, step: int, means: Mapping[str, float]) -> str:
-        """Tells of the steps since the last line."""
+        """Returns a line about the steps since the last line."""
         elapsed, steps = time.monotonic() - self.start_time, step - self.start_step
         if self.is_first:
             rate = f"first step {elapsed:.1f} s with compilation"
@@ -117,5 +117,5 @@ class Progress:
         return f"step {step:,}/{self.total_steps:,} | {scalars(means)} | {rate}"
 
     def rate(self) -> Rate:
-        """That of the last line."""
+        """Returns the speed that the last line reported."""
         return Rate(self.steps_per_second, self.work, self.peak)

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run, written by clu in the background; process 0 alone writes."""
+"""Writes the TensorBoard events of a run with clu, in the background and only in process 0."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from musiclm_jax.training.checkpoints import reason
 
 
 class SummaryWriter:
-    """Scalars by step, in the run's folder. All methods raise ValueError, in one line, if they cannot be written."""
+    """Writes scalars by step to the run's folder. All methods raise a ValueError of one line if writing fails."""
 
     def __init__(self, folder: epath.Path) -> None:
         from clu import metric_writers  # here, since it imports TensorFlow
@@ -23,19 +23,19 @@ class SummaryWriter:
                 self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
 
     def write(self, step: int, scalars: Mapping[str, float], prefix: str = "") -> None:
-        """Adds scalars, their names behind a prefix such as "train/"."""
+        """Adds scalars, with a prefix such as "train/" before their names."""
         if self._writer:
             with self._clear_errors():
                 self._writer.write_scalars(step, {prefix + name: value for name, value in scalars.items()})
 
     def flush(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         if self._writer:
             with self._clear_errors():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is left; nothing can be added after it."""
+        """Writes what is left; nothing can be added afterwards."""
         if self._writer:
             with self._clear_errors():
                 self._writer.close()
@@ -44,8 +44,8 @@ class SummaryWriter:
     def _clear_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of TensorFlow, which nothing here imports
+        except Exception as error:  # TensorFlow's errors have types that this module does not import
             raise ValueError(
-                f"cannot write TensorBoard events to {self.folder} ({reason(error)}): make room or mend it, then "
-                "give the same command again, which goes on from the last checkpoint"
+                f"cannot write TensorBoard events to {self.folder} ({reason(error)}): make room or repair the disk, "
+                "then run the same command again, which resumes from the last checkpoint"
             ) from error

@@ -1,7 +1,7 @@
-"""The one training loop: all model families and stages are trained by `train`, read from top to bottom.
+"""The training loop: `train` trains all model families and stages, and reads from top to bottom.
 
-A run is a pure function of its configuration: step s uses a key folded from the seed and s, and batch s of data that is
-seeded by epoch, so a run that was stopped and resumed takes the same steps as one that was not.
+A run is a pure function of its configuration. Step s uses a key folded from the seed and s, and batch s of data that is
+seeded by epoch, so a run that is stopped and resumed takes the same steps as an uninterrupted one.
 """
 
 import dataclasses
@@ -49,25 +49,25 @@ def train(
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
-    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the step under way and returns; the same call goes on there.
+    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the current step and returns; the same call resumes from there.
     With several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
 
     Args:
       learner: what to train.
-      train_dataset: its batches.
+      train_dataset: training batches.
       eval_dataset: held-out batches, the first `eval_steps` of epoch 0 each time; None for no evaluation.
       model_dir: folder of checkpoints and TensorBoard events.
-      total_steps: where to stop.
+      total_steps: step at which the run ends.
       checkpoint_period: steps between checkpoints; one is also written at the end.
-      checkpoint_minutes: one is also written this many minutes after the last one (one process only); 0 for never.
+      checkpoint_minutes: minutes after which a checkpoint is written in between (single process only); 0 for never.
       eval_period: steps between evaluations; one is also made at the end.
-      eval_steps: batches of an evaluation.
+      eval_steps: batches per evaluation.
       log_period: steps between progress lines.
-      profile_steps: first and last step, counted from 1, of a trace by JAX's profiler; None for none.
-      keep: latest checkpoints to keep, beside the best one by held-out loss.
-      seed: of initialisation, dropout and the like (data has its own).
+      profile_steps: first and last step, counted from 1, to trace with JAX's profiler; None for no trace.
+      keep: number of latest checkpoints to keep, in addition to the best one by held-out loss.
+      seed: for initialisation, dropout and all else but the data, which has its own.
       mesh: from `partitioning.make_mesh`; None for all devices as data parallel.
-      start_variables: of a bundle's part, to begin a new run with instead of random weights.
+      start_variables: variables of a bundle's part; a new run starts with them instead of random weights.
       config_files: text files by name, written into model_dir once its checkpoint is known to fit.
 
     Returns:
@@ -80,12 +80,12 @@ def train(
     """
     periods = {"checkpoint_period": checkpoint_period, "eval_period": eval_period, "log_period": log_period}
     for name, value in {"total_steps": total_steps, "eval_steps": eval_steps, **periods}.items():
-        if not isinstance(value, int) or value < 1:  # it comes from gin, which checks no types
+        if not isinstance(value, int) or value < 1:  # gin does not check types
             raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
     model_dir = checkpoints.run_folder(model_dir)
     mesh = mesh or partitioning.make_mesh()
     key = jax.random.key(seed)
-    # Of arrays that all processes share: no key is of one process, dropout differs where the global array does.
+    # All processes use the same keys; dropout masks are drawn for the global array, so rows still differ.
     init_key, train_key, eval_key = (jax.random.fold_in(key, stream) for stream in range(3))
     abstract = learners.abstract_state(learner, mesh)
     train_step = learners.jit_train_step(learner, abstract, mesh)
@@ -96,7 +96,7 @@ def train(
         restored = checkpoints.restore_latest(manager, abstract)
         step, state, position = restored or (0, None, Position())
         batches = _batches(train_dataset, position)
-        if step < total_steps:  # data that cannot be read is told before anything is compiled
+        if step < total_steps:  # unreadable data is reported before anything is compiled
             batches = itertools.chain([next(batches)], batches)
             if eval_dataset is not None:
                 _eval_batches(eval_dataset, 1)
@@ -135,7 +135,7 @@ def train(
                 overdue = checkpoint_minutes > 0 and time.monotonic() - saved_at > 60 * checkpoint_minutes
                 save = step % checkpoint_period == 0 or last or (overdue and jax.process_count() == 1)
                 evaluate = eval_dataset is not None and (step % eval_period == 0 or last)
-                # Every checkpoint comes after a look at the metrics, so that none holds a state gone wrong.
+                # Metrics are checked before every checkpoint, so that none holds a diverged state.
                 if step % log_period == 0 or progress.is_first or save or evaluate:
                     means = _look(taken, state, train_dataset, model_dir, manager)
                     _say(progress.line(step, means))
@@ -147,18 +147,18 @@ def train(
                     writer.write(step, means, "eval/")
                     evaluated = (step, means["loss"])
                 if save:
-                    writer.flush()  # what comes before a checkpoint is not measured again after it
+                    writer.flush()  # a resumed run does not repeat the scalars before its checkpoint
                     checkpoints.save(manager, step, state, position, evaluated[1] if evaluated[0] == step else None)
                     saved_at, saved_step = time.monotonic(), step
                 if evaluate or save:
-                    progress.restart(step)  # the rate is that of training alone
+                    progress.restart(step)  # the rate covers training only
             if step < total_steps and saved_step != step:
                 _look(taken, state, train_dataset, model_dir, manager)
                 checkpoints.save(manager, step, state, position)
         checkpoints.wait(manager)
         writer.close()
     if step < total_steps:
-        _say(f"stopped by a signal, saved at step {step:,}: the same command goes on from there")
+        _say(f"stopped by a signal, saved at step {step:,}: the same command resumes from there")
     else:
         _say(f"done: step {step:,} of {total_steps:,}")
     return state
@@ -167,10 +167,10 @@ def train(
 def _look(
     taken: list[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any
 ) -> dict[str, float]:
-    """Returns the means of the metrics since the last look, and clears them.
+    """Returns the means of the metrics since the last check, and clears them.
 
     Raises:
-      DivergedError: if one is not finite.
+      DivergedError: if a metric is not finite.
       ValueError: if a checkpoint could not be written in the background.
     """
     checkpoints.check(manager)
@@ -182,7 +182,7 @@ def _look(
 
 
 def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
-    """Yields batches without end, each with the position after it."""
+    """Yields batches endlessly, each with the position after it."""
     epoch, index = position.epoch, position.step_in_epoch
     while True:
         for batch in dataset.epoch(epoch, index):
@@ -194,7 +194,7 @@ def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, n
 
 
 def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax.Array, mesh: Mesh) -> dict[str, float]:
-    """Returns the means of the metrics over the first batches; the same batches and keys each time."""
+    """Returns the means of the metrics over the first batches; batches and keys are the same each time."""
     collected = []
     for index, batch in enumerate(_eval_batches(dataset, steps)):
         collected.append(eval_step(state, partitioning.shard_batch(mesh, batch), jax.random.fold_in(key, index)))
@@ -205,10 +205,10 @@ def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax
 
 
 def _eval_batches(dataset: Dataset, steps: int) -> list[dict[str, np.ndarray]]:
-    """The first batches of the evaluation data, as many as every process has: others would wait for one with fewer.
+    """Returns the first batches of the evaluation data, the same number in all processes, since they step together.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if a process has no batch.
     """
     batches = list(itertools.islice(dataset.epoch(0, 0), steps))
     count = int(np.min(multihost_utils.process_allgather(np.int32(len(batches)))))
@@ -224,7 +224,7 @@ def _means(collected: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _write_files(folder: epath.Path, files: Mapping[str, str]) -> None:
-    """Writes text files; process 0 alone does."""
+    """Writes text files, in process 0 only."""
     if jax.process_index() > 0:
         return
     for name, content in files.items():
