@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from musiclm_jax import bundles
 from musiclm_jax.tokenizers import quantization
 from musiclm_jax.tokenizers.quantization import RVQState
 from musiclm_jax.tokenizers.soundstream import discriminator, learner, losses, model
@@ -81,6 +82,13 @@ def test_paper_size_by_shapes():
     codes = jax.eval_shape(lambda v, a: model.encode(config, v, a), variables, audio)
     assert (codes.shape, codes.dtype) == ((2, 50, 12), jnp.int32)
     assert jax.eval_shape(lambda v, c: model.decode(config, v, c), variables, codes).shape == (2, 24_000)
+
+
+def test_the_shipped_weights_have_the_names_and_shapes_of_the_modules():
+    config, variables = bundles.load("tiny").part("soundstream")
+    params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, variables["params"])
+    assert {"conv_in", "block0_unit2_dilated", "block0_unit2_pointwise", "block1_down"} <= set(params["encoder"])
 
 
 def test_strided_and_transposed_convolutions_equal_their_definitions():

@@ -86,14 +86,64 @@ class SoundStreamConfig:
         )
 
 
-def _residual_units(config: SoundStreamConfig, chain: Chain, x: jax.Array, name: str) -> jax.Array:
-    # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts loud
-    # spends its first thousand steps on becoming silent, in which the codebooks collapse.
-    channels = x.shape[-1]
-    for i, dilation in enumerate(config.dilations):
-        y = chain(CausalConv(channels, config.kernel_size, dilation, name=f"{name}_unit{i}_dilated"), nn.elu(x))
-        x = x + chain(CausalConv(channels, 1, init_gain=0.0, name=f"{name}_unit{i}_pointwise"), nn.elu(y))
-    return x
+def _inlined(parent: nn.Module, child: nn.Module) -> nn.Module:
+    """The child, whose parameters lie among the parent's own under the child's name and theirs: "block0_unit1_dilated".
+
+    Weights keep the flat names that bundles and checkpoints have.
+    """
+    nn.share_scope(parent, child)
+    return child
+
+
+class ResidualUnit(nn.Module):
+    """A dilated convolution, then one of kernel 1, added to the input."""
+
+    kernel_size: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
+        """Returns `[b, t, c]` of `[b, t, c]`."""
+        channels = x.shape[-1]
+        dilated = CausalConv(channels, self.kernel_size, self.dilation, name=f"{self.name}_dilated")
+        # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts
+        # loud spends its first thousand steps on becoming silent, in which the codebooks collapse.
+        pointwise = CausalConv(channels, 1, init_gain=0.0, name=f"{self.name}_pointwise")
+        return x + chain(pointwise, nn.elu(chain(dilated, nn.elu(x))))
+
+
+class EncoderBlock(nn.Module):
+    """Residual units of growing dilation, then a strided convolution of kernel `2 * stride`."""
+
+    config: SoundStreamConfig
+    channels: int  # of the output
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
+        """Returns `[b, t // stride, channels]` of `[b, t, c]`."""
+        for i, dilation in enumerate(self.config.dilations):
+            x = _inlined(self, ResidualUnit(self.config.kernel_size, dilation, name=f"{self.name}_unit{i}"))(x, chain)
+        down = CausalConv(self.channels, 2, name=f"{self.name}_down")
+        return chain(down, fold(nn.elu(x), self.stride))
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution of kernel `2 * stride`, then residual units of growing dilation."""
+
+    config: SoundStreamConfig
+    channels: int  # of the output
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
+        """Returns `[b, t * stride, channels]` of `[b, t, c]`."""
+        # Each input frame writes its own and the next output frame.
+        up = CausalConv(self.stride * self.channels, 2, name=f"{self.name}_up")
+        x = unfold(chain(up, nn.elu(x)), self.stride)
+        for i, dilation in enumerate(self.config.dilations):
+            x = _inlined(self, ResidualUnit(self.config.kernel_size, dilation, name=f"{self.name}_unit{i}"))(x, chain)
+        return x
 
 
 class Encoder(nn.Module):
@@ -109,10 +159,7 @@ class Encoder(nn.Module):
         x = fold(audio[..., None], config.patch_size)
         x = chain(CausalConv(config.channels, config.kernel_size, name="conv_in"), x)
         for i, stride in enumerate(config.strides):
-            x = _residual_units(config, chain, x, f"block{i}")
-            # Kernel 2 * stride, stride `stride`.
-            down = CausalConv(config.channels * 2 ** (i + 1), 2, name=f"block{i}_down")
-            x = chain(down, fold(nn.elu(x), stride))
+            x = _inlined(self, EncoderBlock(config, config.channels * 2 ** (i + 1), stride, name=f"block{i}"))(x, chain)
         x = chain(CausalConv(config.embedding_dim, 3, name="conv_out"), nn.elu(x))
         return x, tuple(chain.new)
 
@@ -129,10 +176,7 @@ class Decoder(nn.Module):
         chain = Chain(context)
         x = chain(CausalConv(config.channels * 2 ** len(config.strides), config.kernel_size, name="conv_in"), x)
         for i, stride in reversed(list(enumerate(config.strides))):
-            # A transposed convolution of kernel 2 * stride: each input frame writes its own and the next output frame.
-            channels = config.channels * 2**i
-            x = unfold(chain(CausalConv(stride * channels, 2, name=f"block{i}_up"), nn.elu(x)), stride)
-            x = _residual_units(config, chain, x, f"block{i}")
+            x = _inlined(self, DecoderBlock(config, config.channels * 2**i, stride, name=f"block{i}"))(x, chain)
         x = chain(CausalConv(config.patch_size, config.kernel_size, init_gain=0.01, name="conv_out"), nn.elu(x))
         return unfold(x, config.patch_size)[..., 0], tuple(chain.new)
 
