@@ -128,5 +128,5 @@ def test_new_codes_stand_for_what_the_old_ones_did():
     np.testing.assert_array_equal(rows(new, SEMANTIC, "semantic", 0), rows(params, SEMANTIC, "semantic", 0))
     np.testing.assert_allclose(rows(new, SEMANTIC, "mulan", 1)[-1], rows(params, SEMANTIC, "mulan", 1)[-1], atol=1e-5)
     assert new["other"] is params["other"]
-    with pytest.raises(ValueError, match="same n things"):
+    with pytest.raises(ValueError, match="same n examples"):
         stage_weights.with_new_codes(params, SEMANTIC, "mulan", before, after[:5])

@@ -1,6 +1,6 @@
-"""The three language models: token layout, Transformer, loss, decoding of one window.
+"""The three language models: token layout, Transformer, loss, and decoding of one window.
 
-Imports `data`, `kernels` and, in `learner` alone, `training`.
+Imports `data` and `kernels`; only `learner` imports `training`.
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The config of a stage's part of a bundle."""
+"""Configuration of a stage in a bundle."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from musiclm_jax.stages.transformer import TransformerConfig
 
 @dataclasses.dataclass(frozen=True)
 class StageModelConfig:
-    """What a stage models, and with which Transformer; the variables beside it are {"params": stacked parameters}."""
+    """A stage and its Transformer; the variables that belong to it are {"params": stacked parameters}."""
 
     stage: Stage
     transformer: TransformerConfig

@@ -1,14 +1,14 @@
-"""Sampling from a stage: the known tokens in one pass, then token by token with cached keys and values.
+"""Sampling from a stage: the known tokens in one pass, then token by token with a KV cache.
 
-`sample` makes all frames. `prefill` and `decode_frames` do the same in pieces, so that a caller can show progress, or
-hand on frames, between them. The cache grows in steps of CACHE_STEP tokens, and all shapes are multiples of it: a step
-reads little more than what is filled, and few programs are compiled, whatever the lengths.
+`sample` makes all frames. `prefill` and `decode_frames` do the same in pieces, so that a caller can show progress or
+pass frames on in between. The cache grows in steps of CACHE_STEP tokens, and all shapes are multiples of it: a step
+reads little more than the filled part, and few programs are compiled for sequences of any length.
 
 MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
 
-Classifier-free guidance (arXiv 2207.12598, on logits as in arXiv 2306.05284): each row is decoded twice side by side,
-with its conditioning and with the streams per clip dropped, and the difference of the two logits is made `guidance`
-times as large. Both copies go on with the same code.
+Classifier-free guidance (arXiv 2207.12598, on logits as in arXiv 2306.05284): each row is decoded twice in parallel,
+with its conditioning and with the streams per clip dropped. The difference of the two logits is multiplied by
+`guidance`, and both copies continue with the same code.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ from musiclm_jax.stages.transformer import (
 )
 
 CACHE_STEP = 256  # tokens
-DRAWN_STEP = 16  # tokens whose random numbers are drawn together: for each by itself, XLA takes five times as long
+DRAWN_STEP = 16  # tokens whose random numbers are drawn together: XLA takes five times as long for one at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn."""
+    """How codes are sampled."""
 
-    temperature: float = 1.0  # logits are divided by it; 0 takes the most likely code
-    top_k: int | None = None  # draw among the k likeliest codes only; None or 0 for all
-    top_p: float | None = None  # draw among the likeliest codes whose probabilities first add up to it; None for all
-    guidance: float = 1.0  # how much the conditioning counts; 1 as trained, more follows it closer
+    temperature: float = 1.0  # divides the logits; 0 takes the most likely code
+    top_k: int | None = None  # sample from the k most likely codes only; None or 0 for all
+    top_p: float | None = None  # nucleus sampling: the most likely codes with this total probability; None for all
+    guidance: float = 1.0  # classifier-free guidance; 1 samples as trained, more follows the conditioning closer
 
     def __post_init__(self) -> None:
         """Checks the values.
 
         Raises:
-          ValueError: with the field at fault, its value and what is expected.
+          ValueError: if a value is not allowed; names the field, its value and what is expected.
         """
         if not 0 <= self.temperature < np.inf:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (the most likely code) or more")
@@ -58,23 +58,24 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if not 0 <= self.guidance < np.inf:
-            raise ValueError(f"guidance is {self.guidance}, expected 0 or more (1 draws as trained)")
+            raise ValueError(f"guidance is {self.guidance}, expected 0 or more (1 samples as trained)")
 
 
 class DecodeState(NamedTuple):
-    """Where decoding stands. `decode_frames` uses up the arrays of the state it is given: keep only the one it returns.
+    """State of decoding. `decode_frames` donates the caches of its state: keep only the state that it returns.
 
-    With guidance there are r = 2 b rows of the model: those with the conditioning, then those without; else r = b.
+    With guidance the model has r = 2 b rows: first those with the conditioning, then those without; else r = b.
 
     Attributes:
       start: flat position of the first target token's input.
-      position: tokens in the cache, which is the place of the next one.
-      end: position after the last frame that was asked for.
+      position: number of tokens in the cache, which is the position of the next token.
+      end: position after the last frame of `prefill`'s num_frames.
       token: int32 ids [r], the next input.
-      keys: random keys [b].
-      valid: bool [r, l], positions that may be seen once they are past; l is a multiple of CACHE_STEP.
-      features: float32 [r or 1, l, d], what is added to the embeddings.
-      caches: keys and values of each layer, [r, h, length, c]; length is a multiple of CACHE_STEP, and grows.
+      keys: PRNG keys [b].
+      valid: bool [r, l], positions that may be attended to once they are not in the future; l is a multiple of
+        CACHE_STEP.
+      features: float32 [r or 1, l, d], added to the embeddings.
+      caches: keys and values of each layer, [r, h, length, c]; length is a multiple of CACHE_STEP and grows.
     """
 
     start: int
@@ -97,23 +98,23 @@ def sample(
     keys: jax.Array,
     sampling: Sampling = Sampling(),
 ) -> jax.Array:
-    """Draws the target codes of a stage.
+    """Samples the target codes of a stage.
 
     Args:
       config: the model.
       stage: the stage.
-      params: of the model, unboxed; stacked, or from `unstacked`, which saves a copy in each call.
+      params: parameters, unboxed; stacked, or from `unstacked`, which saves a copy in each call.
       conditioning: raw streams of `stage.conditioning`, int32, of any length; see `layout.condition_ids`.
-      prefix: int32 [b, frames, q], target codes that are known already and go on; None or no frames for none.
-      num_frames: frames of the target in all, those of the prefix included.
-      keys: random keys [b], one per row: a row's codes do not depend on the others.
-      sampling: how codes are drawn.
+      prefix: known target codes to continue, int32 [b, frames, q]; None or no frames for none.
+      num_frames: total frames of the target, including the prefix.
+      keys: PRNG keys [b], one per row, so that a row's codes do not depend on other rows.
+      sampling: how codes are sampled.
 
     Returns:
       int32 codes [b, num_frames, q], beginning with the prefix.
 
     Raises:
-      ValueError: if a stream is missing, or a value cannot be used.
+      ValueError: if a stream is missing or an argument is not valid, see `prefill`.
     """
     params = unstacked(params)
     state = prefill(config, stage, params, conditioning, prefix, num_frames, keys, sampling.guidance != 1)
@@ -123,10 +124,10 @@ def sample(
 
 
 def unstacked(params: Params) -> Params:
-    """Parameters laid out for decoding: layers taken apart, kernels transposed. Those apart already stay.
+    """Prepares parameters for decoding: unstacks layers and transposes kernels; unstacked ones are unchanged.
 
     Args:
-      params: of the model, unboxed.
+      params: parameters, unboxed.
     """
     return _laid_out(params) if "layers" in params else params
 
@@ -146,11 +147,11 @@ def prefill(
     keys: jax.Array,
     guided: bool = False,
 ) -> DecodeState:
-    """Runs conditioning and prefix in one pass; arguments as in `sample`, `guided` for a guidance other than 1.
+    """Runs conditioning and prefix in one pass. Arguments as in `sample`; set `guided` for a guidance other than 1.
 
     Raises:
-      ValueError: if a stream is missing, the prefix is not shorter than num_frames or has other levels, or the stage
-        cannot be guided.
+      ValueError: if a stream is missing, the prefix is not shorter than num_frames or does not have the target's
+        levels, or the stage cannot be guided.
     """
     target = stage.target
     if guided and not stage.condition_dropout:
@@ -165,7 +166,7 @@ def prefill(
         prefix = np.zeros((rows, 0, target.levels), np.int32)
     if prefix.ndim != 3 or prefix.shape[0] != rows or prefix.shape[2] != target.levels:
         raise ValueError(
-            f"prefix has shape {prefix.shape}, expected [{rows}, frames, {target.levels}] as the conditioning"
+            f"prefix has shape {prefix.shape}, expected [{rows}, frames, {target.levels}] to match the conditioning"
         )
     if not prefix.shape[1] < num_frames:
         raise ValueError(f"num_frames is {num_frames}, expected more than the {prefix.shape[1]} frames of the prefix")
@@ -191,13 +192,13 @@ def decode_frames(
     num_frames: int,
     sampling: Sampling = Sampling(),
 ) -> tuple[DecodeState, jax.Array]:
-    """Draws the next frames; arguments as in `sample`, whose result does not depend on how it is cut into calls.
+    """Samples the next frames. Arguments as in `sample`; the codes do not depend on how they are split into calls.
 
     Returns:
       The next state, and int32 codes [b, num_frames, q].
 
     Raises:
-      ValueError: if more frames are asked for than `prefill` was told, or it was told otherwise about guidance.
+      ValueError: if more frames are requested than `prefill` was given, or `guided` did not match the guidance there.
     """
     levels, size = stage.target.levels, stage.stream(stage.target.stream).codebook_size
     last = state.position + num_frames * levels
@@ -228,7 +229,7 @@ def decode_frames(
             state.start,
             state.position,
             count,
-            float(sampling.temperature),  # an int would compile another program
+            float(sampling.temperature),  # an int would compile a second program
             top_p,
             float(sampling.guidance),
         )
@@ -241,11 +242,11 @@ def decode_frames(
 def choose(
     logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
 ) -> jax.Array:
-    """Draws a code.
+    """Samples a code.
 
     Args:
       logits: float32 [k].
-      noise: float32 [k] from a Gumbel distribution: the largest sum of both is drawn.
+      noise: float32 [k] from a Gumbel distribution; the code with the largest sum of logit and noise is taken.
       temperature: scalar, 0 for the most likely code.
       top_k: static; None for all codes.
       top_p: scalar; None for all codes.
@@ -259,7 +260,7 @@ def choose(
     if top_p is not None:
         likeliest = jnp.sort(scaled)[::-1]
         before = jnp.cumsum(jax.nn.softmax(likeliest)) - jax.nn.softmax(likeliest)
-        # The likeliest code has nothing before it, so that at least one is left.
+        # No probability comes before the most likely code, so it is always kept.
         lowest = jnp.min(jnp.where(before < top_p, likeliest, jnp.inf))
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
     return jnp.argmax(jnp.where(temperature > 0, scaled + noise, logits)).astype(jnp.int32)
@@ -269,12 +270,12 @@ def _round_up(length: int) -> int:
     return max(1, -(-length // CACHE_STEP)) * CACHE_STEP
 
 
-# What is done around the passes is compiled, too: each operation by itself would be a program for JAX to look up.
+# The small steps around the passes are jitted too: unjitted, JAX would dispatch each operation as its own program.
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _conditions(stage: Stage, guided: bool, conditioning: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """`condition_ids`; with guidance, after them the same rows with the streams per clip dropped."""
+    """Returns `condition_ids`; with guidance, the same rows follow with their streams per clip dropped."""
     ids, valid = condition_ids(stage, conditioning)
     if not guided:
         return ids, valid
@@ -286,18 +287,18 @@ def _conditions(stage: Stage, guided: bool, conditioning: Mapping[str, jax.Array
 def _known(
     stage: Stage, filled: int, full: int, ids: jax.Array, valid: jax.Array, prefix: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of conditioning [r, l] and prefix [b, frames, q]: what `prefill` goes on with.
+    """Prepares the inputs of `prefill` from conditioning [r, l] and prefix [b, frames, q].
 
     Returns:
-      Decoder inputs up to the first target [r, l + 1], whatever the prefix; the last input [r], which is the first of
-      `decode_frames`; those before it [r, filled]; and where anything may be seen [r, full].
+      The decoder inputs of conditioning alone, [r, l + 1]; the last known input [r], where `decode_frames` starts; the
+      inputs before it, padded to [r, filled]; and the positions that may be attended to, [r, full].
     """
     rows, start = ids.shape
     prefix = jnp.tile(jnp.asarray(prefix, jnp.int32), (rows // len(prefix), 1, 1))
     bos = jnp.full((rows, 1), stage.vocabulary.bos, jnp.int32)
     inputs = jnp.concatenate([bos, ids, flatten(stage, stage.target, prefix)], axis=1)
     tokens = jnp.pad(inputs[:, :-1], ((0, 0), (0, filled - inputs.shape[1] + 1)))
-    # Generated tokens are there, and so is the prefix where it has codes.
+    # Generated tokens are valid, and so is the prefix where it is not padding.
     valid = jnp.concatenate([jnp.ones((rows, 1), bool), valid, (prefix >= 0).reshape(rows, -1)], axis=1)
     valid = jnp.pad(valid, ((0, 0), (0, full - valid.shape[1])), constant_values=True)
     return inputs[:, : start + 1], inputs[:, -1], tokens, valid
@@ -305,7 +306,7 @@ def _known(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _first(length: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The first so many positions of arrays [r, l, ...]."""
+    """Returns the first `length` positions of arrays [r, l, ...]."""
     return tuple(array[:, :length] for array in arrays)
 
 
@@ -317,13 +318,13 @@ def _grown(length: int, caches: list[KeysValues]) -> list[KeysValues]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _joined(levels: int, counts: tuple[int, ...], pieces: list[jax.Array]) -> jax.Array:
-    """Codes [b, frames, levels] of pieces [b, n] of which so many are filled."""
+    """Joins pieces [b, n], of which the first `counts` codes are filled, to codes [b, frames, levels]."""
     codes = jnp.concatenate([piece[:, :count] for piece, count in zip(pieces, counts, strict=True)], axis=1)
     return codes.reshape(len(codes), -1, levels)
 
 
 def _frames(stage: Stage, stream: str, conditioning: Mapping[str, Any]) -> int:
-    """Frames of a stream of the conditioning."""
+    """Returns the number of frames of a conditioning stream."""
     return conditioning[stream].shape[1] if stage.stream(stream).frame_rate else 1
 
 
@@ -336,7 +337,7 @@ def _features(
     tokens: jax.Array,
     times: np.ndarray,
 ) -> jax.Array:
-    """What is added to the embeddings of a sequence, see `Transformer.input_features`."""
+    """Computes what is added to the embeddings of a sequence; see `Transformer.input_features`."""
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
     return model.apply({"params": params}, tokens, times, spans, length, method=Transformer.input_features)
 
@@ -345,7 +346,7 @@ def _features(
 def _prefill(
     config: TransformerConfig, params: Params, tokens: jax.Array, features: jax.Array, valid: jax.Array
 ) -> list[KeysValues]:
-    """Keys and values of each layer for decoder inputs [b, l]."""
+    """Computes keys and values of each layer for decoder inputs [b, l]."""
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
     return model.apply({"params": params}, tokens, features, valid, True, True)[1]
 
@@ -369,7 +370,7 @@ def _decode(
     top_p: jax.Array,
     guidance: jax.Array,
 ) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
-    """Draws `count` tokens: codes [b, CACHE_STEP], of which so many are filled, the last token, and the caches."""
+    """Samples `count` tokens; returns codes [b, CACHE_STEP], `count` of them filled, the last token and the caches."""
     target = stage.target
     size = stage.stream(target.stream).codebook_size
     offset = stage.vocabulary.offset(target.stream, target.first_level)
@@ -384,7 +385,7 @@ def _decode(
     def body(noise: jax.Array, first: jax.Array, i: jax.Array, carry: tuple) -> tuple:
         codes, token, caches = carry
         place = position + i
-        number = place - start  # of the target token that is drawn
+        number = place - start  # index of the target token to sample
         added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
         hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
         first_id = size * (number % target.levels) + offset

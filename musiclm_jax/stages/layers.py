@@ -1,8 +1,8 @@
 """Layers of the decoder-only Transformer: T5 relative bias, RMS norm, causal attention, gated MLP.
 
 Shapes: b batch, l flat length, d model, h heads, c head channels, f d_ff. Parameters are float32 and carry logical axis
-names ('embed', 'mlp', 'heads', 'kv'); activations are in the dtype that a layer is given, norms and softmax in float32.
-T5 (arXiv 1910.10683) with the gated GELU of T5 1.1 (arXiv 2002.05202) is the reference.
+names ('embed', 'mlp', 'heads', 'kv'). Activations have the dtype of a layer's input; norms and softmax are float32.
+The reference is T5 (arXiv 1910.10683) with the gated GELU of T5 1.1 (arXiv 2002.05202).
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from musiclm_jax.kernels.transposed import TRANSPOSED, transposed_product
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-    """T5's causal buckets: one per distance for the nearer half, logarithmic up to `max_distance`, then the last one.
+    """Returns T5's causal buckets: one per distance for the first half of them, then logarithmic.
 
     Args:
-      distances: int, query position - key position; negative ones (the future) fall into bucket 0.
+      distances: int, query position - key position; negative distances (the future) fall into bucket 0.
       num_buckets: number of buckets.
-      max_distance: distance from which on all share the last bucket.
+      max_distance: distance from which on all distances share the last bucket.
 
     Returns:
       int32 of the same shape, in [0, num_buckets).
@@ -36,14 +36,14 @@ def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int)
 
 
 def saturation_distance(num_buckets: int, max_distance: int) -> int:
-    """Smallest distance from which on every distance falls into the last bucket."""
+    """Returns the smallest distance that falls into the last bucket; all larger ones do too."""
     return int(np.argmax(relative_buckets(np.arange(max_distance + 1), num_buckets, max_distance) == num_buckets - 1))
 
 
 def distance_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array:
-    """Bias of each distance 0..length-1, float32 [h, length], from T5's table [buckets, h].
+    """Returns the bias of each distance 0..length-1, float32 [h, length], from T5's table [buckets, h].
 
-    A product with one-hot rows instead of a gather: its gradient is a product too, where a gather's is a slow scatter.
+    Uses a product with one-hot rows: its gradient is a product too, while that of a gather is a slow scatter.
     """
     num_buckets = table.shape[0]
     one_hot = np.eye(num_buckets, dtype=np.float32)[relative_buckets(np.arange(length), num_buckets, max_distance)]
@@ -51,12 +51,13 @@ def distance_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array
 
 
 def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
-    """Bias [h, rows, offset + rows] whose entry (i, j) is that of distance i + offset - j; the future is masked.
+    """Returns the bias [h, rows, offset + rows], whose entry (i, j) is the bias of distance i + offset - j.
 
-    Made by repeating one row and reading it with a stride one shorter, which shifts each row by one: no gather.
+    The future is masked. Without a gather: one row is repeated and read with a stride that is one shorter, which shifts
+    each row by one.
 
     Args:
-      by_distance: [h, n] with n >= offset + rows, the bias of each distance.
+      by_distance: bias of each distance, [h, n] with n >= offset + rows.
       rows: number of queries.
       offset: number of keys before the first query.
     """
@@ -79,21 +80,21 @@ def causal_attention(
     block_size: int,
     remat: bool = False,
 ) -> jax.Array:
-    """Softmax attention to the past, block of queries by block of queries.
+    """Computes causal softmax attention, one block of queries at a time.
 
-    Each block multiplies only with the keys up to its own end, so that half of the work is left out and no
-    [b, h, l, l] array lives at once. The bias is the same from the last bucket's distance on (`by_distance[:, -1]`),
-    and softmax does not see a constant: with that constant taken off everywhere, only the keys near the diagonal need
-    a bias and a causal mask, one [h, block, block + near] array for all blocks.
+    Each block is multiplied only by the keys up to its end, which saves half of the work and never materializes a
+    [b, h, l, l] array. From the distance of the last bucket on, the bias is constant (`by_distance[:, -1]`). Softmax is
+    invariant to a constant, so it is subtracted from all biases: then only keys near the diagonal need a bias and a
+    causal mask, one [h, block, block + near] array for all blocks.
 
     Args:
       q: queries [b, h, l, c], already scaled.
       k: keys [b, h, l, c].
       v: values [b, h, l, c].
-      by_distance: float32 [h, near + 1] bias of distances 0..near; all further ones have that of `near`.
-      valid: bool [b, l], keys that may be seen.
-      block_size: queries per block; 0 for one block of all.
-      remat: the backward pass computes each block's scores again, so that no more than one block's are ever kept.
+      by_distance: bias of distances 0..near, float32 [h, near + 1]; larger distances have the bias of `near`.
+      valid: bool [b, l], keys that may be attended to.
+      block_size: queries per block; 0 for a single block.
+      remat: recompute each block's scores in the backward pass, so that only one block's scores exist at a time.
 
     Returns:
       [b, h, l, c] in the dtype of v.
@@ -108,7 +109,7 @@ def causal_attention(
     outputs = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        first = max(0, start - near)  # keys before it are further than `near` from every query
+        first = max(0, start - near)  # earlier keys are more than `near` away from every query of the block
         bias = diagonal[:, : end - start, near - (start - first) : near + end - start]
         attend = jax.checkpoint(_attend, static_argnums=5) if remat else _attend
         outputs.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
@@ -116,7 +117,7 @@ def causal_attention(
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int) -> jax.Array:
-    """One block: `bias` [h, rows, keys - first] is added from key `first` on, `padding` [b, 1, 1, keys] everywhere."""
+    """Attends in one block: adds `bias` [h, rows, keys - first] from key `first` on and `padding` [b, 1, 1, keys]."""
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + padding
     scores = _add_bias(scores, jnp.pad(bias, ((0, 0), (0, 0), (first, 0))))
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -124,27 +125,27 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: 
 
 
 def bits16(x: jax.Array) -> jax.Array:
-    """The bits of x in bfloat16, uint16. On CPUs, XLA would write a whole cache of bfloat16 anew for each token."""
+    """Returns the bits of x as bfloat16, uint16. On CPUs, XLA would rewrite a whole bfloat16 cache for each token."""
     return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
 
 def wide(kept: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """What `bits16` was made of, rounded; an array that is no uint16 is its own."""
+    """Inverts `bits16` up to rounding; arrays of any other dtype than uint16 are only cast to `dtype`."""
     return (jax.lax.bitcast_convert_type(kept, jnp.bfloat16) if kept.dtype == jnp.uint16 else kept).astype(dtype)
 
 
 def attention_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
-    """Softmax attention of one token to the keys and values of a cache, its own among them.
+    """Computes softmax attention of one token to a KV cache that already contains its own key and value.
 
     Args:
       q: query [b, h, 1, c], already scaled.
       k: keys [b, h, length, c], or their `bits16`.
-      v: values, likewise.
-      bias: float32 [h, length], for each key; those after the token are masked.
-      valid: bool [b, length], keys that may be seen.
-      position: int32 scalar, the token's own place.
+      v: values, like `k`.
+      bias: bias of each key, float32 [h, length], with keys after the token masked.
+      valid: bool [b, length], keys that may be attended to.
+      position: int32 scalar, position of the token.
 
     Returns:
       [b, h, 1, c] in the dtype of q.
@@ -160,7 +161,7 @@ def attention_to_past(
 def attend_to_past(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
-    """`attention_to_past` as XLA computes it."""
+    """Computes `attention_to_past` with XLA."""
     k, v = wide(k, q.dtype), wide(v, q.dtype)
     seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
@@ -169,10 +170,10 @@ def attend_to_past(
 
 @jax.custom_vjp
 def _add_bias(scores: jax.Array, bias: jax.Array) -> jax.Array:
-    """scores [b, h, rows, keys] + bias [h, rows, keys].
+    """Adds bias [h, rows, keys] to scores [b, h, rows, keys].
 
-    The gradient of the bias is written as a product with ones: on a CPU, XLA's sum over the leading axis takes 70 times
-    as long, and a fifth of the time of the attention.
+    The gradient of the bias is a product with ones: on CPUs, XLA's sum over the leading axis takes 70 times as long,
+    a fifth of the time of attention.
     """
     return scores + bias[None]
 
@@ -191,11 +192,11 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [b, l, d] times a kernel [d, f], whose gradient sums over b and l as they lie in memory.
+    """Multiplies x [b, l, d] by a kernel [d, f]; the kernel's gradient sums over b and l in memory order.
 
-    JAX's own rule makes the kernel's gradient transposed. On a CPU, XLA then copies the gradient of the result
-    transposed, together with all element by element work that leads to it: a train step of the tiny coarse stage takes
-    1.4 times as long (benchmarks/stage_step.py).
+    JAX's own rule computes a transposed gradient of the kernel. On CPUs, XLA then transposes the gradient of the
+    result, together with the elementwise operations that produce it: a train step of the tiny coarse stage takes 1.4
+    times as long (benchmarks/stage_step.py).
     """
     return x @ kernel
 
@@ -214,21 +215,21 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def _normal(fan_in: int) -> nn.initializers.Initializer:
-    """Normal of standard deviation fan_in^-0.5, as T5 starts."""
+    """Returns T5's initializer: normal with standard deviation fan_in^-0.5."""
     return nn.initializers.normal(fan_in**-0.5)
 
 
 def linear(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """The product with a kernel of a module, from [b, l, fan_in] to [b, l, f].
+    """Returns the function that multiplies by a module's kernel, from [b, l, fan_in] to [b, l, f].
 
     Args:
-      module: makes the kernel where there is none.
-      name: of the kernel.
-      shape: of the kernel; its leading axes are fan_in.
-      axes: logical names of the axes.
-      fan_in: inputs.
+      module: the module; creates the kernel if it does not exist.
+      name: name of the kernel.
+      shape: shape of the kernel; the product of its leading axes is fan_in.
+      axes: logical names of the kernel's axes.
+      fan_in: number of input features.
     """
     if module.has_variable("params", name + TRANSPOSED):
         laid_out = module.get_variable("params", name + TRANSPOSED)
@@ -241,15 +242,16 @@ def linear(
 
 
 def dropout(rate: float) -> nn.Dropout:
-    """Dropout of [b, l, channels] that drops a channel of a sequence at all positions, as T5X does.
+    """Returns dropout for [b, l, channels] that drops a channel at all positions of a sequence, as T5X does.
 
-    On a CPU a mask of every position makes a step half as long again: drawing it costs more than the layer.
+    On CPUs, a mask with its own values for each position makes a step half as long again: drawing it costs more than
+    the layer.
     """
     return nn.Dropout(rate, broadcast_dims=(-2,))
 
 
 class RMSNorm(nn.Module):
-    """T5's norm: x / rms(x) * scale, without mean and bias; computed in float32."""
+    """T5's layer norm: x / rms(x) * scale, without mean and bias, computed in float32."""
 
     epsilon: float = 1e-6
 
@@ -263,9 +265,9 @@ class RMSNorm(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """T5 1.1's feed-forward: gelu(x gate) * (x up), then down, without biases.
+    """T5 1.1's feed-forward layer: down(gelu(gate(x)) * up(x)), without biases.
 
-    Gate and up are two products: as one, whose result is cut in two, the gradient takes a third longer on a CPU.
+    Gate and up are separate products: with one product that is then split, the gradient takes a third longer on CPUs.
     """
 
     d_ff: int
@@ -287,15 +289,16 @@ class GatedMlp(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention with T5's relative bias.
 
-    Scores are divided by sqrt(head_dim). T5 leaves that out and starts the query's kernel smaller by as much: the
-    functions at the start are the same, but with the factor outside one rate suits all kernels under Adam, and q, k and
-    v are one product. Weights of a T5 load after multiplying q's kernel by sqrt(head_dim).
+    Scores are divided by sqrt(head_dim). T5 omits this factor and initialises the query kernel smaller instead. The
+    functions are the same at initialisation, but with the factor outside the kernel, one learning rate suits all
+    kernels under Adam, and q, k and v are one product. To load T5's weights, multiply its query kernel by
+    sqrt(head_dim).
     """
 
     num_heads: int
     block_size: int
     remat: bool = False
-    flash: bool = False  # the kernel for TPUs, where there is no cache
+    flash: bool = False  # use the TPU kernel when there is no cache
 
     @nn.compact
     def __call__(
@@ -306,25 +309,25 @@ class Attention(nn.Module):
         cache: tuple[jax.Array, jax.Array] | None = None,
         position: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attends within x, or with a cache: from one new token to the tokens before it.
+        """Attends within x or, with a cache, from one new token to itself and the tokens before it.
 
         Args:
           x: [b, l, d]; l is 1 with a cache.
-          by_distance: float32 [h, near + 1] as in `causal_attention`; with a cache [h, length], for each key.
-          valid: bool [b, l], or [b, length] with a cache: keys that may be seen.
+          by_distance: float32 [h, near + 1] as in `causal_attention`; with a cache, the bias of each key [h, length].
+          valid: keys that may be attended to, bool [b, l], or [b, length] with a cache.
           cache: keys and values [b, h, length, c].
-          position: int32 scalar, the place of the new token in the cache.
+          position: int32 scalar, position of the new token in the cache.
 
         Returns:
-          [b, l, d] and the keys and values: those of x [b, h, l, c], or the cache with the new token in its place.
+          [b, l, d], and keys and values: those of x [b, h, l, c], or the cache updated with the new token.
         """
         d = x.shape[-1]
         channels = d // self.num_heads
         heads = self.num_heads
         qkv = linear(self, "qkv", (d, heads, 3, channels), ("embed", "heads", None, "kv"), d)
         out = linear(self, "out", (heads, channels, d), ("heads", "kv", "embed"), d)
-        # Products of matrices, with the heads as leading part of the flat axis: an einsum would have XLA transpose the
-        # kernels in each step of decoding, and heads that come later could not be split over a mesh.
+        # Matrix products with the heads leading in the flattened axis: with an einsum, XLA would transpose the kernels
+        # in every decoding step, and heads that do not lead could not be sharded.
         projected = qkv(x)
         if self.flash and cache is None:
             projected = projected.swapaxes(1, 2).reshape(x.shape[0], self.num_heads, 3, channels, x.shape[1])
@@ -337,7 +340,7 @@ class Attention(nn.Module):
         projected = nn.with_logical_constraint(projected, (None, "batch", "heads", "length", "kv"))
         q, k, v = projected[0] * jnp.asarray(channels**-0.5, x.dtype), projected[1], projected[2]
         if self.has_variable("params", "qkv" + SCALE):
-            k, v = bits16(k), bits16(v)  # see int8.py
+            k, v = bits16(k), bits16(v)  # see kernels/int8.py
         if cache is None or position is None:
             wide_k, wide_v = wide(k, q.dtype), wide(v, q.dtype)
             attended = causal_attention(q, wide_k, wide_v, by_distance, valid, self.block_size, self.remat)

@@ -1,11 +1,11 @@
-"""The three stages of MusicLM: which tokens condition, which are modelled, and how they lie in one flat sequence.
+"""The three stages of MusicLM: their conditioning and target tokens, and the layout of both in one flat sequence.
 
 A stage's sequence is its conditioning followed by its target, each flattened frame by frame (all quantizers of frame 0,
-then of frame 1, ...). A code's id is its place in the stage's vocabulary. This is the one place that knows it: training
+then of frame 1, ...). A code's id is its index in the stage's vocabulary. Only this module knows the layout: training
 and generation use the same functions (MusicLM section 3, arXiv 2301.11325; crops as in AudioLM, arXiv 2209.03143).
 
-Raw streams are int32: "semantic" [b, t], "acoustic" [b, t, q], "mulan" and "melody" [b, q]; code -1 marks a frame of
-padding.
+Raw streams are int32: "semantic" [b, t], "acoustic" [b, t, q], "mulan" and "melody" [b, q]; code -1 marks a padding
+frame.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ import numpy as np
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SEMANTIC, TokenStream
 from musiclm_jax.stages.vocabulary import Vocabulary
 
-PADDING = -1  # code of frames that are not there
-TIME_RATE = 50  # times within a crop are counted in 1/50 s, the frame of the fastest stream
+PADDING = -1  # code of missing frames
+TIME_RATE = 50  # units per second of times within a crop: the frame rate of the fastest stream
 
 
 class StreamSlice(NamedTuple):
-    """Levels first_level..last_level, both included and counted from 0, of a stream."""
+    """Levels first_level..last_level of a stream, both included and counted from 0."""
 
     stream: str
     first_level: int
@@ -38,10 +38,10 @@ class StreamSlice(NamedTuple):
 
 
 class ConditionSpan(NamedTuple):
-    """A part of the conditioning: `frames` of `levels` tokens; a frame holds for `positions` tokens of the target.
+    """A part of the conditioning: `frames` frames of `levels` tokens; a frame applies to `positions` target tokens.
 
-    Where `slots` are given, the tokens do not come frame by frame: each slot names those that hold for `positions`
-    tokens of the target.
+    With `slots`, tokens are not grouped into frames: each slot lists the tokens that apply to the next `positions`
+    target tokens.
     """
 
     frames: int
@@ -52,20 +52,20 @@ class ConditionSpan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One autoregressive model: p(target | conditioning). `Stage(**json)` takes what JSON makes of its fields."""
+    """One autoregressive model, p(target | conditioning). `Stage(**fields)` also takes its fields as read from JSON."""
 
     name: str  # "semantic", "coarse" or "fine"
     seconds: float  # length of a training crop
     streams: tuple[TokenStream, ...]  # the vocabulary's streams, in the order of their ids
-    conditioning: tuple[StreamSlice, ...]  # what comes first, in order
-    target: StreamSlice  # what is modelled
+    conditioning: tuple[StreamSlice, ...]  # the beginning of the sequence, in order
+    target: StreamSlice  # the tokens that are modelled
     condition_dropout: float = 0.0  # probability of training without the streams per clip, for classifier-free guidance
 
     def __post_init__(self) -> None:
         """Restores the types that JSON loses, and checks the values.
 
         Raises:
-          ValueError: if a slice is not in the vocabulary or a probability is none.
+          ValueError: if a slice is not in the vocabulary or condition_dropout is not a probability.
         """
         streams = tuple(own if isinstance(own, TokenStream) else TokenStream(**own) for own in self.streams)
         object.__setattr__(self, "streams", streams)
@@ -87,30 +87,30 @@ class Stage:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The ids of this stage."""
+        """The vocabulary of this stage."""
         return Vocabulary(self.streams)
 
     def stream(self, name: str) -> TokenStream:
-        """The stream of that name."""
+        """Returns the stream with this name."""
         return next(own for own in self.streams if own.name == name)
 
     def frames(self, part: StreamSlice, seconds: float | None = None) -> int:
-        """Frames of a slice in `seconds`, by default those of a training crop."""
+        """Returns the number of frames of a slice in `seconds`, by default in a training crop."""
         return self.stream(part.stream).frames(self.seconds if seconds is None else seconds)
 
     def condition_length(self, seconds: float | None = None) -> int:
-        """Flat length of the conditioning."""
+        """Returns the number of conditioning tokens in `seconds`, by default in a training crop."""
         return sum(self.frames(part, seconds) * part.levels for part in self.conditioning)
 
     def target_length(self, seconds: float | None = None) -> int:
-        """Flat length of the target."""
+        """Returns the number of target tokens in `seconds`, by default in a training crop."""
         return self.frames(self.target, seconds) * self.target.levels
 
     def times(self, frames: tuple[int, ...] | None = None) -> np.ndarray:
-        """Time of each token, int32 [1 + l] in 1/50 s since the start of the crop; -1 for bos and streams per clip.
+        """Returns the time of each token in 1/50 s from the start, int32 [1 + l]; -1 for bos and streams per clip.
 
         Args:
-          frames: of each part of the conditioning and of the target, by default those of a training crop.
+          frames: numbers of frames of the parts of the conditioning and of the target, by default in a training crop.
         """
         parts = (*self.conditioning, self.target)
         times = [np.full(1, -1)]
@@ -121,16 +121,16 @@ class Stage:
         return np.concatenate(times).astype(np.int32)
 
     def spans(self, frames: tuple[int, ...] | None = None) -> tuple[ConditionSpan, ...]:
-        """Which conditioning tokens hold while a target token sounds, part by part in the order of the sequence.
+        """Returns which conditioning tokens apply to which target tokens, for each part of the conditioning in order.
 
-        A frame of a stream in time holds for the target's tokens in that time, a stream per clip for all of them, or
-        slot by slot (`TokenStream.slots`).
+        A frame of a stream in time applies to the target tokens of the same time. A stream per clip applies to all of
+        them, or slot by slot (`TokenStream.slots`).
 
         Args:
-          frames: of each part of the conditioning and of the target, by default those of a training crop.
+          frames: numbers of frames of the parts of the conditioning and of the target, by default in a training crop.
 
         Raises:
-          ValueError: if a frame of the conditioning is not a whole number of the target's.
+          ValueError: if a conditioning frame does not last a whole number of target frames.
         """
         *counts, target_frames = frames or [self.frames(part) for part in (*self.conditioning, self.target)]
         target_rate, spans = self.stream(self.target.stream).frame_rate, []
@@ -157,7 +157,7 @@ def _make_stage(
     full_vocabulary: bool,
     condition_dropout: float,
 ) -> Stage:
-    """Makes a stage; without the full vocabulary, streams and levels that it does not use have no ids."""
+    """Makes a stage; without the full vocabulary, unused streams and levels have no ids."""
     if not full_vocabulary:
         used = {
             own.name: max(
@@ -170,7 +170,7 @@ def _make_stage(
 
 
 def _streams(mulan: tuple[int, int], semantic_codebook_size: int, acoustic: tuple[int, int]) -> tuple[TokenStream, ...]:
-    """The three streams of (quantizers, codebook size)."""
+    """Returns the three streams; `mulan` and `acoustic` are (quantizers, codebook size)."""
     return (
         dataclasses.replace(MULAN, quantizers=mulan[0], codebook_size=mulan[1]),
         dataclasses.replace(SEMANTIC, codebook_size=semantic_codebook_size),
@@ -191,21 +191,21 @@ def semantic_stage(
     melody_codebook_size: int = MELODY.codebook_size,
     melody_parts: int = 0,
 ) -> Stage:
-    """p(semantic | MuLan): 12 + 750 tokens in the paper's 30 s; with a melody 72 tokens more (section 3.3).
+    """Returns the stage p(semantic | MuLan): 12 + 750 tokens in the paper's 30 s; a melody adds up to 72 (section 3.3).
 
     Args:
       seconds: length of a training crop.
-      mulan_quantizers: MuLan codes of a clip.
-      mulan_codebook_size: codes of one MuLan quantizer.
-      semantic_codebook_size: semantic codes.
-      acoustic_quantizers: acoustic codes of a frame; here only for the size of the full vocabulary.
-      acoustic_codebook_size: codes of one acoustic quantizer; likewise.
-      full_vocabulary: the ids of all three streams, as the paper's 430M parameters imply; else only those in use.
+      mulan_quantizers: MuLan codes per clip.
+      mulan_codebook_size: number of codes of a MuLan quantizer.
+      semantic_codebook_size: number of semantic codes.
+      acoustic_quantizers: acoustic codes per frame; used only for the size of the full vocabulary.
+      acoustic_codebook_size: number of codes of an acoustic quantizer; used only for the same.
+      full_vocabulary: include the ids of all three streams, as the paper's 430M parameters imply, not only used ones.
       condition_dropout: see `Stage`.
-      melody_quantizers: so many of the melody's 72 tokens follow those of MuLan, a multiple of its 3 windows; 0 for a
+      melody_quantizers: number of the melody's 72 tokens that follow MuLan's, a multiple of its 3 windows; 0 for a
         stage without melody.
-      melody_codebook_size: codes of one melody quantizer.
-      melody_parts: parts of a window of 4 s that its first codes tell, `MelodyConfig.chroma_parts`.
+      melody_codebook_size: number of codes of a melody quantizer.
+      melody_parts: parts of a 4 s window with a code of their own, `MelodyConfig.chroma_parts`.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
     streams = _streams(mulan, semantic_codebook_size, acoustic)
@@ -213,7 +213,7 @@ def semantic_stage(
     target = StreamSlice("semantic", 0, 0)
     if melody_quantizers:
         conditioning += (StreamSlice("melody", 0, melody_quantizers - 1),)
-        # Last, so that the ids of the other streams are those of a stage without melody.
+        # The last stream, so that the other streams have the same ids as in a stage without melody.
         melody = dataclasses.replace(MELODY, quantizers=melody_quantizers, codebook_size=melody_codebook_size)
         streams += (dataclasses.replace(melody, parts=melody_parts),)
     return _make_stage("semantic", seconds, conditioning, target, streams, full_vocabulary, condition_dropout)
@@ -231,11 +231,11 @@ def coarse_stage(
     full_vocabulary: bool = True,
     condition_dropout: float = 0.0,
 ) -> Stage:
-    """p(coarse acoustic levels | MuLan, semantic): 12 + 250 + 2000 tokens in the paper's 10 s.
+    """Returns the stage p(coarse acoustic levels | MuLan, semantic): 12 + 250 + 2000 tokens in the paper's 10 s.
 
     Args as in `semantic_stage`, and:
-      coarse_quantizers: the first so many acoustic levels are the target.
-      use_semantic: False for the paper's ablation, straight from MuLan.
+      coarse_quantizers: number of acoustic levels, from the first on, that are the target.
+      use_semantic: False for the paper's ablation, which conditions on MuLan only.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
     streams = _streams(mulan, semantic_codebook_size, acoustic)
@@ -256,10 +256,10 @@ def fine_stage(
     coarse_quantizers: int = 4,
     full_vocabulary: bool = True,
 ) -> Stage:
-    """p(fine acoustic levels | coarse levels): 600 + 1200 tokens in the paper's 3 s.
+    """Returns the stage p(fine acoustic levels | coarse levels): 600 + 1200 tokens in the paper's 3 s.
 
-    Args as in `semantic_stage` (MuLan and semantic only size the full vocabulary), and:
-      coarse_quantizers: the first so many acoustic levels are the conditioning, the others the target.
+    Args as in `semantic_stage` (MuLan and semantic only determine the size of the full vocabulary), and:
+      coarse_quantizers: number of acoustic levels, from the first on, that are the conditioning; the rest is target.
     """
     mulan, acoustic = (mulan_quantizers, mulan_codebook_size), (acoustic_quantizers, acoustic_codebook_size)
     streams = _streams(mulan, semantic_codebook_size, acoustic)
@@ -270,13 +270,13 @@ def fine_stage(
 
 @flax.struct.dataclass
 class LMBatch:
-    """What the Transformer and the loss need.
+    """Inputs of the Transformer and the loss.
 
     Attributes:
-      decoder_input_tokens: int32 ids [b, l]; position i holds token i - 1, position 0 bos.
-      target_codes: int32 [b, t, q], raw codes of the target's levels (0 where padded).
-      loss_weights: float32 [b, t, q], 1 where the target is there and 0 where it is padding.
-      valid: bool [b, l], positions whose input token is there; others are seen by none.
+      decoder_input_tokens: int32 ids [b, l]; position i holds token i - 1, position 0 holds bos.
+      target_codes: int32 [b, t, q], raw codes of the target's levels (0 for padding).
+      loss_weights: float32 [b, t, q], 1 for target codes and 0 for padding.
+      valid: bool [b, l], positions whose input token is not padding; no position attends to the others.
     """
 
     decoder_input_tokens: jax.Array
@@ -286,12 +286,12 @@ class LMBatch:
 
 
 def slice_codes(stage: Stage, part: StreamSlice, batch: Mapping[str, Any]) -> jax.Array:
-    """Codes of a slice, int32 [b, t, q] with -1 in padding, from raw streams and their optional masks.
+    """Returns the codes of a slice, int32 [b, t, q] with -1 for padding, from raw streams and their optional masks.
 
     Args:
       stage: the stage.
       part: stream and levels.
-      batch: raw streams; "<stream>_mask" bool [b, t] (or [b] per clip) says which frames are there.
+      batch: raw streams; "<stream>_mask" bool [b, t] (or [b] for a stream per clip) is False for missing frames.
 
     Raises:
       ValueError: if the stream is missing or lacks levels.
@@ -318,7 +318,7 @@ def slice_codes(stage: Stage, part: StreamSlice, batch: Mapping[str, Any]) -> ja
 
 
 def flatten(stage: Stage, part: StreamSlice, codes: jax.Array) -> jax.Array:
-    """Ids [b, t * q] of codes [b, t, q], frame by frame; padding becomes bos."""
+    """Converts codes [b, t, q] to ids [b, t * q], frame by frame; padding becomes bos."""
     vocabulary, size = stage.vocabulary, stage.stream(part.stream).codebook_size
     first = vocabulary.offset(part.stream, part.first_level)
     ids = jnp.where(codes < 0, vocabulary.bos, codes + first + size * np.arange(part.levels))
@@ -326,7 +326,7 @@ def flatten(stage: Stage, part: StreamSlice, codes: jax.Array) -> jax.Array:
 
 
 def unflatten(stage: Stage, part: StreamSlice, ids: jax.Array) -> jax.Array:
-    """Inverse of `flatten`: codes [b, t, q] of ids [b, t * q]; ids outside their level's range become -1."""
+    """Inverts `flatten`: converts ids [b, t * q] to codes [b, t, q]; ids outside their level's range become -1."""
     size = stage.stream(part.stream).codebook_size
     first_ids = stage.vocabulary.offset(part.stream, part.first_level) + size * np.arange(part.levels)
     codes = ids.reshape(ids.shape[0], -1, part.levels) - first_ids
@@ -334,12 +334,12 @@ def unflatten(stage: Stage, part: StreamSlice, ids: jax.Array) -> jax.Array:
 
 
 def condition_ids(stage: Stage, batch: Mapping[str, Any], drop: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The conditioning as ids.
+    """Returns the conditioning as ids.
 
     Args:
       stage: the stage.
       batch: raw streams, of any length.
-      drop: bool [b], rows whose streams per clip are replaced by bos (which is seen, unlike padding).
+      drop: bool [b], rows whose streams per clip are replaced by bos (which is attended to, unlike padding).
 
     Returns:
       ids int32 [b, l] and valid bool [b, l].
@@ -356,15 +356,15 @@ def condition_ids(stage: Stage, batch: Mapping[str, Any], drop: jax.Array | None
 
 
 def assemble(stage: Stage, batch: Mapping[str, Any], key: jax.Array | None = None) -> LMBatch:
-    """Makes a training batch of raw streams.
+    """Makes a training batch from raw streams.
 
     Args:
       stage: the stage.
       batch: raw streams of `stage.seconds` each, and optional masks.
-      key: for dropping conditioning with probability `stage.condition_dropout`; None never drops.
+      key: PRNG key to drop conditioning with probability `stage.condition_dropout`; None never drops it.
 
     Raises:
-      ValueError: if a stream is missing, of another length, or lacks levels.
+      ValueError: if a stream is missing, has the wrong length, or lacks levels.
     """
     for part in (*stage.conditioning, stage.target):
         codes = slice_codes(stage, part, batch)
@@ -388,22 +388,22 @@ def assemble(stage: Stage, batch: Mapping[str, Any], key: jax.Array | None = Non
 
 
 def shift_right(stage: Stage, ids: jax.Array) -> jax.Array:
-    """Decoder inputs of ids [b, l]: bos, then all but the last id."""
+    """Returns the decoder inputs of ids [b, l]: bos, then all but the last id."""
     return jnp.concatenate([jnp.full_like(ids[:, :1], stage.vocabulary.bos), ids[:, :-1]], axis=1)
 
 
 def split(stage: Stage, ids: jax.Array) -> dict[str, jax.Array]:
-    """Inverse of `assemble`: raw streams of a whole sequence of ids.
+    """Inverts `assemble`: splits a whole sequence of ids into raw streams.
 
     Args:
       stage: the stage.
-      ids: int32 [b, l], not shifted, of a whole number of frames of every stream.
+      ids: int32 [b, l], not shifted; a whole number of frames of every stream.
 
     Returns:
-      The streams of the stage as raw codes (levels that it does not use are left out), -1 in padding.
+      The streams of the stage as raw codes, -1 for padding; levels that it does not use are left out.
 
     Raises:
-      ValueError: if the length is that of no whole number of frames.
+      ValueError: if the ids are not a whole number of frames.
     """
     parts = (*stage.conditioning, stage.target)
     per_clip = sum(part.levels for part in parts if stage.stream(part.stream).frame_rate == 0)

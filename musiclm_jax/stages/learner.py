@@ -1,4 +1,4 @@
-"""Training of a stage: one learner for the semantic, the coarse and the fine model."""
+"""Training of a stage: one learner for the semantic, coarse and fine models."""
 
 import dataclasses
 import math
@@ -21,32 +21,32 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class StageState:
-    """What training changes."""
+    """Training state of a stage."""
 
-    step: jax.Array  # int32 scalar, updates so far
+    step: jax.Array  # int32 scalar, number of updates so far
     params: Params  # stacked, float32
     opt_state: optax.OptState
 
 
 @dataclasses.dataclass(frozen=True)
 class StageLearner:
-    """Learner (see trainer.py) of a stage; batches are raw streams of `stage.seconds`, see `layout.assemble`."""
+    """Learner (training/learner.py) of a stage; batches are raw streams of `stage.seconds`, see `layout.assemble`."""
 
     family: ClassVar[str] = "stage"
 
-    stage: Stage  # what is conditioned and modelled
+    stage: Stage  # conditioning and target
     config: TransformerConfig  # the model
     optimizer: OptimizerConfig  # optimiser and schedule
     z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
     label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
-    microbatches: int = 1  # parts of a batch whose gradients are averaged: less memory for activations
-    hidden_context: float = 0.0  # share of the rows trained with target frames hidden, see `hide_frames` (open)
+    microbatches: int = 1  # parts of a batch whose gradients are averaged, which needs less memory for activations
+    hidden_context: float = 0.0  # share of rows trained with hidden target frames, see `hide_frames` (open)
 
     def __post_init__(self) -> None:
         """Checks the values.
 
         Raises:
-          ValueError: with the field at fault, its value and what is expected.
+          ValueError: if a value is not allowed; names the field, its value and what is expected.
         """
         if self.microbatches < 1:
             raise ValueError(f"StageLearner.microbatches is {self.microbatches}, expected 1 or more")
@@ -54,16 +54,16 @@ class StageLearner:
             raise ValueError(f"StageLearner.hidden_context is {self.hidden_context}, expected 0 to 1")
 
     def init(self, key: jax.Array) -> StageState:
-        """Makes the state at step 0; parameters (and their moments) carry the boxes of their logical axes."""
+        """Returns the state at step 0; parameters and their moments are boxed with the names of their logical axes."""
         params = init_params(self.config, self.stage.vocabulary.rows, key)
         return StageState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
     def start_from(self, state: StageState, variables: Mapping[str, Any]) -> StageState:
-        """The state with the weights of a bundle's part; the optimiser is new."""
+        """Returns the state with the weights of a bundle's part; the optimiser state is unchanged."""
         return dataclasses.replace(state, params=variables["params"])
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the raw streams in a batch; levels that the stage does not read may be more."""
+        """Returns the shapes of the raw streams in a batch; real batches may have more levels, which are not read."""
         shapes = {}
         for part in (*self.stage.conditioning, self.stage.target):
             stream, frames = self.stage.stream(part.stream), self.stage.frames(part)
@@ -74,11 +74,11 @@ class StageLearner:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a row, conditioning included."""
+        """Number of tokens per row, conditioning included."""
         return self.stage.condition_length() + self.stage.target_length()
 
     def model_flops(self, rows: int) -> float:
-        """FLOPs of a step: 6 N D for the layers and the logits, and 6 l^2 d a layer for causal attention."""
+        """Returns the FLOPs of a step: 6 N D for layers and logits, and 6 l^2 d per layer for causal attention."""
         stage, config, length = self.stage, self.config, self.row_tokens
         d = config.d_model
         per_layer = 4 * d * d + 3 * d * config.d_ff
@@ -87,16 +87,16 @@ class StageLearner:
         return 6.0 * rows * (products + config.num_layers * length * length * d)
 
     def train_step(self, state: StageState, batch: Mapping[str, Any], key: jax.Array) -> tuple[StageState, Metrics]:
-        """One update.
+        """Takes one optimiser step.
 
         Args:
-          state: unboxed.
-          batch: raw streams int32, see layout.py.
-          key: for dropout and dropped conditioning.
+          state: unboxed state.
+          batch: raw streams, int32; see layout.py.
+          key: PRNG key for dropout, dropped conditioning and hidden frames.
 
         Returns:
-          The next state, and float32 scalars: those of `eval_step` but "condition_bits", with dropout, and "z_loss",
-          "grad_norm".
+          The next state, and float32 scalars: those of `eval_step` without "condition_bits", measured with dropout, and
+          "z_loss" and "grad_norm".
         """
 
         grads, metrics = self._gradients(state.params, batch, key)
@@ -106,7 +106,7 @@ class StageLearner:
         return StageState(state.step + 1, params, opt_state), metrics
 
     def _gradients(self, params: Params, batch: Mapping[str, Any], key: jax.Array) -> tuple[Params, Metrics]:
-        """Gradients and metrics of a batch, microbatch by microbatch."""
+        """Computes the gradients and metrics of a batch, one microbatch at a time."""
 
         def of_part(part: Mapping[str, Any], key: jax.Array) -> tuple[Params, Metrics]:
             return jax.grad(lambda p: self.loss(p, part, key), has_aux=True)(params)
@@ -116,7 +116,7 @@ class StageLearner:
             return of_part(batch, key)
 
         def cut(values: jax.Array) -> jax.Array:
-            """Every count-th row, so that each device keeps its own rows."""
+            """Puts every count-th row into the same microbatch, so that each device keeps its own rows."""
             if values.shape[0] % count:
                 raise ValueError(f"a batch of {values.shape[0]} does not divide into {count} microbatches")
             rows = jnp.swapaxes(values.reshape(-1, count, *values.shape[1:]), 0, 1)
@@ -135,15 +135,16 @@ class StageLearner:
         """Measures a batch without dropout.
 
         Args:
-          state: unboxed.
-          batch: raw streams int32, see layout.py.
+          state: unboxed state.
+          batch: raw streams, int32; see layout.py.
           key: not used; all learners take one.
 
         Returns:
           float32 scalars: "loss" in nats per token, "bits" per token, "accuracy", "first_frame_bits" (per token of the
-          first frame, of which nothing but the conditioning tells), "loss/level_NN" for each level of the target
-          (counted from 0 within the acoustic stream: the fine stage begins at level_04), and "condition_bits": what the
-          conditioning of the next row of the batch costs per token. Near 0, the model does not read it.
+          first frame, which only the conditioning can predict), "loss/level_NN" for each level of the target (counted
+          from 0 within the acoustic stream: the fine stage begins at level_04), and "condition_bits": how many more
+          bits per token it takes with the conditioning of the batch's next row. Near 0, the model ignores the
+          conditioning.
         """
         del key
         lm = assemble(self.stage, batch)
@@ -152,15 +153,16 @@ class StageLearner:
         return metrics | {"condition_bits": mixed["bits"] - metrics["bits"]}
 
     def loss(self, params: Params, batch: Mapping[str, Any], key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """What a training minimises.
+        """Computes the training loss.
 
         Args:
-          params: stacked, unboxed.
-          batch: raw streams int32, see layout.py.
-          key: for dropout, dropped conditioning and hidden frames, as in training; None to measure without them.
+          params: stacked parameters, unboxed.
+          batch: raw streams, int32; see layout.py.
+          key: PRNG key for dropout, dropped conditioning and hidden frames; None to evaluate without them.
 
         Returns:
-          The loss with its z-loss, and the metrics of `train_step` or `eval_step` but "grad_norm" and "condition_bits".
+          The loss including the z-loss, and the metrics of `train_step` or `eval_step` without "grad_norm" and
+          "condition_bits".
         """
         drop_key, dropout_key = (None, None) if key is None else jax.random.split(key)
         lm = assemble(self.stage, batch, drop_key)
@@ -169,7 +171,7 @@ class StageLearner:
         return self._loss(params, lm, dropout_key)
 
     def token_losses(self, params: Params, lm: LMBatch, key: jax.Array | None) -> TokenLosses:
-        """Losses of each target position, float32 [b, t, q]; with a key as in training."""
+        """Computes the losses of each target position, float32 [b, t, q]; with a key, as in training."""
         stage = self.stage
         dropout_key = key if self.config.dropout else None
         hidden = hidden_states(
@@ -208,21 +210,21 @@ class StageLearner:
 
 
 def hide_frames(stage: Stage, lm: LMBatch, key: jax.Array, share: float) -> LMBatch:
-    """Hides target frames from those after them, so that there the conditioning is what tells.
+    """Hides random target frames from later ones, so that the model has to read the conditioning.
 
-    With all of the past in view a model need not know what the conditioning says of the sound: the past says it
-    already, and only the first frame of a piece, one of hundreds in training, has no past. But a generated piece goes
-    on as that frame began it.
+    With the whole past in view, a model need not learn what the conditioning says about the sound, since the past shows
+    it. Only the first frame of a piece has no past, and it is one of hundreds in training. But a generated piece
+    continues as its first frame begins.
 
     Args:
       stage: the stage.
       lm: a batch.
       key: PRNG key.
-      share: of the rows in which frames are hidden, each row at a rate of its own, drawn evenly from 0 to 1.
+      share: share of rows with hidden frames. Each of these rows has its own rate of hidden frames, uniform in 0..1.
 
     Returns:
-      The batch with bos in the place of hidden frames' input tokens. In a hidden frame the levels after the first,
-      which no longer see the first, do not count in the loss.
+      The batch with bos in place of the input tokens of hidden frames. The levels of a hidden frame after the first no
+      longer see the levels before them and have no weight in the loss.
     """
     rows, frames, levels = lm.target_codes.shape
     row_key, rate_key, frame_key = jax.random.split(key, 3)
@@ -240,8 +242,8 @@ def hide_frames(stage: Stage, lm: LMBatch, key: jax.Array, share: float) -> LMBa
 
 
 def with_next_condition(stage: Stage, lm: LMBatch) -> LMBatch:
-    """The same targets, each behind the conditioning of the next row of the batch."""
-    known = 1 + stage.condition_length()  # bos and the conditioning, the last of which predicts the first target
+    """Returns the same targets, each with the conditioning of the batch's next row."""
+    known = 1 + stage.condition_length()  # bos and the conditioning, whose last token predicts the first target
 
     def mix(values: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.roll(values[:, :known], -1, axis=0), values[:, known:]], axis=1)

@@ -1,4 +1,4 @@
-"""Losses of the stages: cross-entropy over the codes of a position's level."""
+"""Losses of the stages: cross-entropy over the codes of each position's level."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 
 
 class TokenLosses(NamedTuple):
-    """Of each position, float32 [b, t, q]; not weighted."""
+    """Unweighted losses of each position, float32 [b, t, q]."""
 
-    cross_entropy: jax.Array  # nats, with label smoothing if there is any
+    cross_entropy: jax.Array  # nats, including label smoothing
     log_normalizer: jax.Array  # log of the sum of exp(logits); its square is the z-loss (ST-MoE, arXiv 2202.08906)
     correct: jax.Array  # 1 where the most likely code is the target
 
 
 def token_losses(logits: jax.Array, codes: jax.Array, label_smoothing: float = 0.0) -> TokenLosses:
-    """Cross-entropy of each position.
+    """Computes the cross-entropy of each position.
 
     Args:
       logits: float32 [b, t, q, k].
@@ -24,7 +24,7 @@ def token_losses(logits: jax.Array, codes: jax.Array, label_smoothing: float = 0
     """
     logits = logits.astype(jnp.float32)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    # A product with a one-hot mask fuses with the softmax; a gather's gradient would be a slow scatter.
+    # A one-hot mask fuses with the softmax; the gradient of a gather would be a slow scatter.
     is_target = jax.nn.one_hot(codes, logits.shape[-1], dtype=jnp.bool_)
     expected = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     if label_smoothing:
@@ -34,5 +34,5 @@ def token_losses(logits: jax.Array, codes: jax.Array, label_smoothing: float = 0
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """Mean of values weighted by weights of the same shape; 0 where all weights are 0."""
+    """Returns the mean of values, weighted by weights of the same shape; 0 if all weights are 0."""
     return jnp.sum(values * weights, axis=axis) / jnp.maximum(jnp.sum(weights, axis=axis), 1e-9)

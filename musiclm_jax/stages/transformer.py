@@ -1,10 +1,10 @@
 """The decoder-only Transformer of the three stages (MusicLM section 4.2: 24 layers, 16 heads, d 1024, d_ff 4096).
 
-The paper's 430M parameters a stage add up with T5 1.1's gated feed-forward (402.65M in 24 layers) and one table of all
-streams' ids that is shared by input and output (25,728 rows of 1024: 26.35M).
+The paper's 430M parameters per stage match T5 1.1's gated feed-forward (402.65M in 24 layers) and one table of all
+streams' ids that input and output share (25,728 rows of 1024: 26.35M).
 
-Parameters of all layers are stacked ([layers, ...]): that is the canonical form, which is trained, saved and sharded.
-`unstack_layers` takes them apart where layers run unrolled, as in decoding. Shapes: b batch, l flat length, t frames,
+Parameters of all layers are stacked ([layers, ...]). This is the canonical form, in which they are trained, saved and
+sharded. `unstack_layers` separates them for unrolled layers, as in decoding. Shapes: b batch, l flat length, t frames,
 q quantizers, k codebook entries, d model, h heads, c head channels, v table rows.
 """
 
@@ -25,14 +25,14 @@ from musiclm_jax.stages.layout import ConditionSpan
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("blocks", "flash")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
-CONDITION_GAIN = 0.3  # of conditions beside their targets, before training
+CONDITION_GAIN = 0.3  # initial scale of the conditioning that `aligned_condition` adds to the targets
 Params = Mapping[str, Any]
 KeysValues = tuple[jax.Array, jax.Array]  # of one layer, each [b, h, l, c]
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Size and execution of the Transformer; the defaults are the paper's."""
+    """Size and execution of the Transformer; the default sizes are the paper's."""
 
     num_layers: int = 24  # blocks of attention and feed-forward
     num_heads: int = 16  # attention heads of d_model / num_heads channels
@@ -42,20 +42,20 @@ class TransformerConfig:
     relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
     relative_max_distance: int = 128  # further distances share the last bucket
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
-    scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on a CPU)
-    remat: str = "none"  # what the backward pass computes again, one of REMAT_POLICIES (jax.checkpoint_policies)
-    attention: str = "blocks"  # how it is computed, one of ATTENTIONS; 'flash' is a kernel for TPUs
-    attention_block_size: int = 256  # queries per block of causal attention; 0 for one block of all ('blocks' only)
-    remat_attention: bool = False  # the backward pass computes the scores of each block again
-    # Two helps for small models, which learn late or never to look up what conditions a token; not in the paper.
-    time_embedding: bool = False  # adds the tokens' time in the crop
-    aligned_condition: bool = False  # adds to each target's input the conditioning tokens that hold while it sounds
+    scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on CPUs)
+    remat: str = "none"  # what the backward pass recomputes, one of REMAT_POLICIES (jax.checkpoint_policies)
+    attention: str = "blocks"  # implementation of attention, one of ATTENTIONS; 'flash' is a kernel for TPUs
+    attention_block_size: int = 256  # queries per block of causal attention; 0 for a single block ('blocks' only)
+    remat_attention: bool = False  # the backward pass recomputes the scores of each block
+    # Two aids for small models, which learn late or never which conditioning belongs to a token; not in the paper.
+    time_embedding: bool = False  # add an embedding of each token's time in the crop
+    aligned_condition: bool = False  # add to each target's input the conditioning tokens that apply at its time
 
     def __post_init__(self) -> None:
         """Checks the values.
 
         Raises:
-          ValueError: with the field at fault, its value and what is expected.
+          ValueError: if a value is not allowed; names the field, its value and what is expected.
         """
         for field in ("num_layers", "num_heads", "d_model", "d_ff", "relative_buckets"):
             if getattr(self, field) < 1:
@@ -82,7 +82,7 @@ class TransformerConfig:
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each after a norm and added to the stream (T5's pre-norm)."""
+    """One layer: attention and feed-forward, each with a norm before it and a residual connection (T5's pre-norm)."""
 
     config: TransformerConfig
 
@@ -97,7 +97,7 @@ class Block(nn.Module):
         cache: KeysValues | None = None,
         position: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Maps [b, l, d] to [b, l, d], and returns keys and values where `keep` asks for them. See `Attention`."""
+        """Maps [b, l, d] to [b, l, d]; with `keep`, also returns keys and values. For arguments see `Attention`."""
         config = self.config
         attention = Attention(
             config.num_heads,
@@ -114,15 +114,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Ids to hidden states. With `stacked` the layers are one scan over stacked parameters, else they are unrolled."""
+    """Maps ids to hidden states. With `stacked`, layers run as one scan over stacked parameters, else unrolled."""
 
     config: TransformerConfig
-    rows: int  # of the embedding table
+    rows: int  # rows of the embedding table
     stacked: bool = True
-    frequent_id: int | None = None  # an id that many tokens may have, see `_embed`
+    frequent_id: int | None = None  # an id that many tokens may have; see `_embed`
 
     def setup(self) -> None:
-        """Makes the parameters."""
+        """Creates the parameters."""
         config = self.config
         self.embedding = self.param(
             "embedding",
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         if config.time_embedding:
             self.time_gain = self.param("time_gain", nn.initializers.ones, (1,))
         if config.aligned_condition:
-            # Small at first: at full size the conditions' vectors drown the token that they are added to.
+            # Small at first: at full scale, the conditioning would dominate the embedding that it is added to.
             self.condition_gain = self.param("condition_gain", nn.initializers.constant(CONDITION_GAIN), (1,))
         block = Block
         if config.remat != "none":
@@ -166,12 +166,12 @@ class Transformer(nn.Module):
         Args:
           tokens: int32 decoder inputs [b, l].
           features: float32 [b or 1, l, d] from `input_features`, added to the embeddings.
-          valid: bool [b, l], positions that may be seen.
-          deterministic: without dropout; else there must be a "dropout" key.
-          keep: also returns keys and values of each layer (unrolled only).
+          valid: bool [b, l], positions that may be attended to.
+          deterministic: disables dropout; without it, a "dropout" key is needed.
+          keep: also return keys and values of each layer (unrolled layers only).
 
         Returns:
-          Hidden states [b, l, d] (after the final norm), and per layer keys and values [b, h, l, c] or None.
+          Hidden states [b, l, d] after the final norm, and keys and values [b, h, l, c] or None of each layer.
         """
         config = self.config
         x = self._embed(tokens) + features.astype(config.dtype)
@@ -191,22 +191,22 @@ class Transformer(nn.Module):
     def step(
         self, tokens: jax.Array, features: jax.Array, valid: jax.Array, caches: list[KeysValues], position: jax.Array
     ) -> tuple[jax.Array, list[KeysValues]]:
-        """Runs one token with the keys and values of those before it (unrolled only).
+        """Runs one token with the KV cache of the tokens before it (unrolled layers only).
 
         Args:
           tokens: int32 [b].
           features: float32 [b or 1, d], `input_features` of the token.
-          valid: bool [b, length], positions that may be seen once they are past.
-          caches: per layer keys and values [b, h, length, c].
-          position: int32 scalar, the token's place.
+          valid: bool [b, length], positions that may be attended to once they are not in the future.
+          caches: keys and values [b, h, length, c] of each layer.
+          position: int32 scalar, position of the token.
 
         Returns:
-          Hidden states [b, d] and the caches with the token in its place.
+          Hidden states [b, d], and the caches updated with the token.
         """
         config = self.config
         length = caches[0][0].shape[2]
         x = self._embed(tokens[:, None]) + features[:, None].astype(config.dtype)
-        # Entry m of the reversed line is distance length - 1 - m; the slice puts distance 0 at `position`.
+        # Entry m of the reversed row is for distance length - 1 - m; the slice moves distance 0 to `position`.
         line = distance_bias(self.relative_bias, length, config.relative_max_distance)[:, ::-1]
         line = jnp.pad(line, ((0, 0), (0, length)), constant_values=MASKED)  # the future
         by_key = jax.lax.dynamic_slice_in_dim(line, length - 1 - position, length, axis=1)
@@ -219,13 +219,13 @@ class Transformer(nn.Module):
     def input_features(
         self, tokens: jax.Array, times: jax.Array, spans: tuple[ConditionSpan, ...], length: int
     ) -> jax.Array:
-        """What is added to the embeddings of a sequence: its times, and its conditioning once more, beside its targets.
+        """Returns what is added to the embeddings of a sequence: times, and the conditioning aligned with its targets.
 
         Args:
-          tokens: int32 decoder inputs [b, 1 + all conditioning tokens or more].
-          times: float32 [length, d], `time_features`; read with `time_embedding` only.
-          spans: of the conditioning; read with `aligned_condition` only.
-          length: of the sequence; it may end before the last target, or after it.
+          tokens: int32 decoder inputs [b, n], with bos and all conditioning tokens at least.
+          times: float32 [length, d] from `time_features`; used only with `time_embedding`.
+          spans: spans of the conditioning; used only with `aligned_condition`.
+          length: length of the result, which may be shorter or longer than the sequence.
 
         Returns:
           float32 [b or 1, length, d].
@@ -250,29 +250,29 @@ class Transformer(nn.Module):
         return features
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        """Embeds ids [..., l]. Each device looks up its own rows in whole vectors: the table is gathered, not they.
+        """Embeds ids [..., l]. On a mesh, the table is gathered along d, so that devices look up whole vectors.
 
-        The gradient of a row is a sum over the tokens that have its id. GPUs add them one after the other, and wait
-        where a thousand tokens of a batch have the same id; that of `frequent_id` is a sum over a mask instead.
+        The gradient of a row is a sum over the tokens with its id. GPUs add them one by one, which is slow if a
+        thousand tokens of a batch share an id; the gradient of `frequent_id` is a masked sum instead.
         """
         table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), ("vocab", None))
         if self.frequent_id is None:
             return jnp.take(table, tokens, axis=0)
         is_frequent = tokens == self.frequent_id
-        # The places of frequent tokens look up rows of their own, so that their gradients of 0 do not meet in one row.
+        # Frequent tokens look up different rows by position, so that their zero gradients are not all added to one row.
         places = jnp.broadcast_to(jnp.arange(tokens.shape[-1]) % self.rows, tokens.shape)
         others = jnp.take(table, jnp.where(is_frequent, places, tokens), axis=0)
         return jnp.where(is_frequent[..., None], table[self.frequent_id], others)
 
 
 def _saved_by(policy: str) -> Any:
-    """A policy of jax.checkpoint that counts the attention's kernel among the products that it saves."""
+    """Returns a jax.checkpoint policy that also saves the results of the flash attention kernel."""
     kernel = jax.checkpoint_policies.save_only_these_names(*SAVED)
     return jax.checkpoint_policies.save_from_both_policies(getattr(jax.checkpoint_policies, policy), kernel)
 
 
 def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
-    """Sines and cosines of times [l], float32 [l, d], periods from 2 pi to 10,000 x 2 pi units; 0 where time < 0."""
+    """Returns sines and cosines of times [l]: float32 [l, d], periods of 2 pi to 10,000 x 2 pi units; 0 if time < 0."""
     rates = 10_000.0 ** -(np.arange(d_model // 2) / (d_model // 2))
     angles = times[:, None] * rates[None, :]
     features = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -280,11 +280,11 @@ def time_features(times: np.ndarray, d_model: int) -> np.ndarray:
 
 
 def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
-    """Makes stacked parameters, float32, each in the box that names its logical axes (`partitioning.unbox` removes it).
+    """Makes stacked float32 parameters, boxed with the names of their logical axes (see `partitioning.unbox`).
 
     Args:
       config: the model.
-      rows: of the embedding table, `Vocabulary.rows`.
+      rows: rows of the embedding table, `Vocabulary.rows`.
       key: PRNG key.
     """
     tokens = jnp.zeros((1, 2), jnp.int32)
@@ -295,9 +295,9 @@ def init_params(config: TransformerConfig, rows: int, key: jax.Array) -> Params:
 
 
 def unstack_layers(params: Params) -> Params:
-    """Parameters of unrolled layers ("layers_0", ...) from stacked ones ("layers"); differentiable."""
+    """Splits stacked parameters ("layers") into those of unrolled layers ("layers_0", ...); differentiable."""
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    # jnp.unstack of one leaf is one operation, whose gradient is one concatenation.
+    # jnp.unstack of a leaf is one operation, whose gradient is one concatenation.
     taken_apart = jax.tree.map(lambda leaf: list(jnp.unstack(leaf)), params["layers"])
     is_list = lambda node: isinstance(node, list)  # noqa: E731
     layers = {
@@ -307,7 +307,7 @@ def unstack_layers(params: Params) -> Params:
 
 
 def stack_layers(params: Params) -> Params:
-    """Inverse of `unstack_layers`."""
+    """Inverts `unstack_layers`."""
     count = sum(name.startswith("layers_") for name in params)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(count)))
     return {name: value for name, value in params.items() if not name.startswith("layers_")} | {"layers": stacked}
@@ -323,17 +323,17 @@ def hidden_states(
     dropout_key: jax.Array | None = None,
     frequent_id: int | None = None,
 ) -> jax.Array:
-    """Hidden states [b, l, d] of a whole sequence.
+    """Computes the hidden states [b, l, d] of a whole sequence.
 
     Args:
-      config: the model; `scan_layers` says how it runs.
-      params: stacked or taken apart, unboxed.
+      config: the model; `scan_layers` decides whether the layers are scanned or unrolled.
+      params: stacked or unstacked parameters, unboxed.
       tokens: int32 decoder inputs [b, l].
-      times: int [l] of these tokens, see `Stage.times`.
-      spans: of the conditioning, see `Stage.spans`.
-      valid: bool [b, l], positions that may be seen.
-      dropout_key: turns dropout on.
-      frequent_id: an id that many tokens may have; only how the gradient is computed depends on it.
+      times: times of these tokens, int [l]; see `Stage.times`.
+      spans: spans of the conditioning; see `Stage.spans`.
+      valid: bool [b, l], positions that may be attended to.
+      dropout_key: PRNG key that enables dropout.
+      frequent_id: an id that many tokens may have; it changes only how the gradient is computed.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     rows = params["embedding"].shape[0]
@@ -349,14 +349,14 @@ def hidden_states(
 def level_logits(
     params: Params, hidden: jax.Array, first_id: int | jax.Array, levels: int, codebook_size: int
 ) -> jax.Array:
-    """Logits of each position over the codes of its own level only, so that no other id can be drawn.
+    """Computes logits over the codes of each position's own level, so that no other id can be sampled.
 
     Args:
-      params: with the shared table "embedding" [v, d].
-      hidden: [b, t, q, d], states that predict q levels whose ids follow each other in the table.
+      params: parameters with the shared table "embedding" [v, d].
+      hidden: hidden states [b, t, q, d] that predict q levels whose ids are consecutive in the table.
       first_id: id of code 0 of the first of these levels.
-      levels: q.
-      codebook_size: codes k of a level.
+      levels: number of levels q.
+      codebook_size: number of codes k per level.
 
     Returns:
       float32 [b, t, q, k], divided by sqrt(d) as in T5 with a shared table.
@@ -369,7 +369,7 @@ def level_logits(
 
 
 def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook_size: int) -> jax.Array:
-    """`level_logits` of one position and one level: float32 [b, k] of hidden [b, d]."""
+    """Computes `level_logits` of one position and one level: float32 [b, k] from hidden [b, d]."""
 
     def usual(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
         return level_logits({"embedding": table}, hidden[:, None, None], first_id, 1, codebook_size)[:, 0, 0]

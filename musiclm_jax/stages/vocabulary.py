@@ -1,20 +1,20 @@
-"""The ids of a stage: each level of each stream has a range of its own."""
+"""Token ids of a stage: each level of each stream has its own range."""
 
 import dataclasses
 
 from musiclm_jax.data.tokens import TokenStream
 
-ROWS_MULTIPLE = 128  # embedding tables are padded to it, so that they split over a mesh and fill TPU tiles
+ROWS_MULTIPLE = 128  # embedding tables are padded to a multiple of it, to shard evenly and fill TPU tiles
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Ids of a stage: a range for each level of each stream, then one special id, then unused rows of the table."""
+    """Ids of a stage: a range for each level of each stream, then one special id, then the table's unused rows."""
 
     streams: tuple[TokenStream, ...]
 
     def offset(self, stream: str, level: int = 0) -> int:
-        """First id of a level of a stream.
+        """Returns the first id of a level of a stream.
 
         Raises:
           ValueError: if the vocabulary lacks that stream or level.
@@ -32,10 +32,10 @@ class Vocabulary:
 
     @property
     def bos(self) -> int:
-        """The special id: begins a sequence, and stands for conditioning that is dropped or padded."""
+        """The special id: it begins a sequence and replaces conditioning that is dropped or padded."""
         return sum(own.quantizers * own.codebook_size for own in self.streams)
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding table."""
+        """Number of rows of the embedding table."""
         return -(-(self.bos + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE

@@ -1,4 +1,4 @@
-"""Weights of one stage as the beginning of another, whose vocabulary is a different one."""
+"""Initialises a stage with the weights of another stage that has a different vocabulary."""
 
 from collections.abc import Mapping
 
@@ -7,36 +7,36 @@ import numpy as np
 from musiclm_jax.stages.layout import Stage
 from musiclm_jax.stages.transformer import CONDITION_GAIN, Params
 
-WINDOW_SHARE = 0.25  # of a row's size: what tells a window of the melody from the others
-RIDGE = 3.0  # things for which a code's old row counts, beside those that have the code
-MOST_STRENGTH = 10.0  # times the size of other rows
+WINDOW_SHARE = 0.25  # size of the vector that identifies a window of the melody, relative to a row
+RIDGE = 3.0  # ridge regression: the old row of a code counts as much as this number of examples of the code
+MOST_STRENGTH = 10.0  # upper limit of the size of melody rows, relative to other rows
 
 
 def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str, np.ndarray], seed: int = 0) -> Params:
-    """Parameters of a stage with the embedding table of another stage's vocabulary.
+    """Adapts the embedding table of a trained stage to the vocabulary of a new stage.
 
-    Levels of streams that both know keep their rows. Rows of the melody begin as a random projection of their codebook
-    entries: near melodies then are near from the first step on, where rows that begin at random would have to be
-    learned code by code (open in the paper, which trains all at once). The projection is the same for all windows, and
-    a random vector for each of them is added. Where a stage has learned to add little of its conditions to its targets
-    (`aligned_condition`), the melody's rows are larger by as much: it is heard as the conditions of a new stage are.
-    Others are drawn.
+    Levels of streams that are in both vocabularies keep their rows. Rows of the melody are initialised as a random
+    projection of their codebook entries, so similar melodies have similar rows from the first step on; random rows
+    would have to be learned code by code (the paper trains everything at once and does not need this). All windows
+    share the projection, and each adds a random vector of its own. If the old stage has learned a small gain for its
+    conditioning (`aligned_condition`), the rows of the melody are scaled up to compensate for it, so that the melody
+    counts as much as in a new stage. All other rows are drawn at random.
 
     Args:
-      params: of the old stage, stacked or not.
+      params: parameters of the old stage, stacked or not.
       old: the stage that was trained.
       new: the stage to train.
-      codebooks: of streams of windows, what the codes of each level stand for, float32 `[levels, codebook_size, dim]`.
-      seed: of what is drawn.
+      codebooks: for streams with windows, the codebook entries of each level, float32 `[levels, codebook_size, dim]`.
+      seed: seed of the random rows.
 
     Returns:
-      `params` with another "embedding"; the same object where the vocabularies are equal.
+      `params` with a new "embedding"; the same object if the vocabularies are equal.
     """
     if old.vocabulary == new.vocabulary:
         return params
     rng, table = np.random.default_rng(seed), np.asarray(params["embedding"])
     width = table.shape[1]
-    size = np.sqrt(np.mean(np.square(table)))  # of the rows that are there: a new one neither drowns them nor drowns
+    size = np.sqrt(np.mean(np.square(table)))  # RMS of the existing rows; new rows have the same
     rows = size * rng.standard_normal((new.vocabulary.rows, width)).astype(np.float32)
     gain = abs(float(np.asarray(params.get("condition_gain", [CONDITION_GAIN]))[0]))
     strength = min(CONDITION_GAIN / max(gain, 1e-6), MOST_STRENGTH)
@@ -61,29 +61,29 @@ def carried_over(params: Params, old: Stage, new: Stage, codebooks: Mapping[str,
 
 
 def with_new_codes(params: Params, stage: Stage, stream: str, before: np.ndarray, after: np.ndarray) -> Params:
-    """Parameters of a stage for another quantizer of a stream per clip, such as a MuLan that was trained further.
+    """Adapts a stage to a new quantizer of a stream per clip, such as that of a MuLan that was trained further.
 
-    What the old codes of a thing stood for together, the new ones stand for now: rows of the new codes are fitted by
-    least squares, so that their sum over the levels is what the sum over the old codes was. A code that is hardly seen
-    keeps the row of the old code of its number. Nothing of the sort is in the paper, which trains its parts once.
+    The rows of the new codes are fitted by ridge regression, so that their sum over the levels equals the sum of the
+    old codes' rows for the same example. A rare code keeps the row of the old code with its number. This is not in the
+    paper, which trains each part once.
 
     Args:
-      params: of the stage, stacked or not.
-      stage: whose vocabulary they have.
+      params: parameters of the stage, stacked or not.
+      stage: the stage.
       stream: name of the stream.
-      before: int `[n, quantizers]`, codes of n things by the old quantizer, at least as many levels as the stage reads.
-      after: int `[n, quantizers]`, codes of the same things by the new one.
+      before: codes of n examples by the old quantizer, int `[n, quantizers]`, with at least the levels the stage reads.
+      after: codes of the same examples by the new quantizer, int `[n, quantizers]`.
 
     Returns:
-      `params` with other rows of the stream in "embedding".
+      `params` with new rows of the stream in "embedding".
 
     Raises:
-      ValueError: if the codes are not of the same things, or have too few levels.
+      ValueError: if the numbers of examples differ, or there are too few levels.
     """
     levels, size = stage.stream(stream).quantizers, stage.stream(stream).codebook_size
     if before.shape[0] != after.shape[0] or min(before.shape[1], after.shape[1]) < levels:
         raise ValueError(
-            f"codes {before.shape} and {after.shape}: expected [n, {levels} or more] of the same n things from both"
+            f"codes {before.shape} and {after.shape}: expected [n, {levels} or more] for the same n examples in both"
         )
     table = np.array(params["embedding"])
     own = slice(stage.vocabulary.offset(stream, 0), stage.vocabulary.offset(stream, 0) + levels * size)

@@ -74,7 +74,7 @@ class Rate:
         return self.steps_per_second * self.work.flops / self.peak
 
     def scalars(self) -> dict[str, float]:
-        """Returns TensorBoard scalars: "steps_per_second", "tokens_per_second" (or another unit), and "mfu" if known."""
+        """Returns TensorBoard scalars: "steps_per_second", "tokens_per_second" (or another unit), "mfu" if known."""
         unit = {"s of audio": "audio_seconds"}.get(self.work.unit, self.work.unit)
         rates = {
             "steps_per_second": self.steps_per_second,
