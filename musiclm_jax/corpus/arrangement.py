@@ -6,6 +6,7 @@ scores, never on the order in which clips are made.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -202,22 +203,40 @@ def lead_pitch_class(notes: np.ndarray, preroll: float) -> np.ndarray:
     return np.where(top >= 0, top % 12, -1)
 
 
-def _key(score: Score, notes: np.ndarray) -> tuple[int, str, str]:
-    """Written key of a piece, and its mode where that is beyond doubt.
+class Key(NamedTuple):
+    """The key of a performance.
+
+    Attributes:
+      shift: semitones from the written key to this one.
+      tonic: pitch class, 0 to 11.
+      mode: "major", "minor" or another that the notation names.
+      known_mode: the mode again where it is beyond doubt, else "".
+    """
+
+    shift: int
+    tonic: int
+    mode: str
+    known_mode: str
+
+
+def _key(rng: np.random.Generator, score: Score, notes: np.ndarray) -> Key:
+    """Draws the key of a performance.
+
+    A major or minor mode is beyond doubt where the notation, the whole piece and the excerpt agree on it.
 
     Args:
+      rng: the clip's generator.
       score: the composition.
-      notes: those of the excerpt.
-
-    Returns:
-      (pitch class of the tonic, mode; the mode again where the notation, the whole piece and the excerpt agree on it,
-      else "").
+      notes: those of the excerpt, `[n, 5]`.
     """
     whole = harmony.find_key(excerpts.pitched(score))
     tonic, mode = (score.tonic, score.mode) if score.tonic >= 0 else whole
     if score.tonic >= 0 and mode not in ("major", "minor"):
-        return tonic, mode, mode if mode == "mixolydian" else ""
-    return tonic, mode, mode if harmony.find_key(notes) == (tonic, mode) == whole else ""
+        known_mode = mode if mode == "mixolydian" else ""
+    else:
+        known_mode = mode if harmony.find_key(notes) == (tonic, mode) == whole else ""
+    shift = int(rng.integers(-5, 7))
+    return Key(shift, (tonic + shift) % 12, mode, known_mode)
 
 
 def _lead_melody(
@@ -246,6 +265,47 @@ def _lead_track(
     return font, program, False, played.play(rng, rows)
 
 
+def _companions(
+    rng: np.random.Generator,
+    played: performance.Performance,
+    melody: np.ndarray,
+    others: np.ndarray,
+    key: Key,
+    texture: str,
+    lead: Instrument,
+) -> companions.Companions:
+    """Draws who plays with the lead: the other parts of game music and scores, an accompaniment by rule for tunes.
+
+    Args:
+      rng: the clip's generator.
+      played: how the clip is played.
+      melody: the lead's notes of the excerpt, `[n, 5]` in the written key.
+      others: the notes of the other parts, likewise.
+      key: of the performance.
+      texture: one of TEXTURES.
+      lead: the lead instrument.
+
+    Raises:
+      UnsuitableError: if parts rest that the texture needs.
+    """
+    score = played.excerpt.score
+    if texture == "solo":
+        return companions.Companions()
+    if score.kind == "game music":
+        return companions.accompany_game_music(rng, played, others, key.shift, texture)
+    if score.source not in TUNE_BOOKS:
+        return companions.consort(rng, played, others, key.shift, lead)
+    moved = melody.copy()
+    moved[:, 2] += key.shift
+    return companions.accompany_tune(rng, played, moved, key.tonic, key.mode, texture)
+
+
+def _levels_db(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Draws the levels in the mix, in dB: of the lead, of the other instruments, of the drums."""
+    others_below, drums_below = float(rng.uniform(5.0, 10.0)), float(rng.uniform(5.0, 9.0))
+    return -20.0, -20.0 - others_below, -20.0 - drums_below
+
+
 def _check_lead(excerpt: Excerpt, pitch_class: np.ndarray) -> None:
     """Raises UnsuitableError if the lead rests for too much of the music."""
     if np.mean(pitch_class >= 0) < MIN_LEAD_SHARE * excerpt.music_seconds / CLIP_SECONDS:
@@ -263,36 +323,22 @@ def arrange(rng: np.random.Generator, score: Score, texture: str, lead: Instrume
     notes = excerpt.notes(excerpts.pitched(score))
     if len(notes) < FEWEST_NOTES:
         raise UnsuitableError(f"fewer than {FEWEST_NOTES} notes")
-    tonic, mode, known_mode = _key(score, notes)
-    shift = int(rng.integers(-5, 7))
-    key_tonic = (tonic + shift) % 12
+    key = _key(rng, score, notes)
     played = performance.draw(rng, excerpt, texture in ("with drums", "band"))
     melody, others, voices = _lead_melody(rng, score, notes, texture, lead)
-
-    beside = companions.Companions()
-    if score.kind == "game music":
-        if texture != "solo":
-            beside = companions.accompany_game_music(rng, played, others, shift, texture)
-    elif score.source not in TUNE_BOOKS:
-        if texture == "ensemble":
-            beside = companions.consort(rng, played, others, shift, lead)
-    elif texture != "solo":
-        moved = melody.copy()
-        moved[:, 2] += shift
-        beside = companions.accompany_tune(rng, played, moved, key_tonic, mode, texture)
-
-    lead_track = _lead_track(rng, played, melody, lead, shift)
+    beside = _companions(rng, played, melody, others, key, texture, lead)
+    lead_track = _lead_track(rng, played, melody, lead, key.shift)
     pitch_class = lead_pitch_class(lead_track[3], excerpt.preroll)
     _check_lead(excerpt, pitch_class)
-    below, drums_below = float(rng.uniform(5.0, 10.0)), float(rng.uniform(5.0, 9.0))
+    levels_db = _levels_db(rng)
     return Arrangement(
         score=score,
         lead=lead,
         texture=texture,
         voices=voices,
         companions=beside.words,
-        key=harmony.key_name(key_tonic, mode),
-        mode=known_mode,
+        key=harmony.key_name(key.tonic, key.mode),
+        mode=key.known_mode,
         bpm=bpm,
         tempo=_tempo_class(bpm),
         gain_db=float(rng.uniform(*GAIN_DB)),
@@ -300,7 +346,7 @@ def arrange(rng: np.random.Generator, score: Score, texture: str, lead: Instrume
         lead_tracks=[lead_track],
         other_tracks=[track for track in beside.tracks if len(track[3])],
         drum_tracks=[track for track in beside.drum_tracks if len(track[3])],
-        levels_db=(-20.0, -20.0 - below, -20.0 - drums_below),
+        levels_db=levels_db,
         preroll=excerpt.preroll,
         piece=excerpt.piece,
         pitch_class=pitch_class,
