@@ -186,33 +186,64 @@ class Wording:
 
     def facts(self, most: int = 3) -> str:
         """Up to `most` sentences on what the caption has not stated, or none, each with a space before it."""
-        arrangement, said = self.arrangement, set(self.said)
-        options = []
-        if "tempo" not in said:
-            state, pace = self.tempo_state(), self.tempo_noun()
-            forms = (f"The tempo is {state}.", f"It is played at {pace}.", f"It moves at {pace}.", f"It has {pace}.")
-            options.append(self.pick(forms))
-        if "mood" not in said and (mood := self.mood()):
-            feels = (f"The mood is {mood}.", f"It sounds {mood}.", f"It has {an(mood)} feel.", f"The music is {mood}.")
-            options.append(self.pick((*feels, f"The atmosphere is {mood}.")))
-        if "room" not in said:
-            options.append(self.pick(("There is {}.", "It is recorded with {}.")).format(self.room()))
-        if "texture" not in said and arrangement.texture == "solo":
-            options.append(self.pick(("It is a solo.", "Nothing else plays.", "There is no accompaniment.")))
-        elif "texture" not in said and (beside := self.companions()):
-            places = ("In the background you hear {}.", "The accompaniment is {}.", "It comes with {}.", "Also: {}.")
-            options.append(self.pick(places).format(join(beside)))
-        if arrangement.mode in ("major", "minor") and self.maybe(0.4):
-            options.append(f"It is in a {arrangement.mode} key.")
-        if self.loudness:
-            options.append(f"The recording is {self.pick(self.loudness)}.")
-        # What is not there is said seldom: people ask for what they want. Steel drums and timpani are drums of a kind.
-        drums = arrangement.drum_tracks or arrangement.lead.name == "steel drums" or "timpani" in arrangement.companions
-        if not drums and self.maybe(0.15):
-            options.append(self.pick(("There are no drums.", "It has no drums.", "No drums.")))
-        if self.instrumental and self.maybe(0.25):
-            options.append(self.pick(("It is instrumental music.", "It is an instrumental.", "There is no singer.")))
-        return "".join(" " + text for text in self.shuffled(options)[:most])
+        said = set(self.said)  # stating one fact here does not rule out another
+        sentences = [
+            "" if "tempo" in said else self._tempo_fact(),
+            "" if "mood" in said else self._mood_fact(),
+            "" if "room" in said else self._room_fact(),
+            "" if "texture" in said else self._texture_fact(),
+            self._mode_fact(),
+            self._loudness_fact(),
+            self._no_drums_fact(),
+            self._no_singer_fact(),
+        ]
+        return "".join(" " + text for text in self.shuffled(sentences)[:most])
+
+    def _tempo_fact(self) -> str:
+        state, pace = self.tempo_state(), self.tempo_noun()
+        forms = (f"The tempo is {state}.", f"It is played at {pace}.", f"It moves at {pace}.", f"It has {pace}.")
+        return self.pick(forms)
+
+    def _mood_fact(self) -> str:
+        mood = self.mood()
+        if not mood:
+            return ""
+        feels = (f"The mood is {mood}.", f"It sounds {mood}.", f"It has {an(mood)} feel.", f"The music is {mood}.")
+        return self.pick((*feels, f"The atmosphere is {mood}."))
+
+    def _room_fact(self) -> str:
+        return self.pick(("There is {}.", "It is recorded with {}.")).format(self.room())
+
+    def _texture_fact(self) -> str:
+        if self.arrangement.texture == "solo":
+            return self.pick(("It is a solo.", "Nothing else plays.", "There is no accompaniment."))
+        beside = self.companions()
+        if not beside:
+            return ""
+        places = ("In the background you hear {}.", "The accompaniment is {}.", "It comes with {}.", "Also: {}.")
+        return self.pick(places).format(join(beside))
+
+    def _mode_fact(self) -> str:
+        mode = self.arrangement.mode
+        return f"It is in a {mode} key." if mode in ("major", "minor") and self.maybe(0.4) else ""
+
+    def _loudness_fact(self) -> str:
+        return f"The recording is {self.pick(self.loudness)}." if self.loudness else ""
+
+    # What is not there is said seldom: people ask for what they want.
+
+    def _no_drums_fact(self) -> str:
+        clip = self.arrangement
+        # Steel drums and timpani are drums of a kind.
+        drums = clip.drum_tracks or clip.lead.name == "steel drums" or "timpani" in clip.companions
+        if drums or not self.maybe(0.15):
+            return ""
+        return self.pick(("There are no drums.", "It has no drums.", "No drums."))
+
+    def _no_singer_fact(self) -> str:
+        if not self.instrumental or not self.maybe(0.25):
+            return ""
+        return self.pick(("It is instrumental music.", "It is an instrumental.", "There is no singer."))
 
 
 # Each names the lead. Those in LISTS are lists of words, the others sentences or phrases.
