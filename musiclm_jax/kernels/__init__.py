@@ -1,6 +1,6 @@
-"""The operations that take the time: attention for accelerators, products and attention for decoding on CPUs.
+"""The most expensive operations: attention on TPUs, and matrix products and attention for decoding on CPUs.
 
-Imports nothing else of the package.
+Imports nothing else from the package.
 """
 
 __all__ = [

@@ -1,13 +1,13 @@
-"""What a decoding step does most, on CPUs: products of a few tokens with a kernel, and attention of one to its past.
+"""The expensive operations of decoding on CPUs: weight products for a few tokens, and attention to the KV cache.
 
-Both read much and compute little. XLA's own products read kernels in 8 bits, or for two tokens, at a fraction of the
-bandwidth, and its attention makes a pass for each of its parts (benchmarks/decode.py --parts kernels).
-Compiled by numba they read everything once. Sums of integers are exact; those in float32 are added up in another order
-than XLA's.
+Both are bound by memory bandwidth. XLA's own products reach a fraction of it for int8 kernels or for two tokens, and
+its attention makes a separate pass over memory for each operation (benchmarks/decode.py --parts kernels). Compiled by
+numba, these functions read everything once. Integer sums are exact; float32 sums are added in a different order than
+XLA's.
 
-XLA calls them by its foreign function interface, with a frame of C structs (xla/ffi/api/c_api.h in jaxlib's include
-folder), which are read here as the 8-byte words that they consist of. The first import compiles for some seconds; numba
-keeps the result in __pycache__ ($NUMBA_CACHE_DIR moves it). Later ones take half a second: import it where a step is
+XLA calls them through its foreign function interface, with a frame of C structs (xla/ffi/api/c_api.h in jaxlib's
+include folder), which this module reads as 8-byte words. The first import compiles for some seconds; numba caches the
+result in __pycache__ ($NUMBA_CACHE_DIR moves it). Later imports take half a second, so import it only where a step is
 traced.
 """
 
@@ -26,12 +26,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
-WIDTH = 16  # numbers of a vector; processors with shorter ones take several
-# Places of words in the structs of XLA's interface, and bytes of a frame of which they are true.
+WIDTH = 16  # numbers per vector; processors with shorter vectors use several
+# Positions of words in the structs of XLA's interface, valid for call frames of FRAME_BYTES.
 FRAME_BYTES = 168
 FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
 BUFFER, DTYPE, DATA, DIMENSIONS = 6, 2, 3, 5
-FLOAT32 = 11  # a dtype, which is the lower half of its word
+FLOAT32 = 11  # XLA's number for the dtype, in the lower half of the word at DTYPE
 METADATA, VERSION, TRAITS, API_VERSION = 3, 3, 4, 4
 
 _sums = numba.njit(fastmath=True, boundscheck=False, error_model="numpy")
@@ -40,18 +40,18 @@ _inline = numba.njit(inline="always")
 
 
 def float_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x float32 [n, d] times a kernel float32 [f, d]: float32 [n, f]."""
+    """Multiplies x float32 [n, d] by a kernel float32 [f, d]: float32 [n, f]."""
     return rows_product(x, kernel, jnp.int32(0), len(kernel))
 
 
 def rows_product(x: jax.Array, table: jax.Array, first: jax.Array, count: int) -> jax.Array:
-    """x float32 [n, d] times `count` rows of a table float32 [rows, d] from row `first` on: float32 [n, count]."""
+    """Multiplies x float32 [n, d] by `count` rows of a float32 table [rows, d], from row `first` on: [n, count]."""
     result = jax.ShapeDtypeStruct((len(x), count), jnp.float32)
     return jax.ffi.ffi_call("musiclm_float_product", result)(table, x, jnp.asarray(first, jnp.int32).reshape(1))
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-    """x float32 [n, d], rounded to 8 bits row by row, times int8 [f, d] with float32 scales [f]: float32 [n, f]."""
+    """Quantizes x float32 [n, d] per row and multiplies it by an int8 kernel [f, d] with scales [f]: float32 [n, f]."""
     result = jax.ShapeDtypeStruct((len(x), len(kernel)), jnp.float32)
     return jax.ffi.ffi_call("musiclm_int8_product", result)(kernel, scale, x)
 
@@ -59,15 +59,15 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
 def attention(
     q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
-    """Softmax attention of one query to the past, of which nothing after `position` is read.
+    """Computes softmax attention of one query to the KV cache; positions after `position` are not read.
 
     Args:
-      q: float32 [b, h, 1, c], scaled.
+      q: scaled queries, float32 [b, h, 1, c].
       keys: float32 [b, h, length, c], or bfloat16 as uint16, from `layers.bits16`.
-      values: the same.
+      values: like `keys`.
       bias: float32 [h, length], added to the scores.
-      valid: bool [b, length], positions that may be seen; the one at `position` always is.
-      position: int32 scalar, of the query.
+      valid: bool [b, length], positions that may be attended to; `position` itself must be valid.
+      position: int32 scalar, position of the query.
 
     Returns:
       float32 [b, h, 1, c].
@@ -77,15 +77,21 @@ def attention(
 
 
 @intrinsic
-def _tile(typing_context: Any, kernel: Any, x: Any, ahead: Any, inward: Any, out: Any, stride: Any) -> Any:
-    """TILE outputs of TILE tokens, in vectors: numba would not fetch what comes next while it computes.
+def _tile(typing_context: Any, kernel: Any, x: Any, ahead: Any, in_features: Any, out: Any, stride: Any) -> Any:
+    """Computes TILE outputs for TILE tokens with vectors, and prefetches weights, which numba would not do.
 
-    Addresses of the first rows of the kernel, of x, of the rows of the kernel that come next and of the first result;
-    inputs, a multiple of WIDTH; and results of a token.
+    Args:
+      typing_context: numba's.
+      kernel: address of the first of TILE kernel rows.
+      x: address of the first of TILE tokens.
+      ahead: address of the first of TILE kernel rows to prefetch.
+      in_features: number of input features, a multiple of WIDTH.
+      out: address of the first result.
+      stride: number of output features, the distance between the results of two tokens.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kernel, x, ahead, inward, out, stride = arguments
+        kernel, x, ahead, in_features, out, stride = arguments
         word, byte, flag, single = ir.IntType(64), ir.IntType(8).as_pointer(), ir.IntType(32), ir.FloatType()
         vector, void = ir.VectorType(single, WIDTH), ir.VoidType()
         declare = functools.partial(cgutils.get_or_insert_function, builder.module)
@@ -99,10 +105,10 @@ def _tile(typing_context: Any, kernel: Any, x: Any, ahead: Any, inward: Any, out
             number = builder.add(builder.mul(word(row), length), column)
             return builder.inttoptr(builder.add(base, builder.mul(word(4), number)), kind.as_pointer())
 
-        with cgutils.for_range_slice(builder, word(0), inward, word(WIDTH), word) as (j, _):
+        with cgutils.for_range_slice(builder, word(0), in_features, word(WIDTH), word) as (j, _):
             for row in range(TILE):
-                builder.call(fetch, [place(ahead, row, inward, j, ir.IntType(8)), flag(0), flag(1), flag(1)])
-            given = [[place(base, row, inward, j, vector) for row in range(TILE)] for base in (kernel, x)]
+                builder.call(fetch, [place(ahead, row, in_features, j, ir.IntType(8)), flag(0), flag(1), flag(1)])
+            given = [[place(base, row, in_features, j, vector) for row in range(TILE)] for base in (kernel, x)]
             weights, inputs = ([builder.load(own, align=4, typ=vector) for own in rows] for rows in given)
             for i, r in itertools.product(range(TILE), range(TILE)):
                 more = builder.call(multiply_add, [weights[i], inputs[r], builder.load(sums[i][r], typ=vector)])
@@ -117,16 +123,16 @@ def _tile(typing_context: Any, kernel: Any, x: Any, ahead: Any, inward: Any, out
 
 @_sums
 def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
-    (tokens, inward), outputs = x.shape, kernel.shape[0]
-    if tokens < TILE or outputs < TILE or inward % WIDTH:
+    (tokens, in_features), outputs = x.shape, kernel.shape[0]
+    if tokens < TILE or outputs < TILE or in_features % WIDTH:
         for i in range(outputs):
             for r in range(tokens):
                 total = np.float32(0)
-                for j in range(inward):
+                for j in range(in_features):
                     total += kernel[i, j] * x[r, j]
                 out[r, i] = total
         return
-    # The last tile overlaps the one before where there is no whole number of them.
+    # If the tiles do not divide the array evenly, the last tile overlaps the one before it.
     for block in range(-(-outputs // TILE)):
         i = min(TILE * block, outputs - TILE)
         following = min(i + TILE, outputs - TILE)
@@ -134,10 +140,10 @@ def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
             r = min(TILE * group, tokens - TILE)
             ahead = following if group == 0 else i
             _tile(
-                kernel.ctypes.data + 4 * i * inward,
-                x.ctypes.data + 4 * r * inward,
-                kernel.ctypes.data + 4 * ahead * inward,
-                inward,
+                kernel.ctypes.data + 4 * i * in_features,
+                x.ctypes.data + 4 * r * in_features,
+                kernel.ctypes.data + 4 * ahead * in_features,
+                in_features,
                 out.ctypes.data + 4 * (r * outputs + i),
                 outputs,
             )
@@ -145,7 +151,7 @@ def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
 
 @_exact
 def _rounded(x: np.ndarray, values: np.ndarray) -> np.float32:
-    """Fills int16 `values` [d] with x [d] in units of the scale that it returns, as `int8.rounded` does."""
+    """Quantizes x [d] to 8 bits into int16 `values` [d] and returns the scale, like `int8.rounded`."""
     largest = np.float32(0)
     for j in range(x.size):
         largest = max(largest, abs(x[j]))
@@ -165,12 +171,12 @@ def _int8_sums(kernel: np.ndarray, scale: np.ndarray, x: np.ndarray, out: np.nda
             total = np.int32(0)
             for j in range(kernel.shape[1]):
                 total += np.int32(kernel[i, j]) * np.int32(values[r, j])
-            # Numba's sum has 64 bits; told that 32 are enough, it multiplies more numbers at once.
+            # Numba sums in 64 bits; the cast tells it that 32 are enough, so it multiplies more numbers at once.
             out[r, i] = np.float32(np.int32(total)) * scales[r] * scale[i]
 
 
 def _wide(number: Any) -> Any:
-    """A number of the past in float32; bfloat16 comes as its 16 bits."""
+    """Converts a number of the KV cache to float32; bfloat16 arrives as its 16 bits."""
 
 
 @overload(_wide, inline="always", strict=False)
@@ -182,7 +188,7 @@ def _wide_of(number: Any) -> Any:
 
 @numba.njit(inline="always")
 def _exponential(x: np.float32) -> np.float32:
-    """exp(x) for x <= 0, at least exp(-87), where float32 ends: a power of 2 and a polynomial, which fit vectors."""
+    """Computes exp(max(x, -87)) for x <= 0, the range of float32: a power of 2 times a polynomial vectorizes well."""
     x = max(x, np.float32(-87.0))
     power = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     rest = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)  # ln 2 in two parts
@@ -220,7 +226,7 @@ def _attend(
                 total += weights[t]
             own = out[b, h, 0]
             own[:] = 0
-            # Four positions at once: the sums go to memory and back for each.
+            # Four positions per pass, since each pass loads the sums from memory and stores them again.
             for t in range(0, count // 4 * 4, 4):
                 w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
                 v0, v1, v2, v3 = values[b, h, t], values[b, h, t + 1], values[b, h, t + 2], values[b, h, t + 3]
@@ -235,7 +241,7 @@ def _attend(
 
 @intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:
-    """The pointer at an address."""
+    """Converts an address to a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -270,9 +276,9 @@ def _array4(buffer_address: int, dtype: Any) -> np.ndarray:
 
 @_inline
 def _is_question(frame: np.ndarray) -> bool:
-    """Whether XLA asks for which version of its interface an operation was made.
+    """Answers XLA's query for the interface version that an operation was built for; returns whether it was a query.
 
-    The answer is XLA's own, or where frames have another size than here, one that it refuses.
+    The answer is XLA's own version, or, if its frames do not have the size that is expected here, one that it refuses.
     """
     if frame[EXTENSION] == 0:
         return False
@@ -290,7 +296,7 @@ def _call_attend(given: np.ndarray, made: np.ndarray, dtype: Any) -> None:
 
 
 def _operation(function: Callable[[Any], int]) -> Any:
-    """Compiles a function of XLA's call frame and makes it an operation, known by the function's name."""
+    """Compiles a function of XLA's call frame and registers it as an operation under the function's name."""
     signature = numba.types.intp(numba.types.CPointer(numba.types.int64))
     try:
         compiled = numba.cfunc(signature, cache=True)(function)
@@ -298,7 +304,7 @@ def _operation(function: Callable[[Any], int]) -> Any:
         compiled = numba.cfunc(signature)(function)
     entry = ctypes.CFUNCTYPE(ctypes.c_void_p)(compiled.address)
     jax.ffi.register_ffi_target(function.__name__, jax.ffi.pycapsule(entry), platform="cpu")
-    return compiled  # kept, since XLA goes on calling it
+    return compiled  # to be kept alive: XLA calls it later
 
 
 @_operation

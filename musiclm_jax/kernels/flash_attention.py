@@ -1,13 +1,13 @@
-"""Causal attention with T5's relative bias as a kernel for TPUs (Pallas): scores never leave the chip.
+"""Causal attention with T5's relative bias as a Pallas kernel for TPUs: scores never leave the chip.
 
-The function is that of `layers.causal_attention`, the method FlashAttention-2's (arXiv 2307.08691): softmax block of
-keys by block of keys, with the running maximum and sum of each query; the backward pass computes the scores again from
-the saved logarithm of each sum. What is T5's here: the bias follows the distance alone and, the last bucket's constant
-taken off, is zero from `near` on. So the kernel is given one line of numbers a head, spreads it into the few tiles near
-the diagonal, and sums their gradient back into a line.
+Computes the same function as `layers.causal_attention`, with the method of FlashAttention-2 (arXiv 2307.08691): the
+softmax is accumulated over blocks of keys with a running maximum and sum per query, and the backward pass recomputes
+the scores from the saved log-sum-exp. T5's bias makes one thing easier: it depends on the distance alone and, once the
+constant of its last bucket is subtracted, is zero from distance `near` on. So the kernel receives one row of biases per
+head, expands it into the few tiles near the diagonal, and sums their gradients back into a row.
 
-Everything lies with the sequence in the last axis, [c, l], and scores are [keys, queries]: 64 head channels would fill
-half of the 128 lanes, and sums over keys would cross lanes. One program works on one head of one sequence, all of which
+The sequence is the last axis, [c, l], and scores are [keys, queries]: with the channels last, 64 head channels would
+fill half of the 128 lanes, and sums over keys would cross lanes. One program handles one head of one sequence, which
 fits on the chip.
 """
 
@@ -22,28 +22,28 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 LANES = 128  # blocks are a multiple of it
-MASKED = -1e9  # added to the scores of keys that may not be seen; finite, so that no row becomes NaN
-SAVED = ("attended", "log_sums")  # names of what the backward pass needs, for policies of jax.checkpoint
+MASKED = -1e9  # added to the scores of masked keys; finite, so that a fully masked row does not become NaN
+SAVED = ("attended", "log_sums")  # names of the arrays that the backward pass needs, for jax.checkpoint policies
 _VMEM_BYTES = 32 * 2**20
 
 
 def flash_attention(
     qkv: jax.Array, by_distance: jax.Array, valid: jax.Array, block_size: int, interpret: bool = False
 ) -> jax.Array:
-    """Softmax attention to the past; on a mesh (`partitioning.activation_rules`) each device has its rows and heads.
+    """Computes causal softmax attention; on a mesh (`partitioning.activation_rules`) rows and heads are sharded.
 
     Args:
       qkv: queries, keys and values [b, h, 3, c, l]; queries are divided by sqrt(c) here.
-      by_distance: float32 [h, near + 1] bias of distances 0..near; all further ones have that of `near`.
-      valid: bool [b, l], keys that may be seen.
+      by_distance: bias of distances 0..near, float32 [h, near + 1]; larger distances have the bias of `near`.
+      valid: bool [b, l], keys that may be attended to.
       block_size: queries and keys per block, a multiple of 128 on a TPU; l is padded to a multiple of it.
-      interpret: runs without a TPU, very slowly.
+      interpret: run in Pallas's interpreter, which needs no TPU and is very slow.
 
     Returns:
       [b, h, c, l] in the dtype of qkv.
 
     Raises:
-      ValueError: if the devices are no TPUs, or the block size is not one.
+      ValueError: if the devices are not TPUs or the block size is not a multiple of 128, unless `interpret` is set.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not interpret:
@@ -77,9 +77,10 @@ def flash_attention(
 
 
 def _line(by_distance: jax.Array, block: int) -> jax.Array:
-    """Bias by distance [h, 1, (tiles + 1) * block], distance 0 at `block`: the future before it is masked.
+    """Returns the bias by distance, [h, 1, (tiles + 1) * block]: distance 0 at `block`, the masked future before it.
 
-    Tile n has the keys n blocks before their queries. Those from `tiles` on have distances of `near` or more alone.
+    Tile n holds keys that are n blocks before their queries. From tile number `tiles` on, all distances are at least
+    `near` and the bias is 0.
     """
     near = by_distance.shape[1] - 1
     tiles = 1 + max(0, -(-(near - 1) // block))
@@ -151,7 +152,7 @@ def _backward(
 
 _attention.defvjp(_forward, _backward)
 
-# Tiles are made for a head's first sequence and used for all: a head's sequences come one after the other.
+# Tiles are built for the first sequence of a head and reused for the others, so a head's sequences run in order.
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES)
 
 
@@ -172,7 +173,7 @@ def _tiles_shape(line: jax.Array, block: int) -> tuple[int, int, int]:
 
 
 def _cost(qkv: jax.Array, block: int, products: int, arrays: int) -> pl.CostEstimate:
-    """What XLA cannot see in a kernel: `products` of each pair of blocks up to the diagonal, `arrays` [c, l] moved."""
+    """Estimates the cost for XLA: `products` per pair of blocks up to the diagonal, `arrays` [c, l] read or written."""
     rows, heads, _, channels, length = qkv.shape
     blocks = length // block
     scores = rows * heads * blocks * (blocks + 1) // 2 * block**2
@@ -181,7 +182,7 @@ def _cost(qkv: jax.Array, block: int, products: int, arrays: int) -> pl.CostEsti
 
 
 def _spread(line_ref, tiles_ref) -> None:
-    """Tile n [keys, queries] from the line: key k and query q have the distance n * block + q - k."""
+    """Fills tile n [keys, queries] with biases: the distance of key k and query q is n * block + q - k."""
     tiles, block, _ = tiles_ref.shape
     for n in range(tiles):
         window = jnp.broadcast_to(line_ref[:, n * block : (n + 2) * block], (block, 2 * block))
@@ -189,7 +190,7 @@ def _spread(line_ref, tiles_ref) -> None:
 
 
 def _gather(tiles_ref, line_ref) -> None:
-    """Sums tiles along their diagonals: `_spread` transposed."""
+    """Sums tiles along their diagonals, the transpose of `_spread`."""
     tiles, block, _ = tiles_ref.shape
     line_ref[...] = jnp.zeros_like(line_ref)
     for n in range(tiles):
@@ -267,7 +268,7 @@ def _backward_kernel(
         _spread(line_ref, tiles_ref)
         d_tiles_ref[...] = jnp.zeros_like(d_tiles_ref)
 
-    # The gradient of a softmax takes off its product with the weights, which is that of output and gradient.
+    # The softmax gradient subtracts sum(weights * d_weights), which equals sum(attended * gradient).
     products = attended_ref[...].astype(jnp.float32) * gradient_ref[...].astype(jnp.float32)
     products_ref[...] = jnp.sum(products, axis=0, keepdims=True)
     d_queries_ref[...] = jnp.zeros_like(d_queries_ref)

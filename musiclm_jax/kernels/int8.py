@@ -1,10 +1,10 @@
-"""Kernels in 8 bits for decoding, a quarter of the bytes that each step reads.
+"""Int8 kernels for decoding: each step reads a quarter of the bytes.
 
-A kernel is [outward, inward] int8, with a scale per output, chosen so that the largest weight of an output is 127.
-Activations are rounded as they come, with a scale per token, so that the product is one of integers: on a CPU, XLA has
-fast ones for those, and none for 8-bit weights beside float32 activations. This is the common W8A8 with dynamic scales
-(arXiv 2206.01861, section 4.1). Embeddings, norms and biases stay as they are. Keys and values, which a step reads as
-well, are kept in bfloat16: their 8 bits round less than those of the activations that they come from.
+A kernel is int8 [out_features, in_features] with one scale per output feature, chosen so that the largest weight of the
+feature is 127. Activations are quantized on the fly with one scale per token, so the product is an integer product: on
+CPUs, XLA has fast ones, but none for int8 weights with float32 activations. This is the common W8A8 with dynamic
+activation scales (arXiv 2206.01861, section 4.1). Embeddings, norms and biases are not quantized. The KV cache, which
+each step reads too, is bfloat16, whose rounding is finer than that of the activations it is computed from.
 """
 
 import jax
@@ -12,19 +12,19 @@ import jax.numpy as jnp
 
 from musiclm_jax.kernels.transposed import TRANSPOSED, Params, change_kernels, kernel_first
 
-SCALE = "_scale"  # ends the name of the parameter that holds a kernel's scales
+SCALE = "_scale"  # suffix of the parameter that holds a kernel's scales
 LARGEST = 127
-FEW_ON_CPU = 2  # tokens; with more of them, XLA multiplies as fast as `cpu_decoding` does
+FEW_ON_CPU = 2  # tokens; for more of them, XLA is as fast as `cpu_decoding`
 
 
 def int8_kernels(params: Params) -> Params:
-    """Parameters with kernels in 8 bits: "gate" becomes "gate_transposed" and "gate_scale", and so on.
+    """Quantizes kernels to int8: "gate" becomes "gate_transposed" and "gate_scale", and so on.
 
     Args:
-      params: of unrolled layers, from `transformer.unstack_layers` or `transposed.transposed_kernels`.
+      params: parameters of unrolled layers, from `transformer.unstack_layers` or `transposed.transposed_kernels`.
 
     Returns:
-      The same tree; `layers.linear` knows such kernels by their scales.
+      The same tree with quantized kernels, which `layers.linear` recognizes by their scales.
 
     Raises:
       ValueError: if the layers are stacked.
@@ -38,14 +38,14 @@ def int8_kernels(params: Params) -> Params:
 
 
 def rounded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Int8 [..., n] and float32 scales [...] whose product is nearest `values` [..., n]."""
+    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...], such that values = int8 * scale."""
     wide = jnp.asarray(values, jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1), 1e-12) / LARGEST
     return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [b, l, d] times a kernel of `int8_kernels`, int8 [f, d] and float32 [f]: [b, l, f] in the dtype of x."""
+    """Multiplies x [b, l, d] by an int8 kernel [f, d] with float32 scales [f]: [b, l, f] in the dtype of x."""
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) <= FEW_ON_CPU and x.dtype == jnp.float32:
         from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
@@ -57,6 +57,6 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
 
 
 def product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-    """`int8_product` of x [n, d] as XLA computes it: [n, f]."""
+    """Computes `int8_product` of x [n, d] with XLA: [n, f]."""
     rows, own = rounded(x)
     return kernel_first(rows, kernel, jnp.int32) * own[:, None] * scale

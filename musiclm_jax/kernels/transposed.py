@@ -1,9 +1,9 @@
-"""Kernels laid out for decoding, where each step reads all of them for a few tokens.
+"""Transposed kernels for decoding, where each step reads every kernel for a few tokens.
 
-They are transposed, [outward, inward]. On a CPU, the product is then that of `cpu_decoding` for very few tokens. For
-some more, XLA's product with the kernel as its first factor reads it as it lies; the usual one, tokens times [inward,
-outward], first copies the kernel into another order in each step (benchmarks/decode.py --parts kernels sets all of them
-beside each other).
+They are stored as [out_features, in_features]. On CPUs, `cpu_decoding` computes the product for very few tokens. For a
+few more, XLA's product with the kernel as its first factor reads the kernel as it is stored. The usual product, tokens
+times [in_features, out_features], first copies the kernel into another layout in every step
+(benchmarks/decode.py --parts kernels compares all of them).
 """
 
 import math
@@ -13,22 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TRANSPOSED = "_transposed"  # ends the name of a parameter that holds a kernel [outward, inward]
-INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # how many leading axes of a kernel are its input
-FEW_ON_CPU = 16  # tokens; with more of them, XLA multiplies as fast as `cpu_decoding` does
-LARGE = 2**20  # weights in float32; kernels of more of them are no faster with `cpu_decoding`: memory is the bound
-FEW = 64  # tokens; with more of them, the usual product is as fast or faster
+TRANSPOSED = "_transposed"  # suffix of a parameter that holds a kernel [out_features, in_features]
+INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # number of leading axes that are input features
+FEW_ON_CPU = 16  # tokens; for more of them, XLA is as fast as `cpu_decoding`
+LARGE = 2**20  # float32 weights; larger kernels are bound by memory, and `cpu_decoding` is no faster
+FEW = 64  # tokens; for more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
 
 
 def transposed_kernels(params: Params) -> Params:
-    """Parameters of unrolled layers whose kernels are [outward, inward]: "gate" becomes "gate_transposed", and so on.
+    """Transposes kernels to [out_features, in_features]: "gate" becomes "gate_transposed", and so on.
 
     Args:
-      params: from `transformer.unstack_layers`, or transposed already.
+      params: parameters of unrolled layers, from `transformer.unstack_layers` or already transposed.
 
     Returns:
-      The same tree; `layers.linear` knows such kernels by their names.
+      The same tree with transposed kernels, which `layers.linear` recognizes by their names.
 
     Raises:
       ValueError: if the layers are stacked.
@@ -37,7 +37,7 @@ def transposed_kernels(params: Params) -> Params:
 
 
 def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, jax.Array]]) -> dict[str, Any]:
-    """The tree with each kernel replaced by what `change` makes of its name and of itself, [outward, inward].
+    """Replaces each kernel by the parameters that `change(name, kernel [out_features, in_features])` returns.
 
     Raises:
       ValueError: if the layers are stacked.
@@ -59,7 +59,7 @@ def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, 
 
 
 def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [n, d] times a kernel [f, d]: [n, f]."""
+    """Multiplies x [n, d] by a kernel [f, d]: [n, f]."""
     if few_on_cpu(x, kernel):
         from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
 
@@ -68,14 +68,14 @@ def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def few_on_cpu(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether `cpu_decoding` is the fastest for tokens [n, d] and a kernel [f, d] in float32."""
+    """Returns whether `cpu_decoding` is the fastest on CPUs for tokens [n, d] and a kernel [f, d]."""
     return len(x) <= FEW_ON_CPU and kernel.size <= LARGE and x.dtype == kernel.dtype == jnp.float32
 
 
 def kernel_first(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
-    """`transposed_product` as XLA computes it, in the dtype of x or in `sums`, in which products are then added up."""
+    """Computes `transposed_product` with XLA; `sums` is the dtype of the sums and the result, by default that of x."""
     if len(x) > FEW:
         return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=sums)
     whole = jax.lax.dot_general(kernel, x, (((1,), (1,)), ((), ())), preferred_element_type=sums)
-    # Without the barrier XLA would swap the factors to be rid of the transposition.
+    # Without the barrier, XLA would swap the factors to get rid of the transpose.
     return jax.lax.optimization_barrier(whole).T
