@@ -130,7 +130,7 @@ def test_wrong_shape(bundle):
     tensors = safetensors.numpy.load_file(bundle / "soundstream.safetensors")
     tensors["params/layer/kernel"] = tensors["params/layer/kernel"][:-1]
     safetensors.numpy.save_file(tensors, bundle / "soundstream.safetensors")
-    damaged(bundle, "damaged or of another export")
+    damaged(bundle, "damaged or from another export")
 
 
 def test_unknown_field(bundle):

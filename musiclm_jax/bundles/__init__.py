@@ -1,4 +1,4 @@
-"""Folders of configurations and weights, and audio to tokens with the models in them (`encode`).
+"""Bundles, which are folders of configurations and weights, and the encoding of audio with their models (`encode`).
 
 Imports `tokenizers`, `stages` and `data`.
 """

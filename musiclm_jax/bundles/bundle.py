@@ -1,4 +1,4 @@
-"""Bundles: a folder with the configs and weights of every model that text -> audio needs.
+"""Bundles: folders with the configs and weights of all models that turn text into audio.
 
     config.json              format_version, generation settings, and per part: config, sha256 of its file, size
     <part>.safetensors       the variables of a part; names are paths such as "params/encoder/kernel"
@@ -6,9 +6,9 @@
     tags.json                candidate tags and captions for `musiclm describe`
     MODEL_CARD.md
 
-A bundle holds data only (no pickle, no code) and may lack parts: one with the tokenizers alone is enough for
-tokenizing. Matrices are stored in float16, or in int8 with a float32 scale per row; vectors stay float32. Everything is
-float32 again after loading.
+A bundle holds only data (no pickle, no code) and may lack parts: for tokenizing, the tokenizers are enough. Matrices
+are stored in float16, or in int8 with a float32 scale per row; vectors stay float32. Loading converts everything to
+float32.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ import safetensors
 import safetensors.numpy
 
 FORMAT_VERSION = 1
-SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders beside this file
-# Each part and the dataclass of its config: imported only when the part is loaded.
+SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders next to this file
+# The config dataclass of each part, imported only when the part is loaded.
 PART_CONFIGS = {
     "soundstream": "musiclm_jax.tokenizers.soundstream:SoundStreamConfig",
     "w2v_bert": "musiclm_jax.tokenizers.w2v_bert:W2vBertConfig",
@@ -40,12 +40,12 @@ PART_CONFIGS = {
     "coarse": "musiclm_jax.stages.config:StageModelConfig",
     "fine": "musiclm_jax.stages.config:StageModelConfig",
 }
-SCALE_SUFFIX = ":scale"  # an int8 tensor "x" comes with float32 "x:scale"
-INT8_MIN_SIZE = 65_536  # smaller matrices are not worth the rounding
+SCALE_SUFFIX = ":scale"  # an int8 tensor "x" comes with a float32 tensor "x:scale"
+INT8_MIN_SIZE = 65_536  # for smaller matrices, the saved space is not worth the rounding
 
 
 class BundleError(ValueError):
-    """A bundle that is missing, damaged or of another version; the message is one line for the user."""
+    """Raised if a bundle is missing, damaged or of another version; the message is one line for the user."""
 
 
 class Part(NamedTuple):
@@ -57,18 +57,18 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How a bundle is used; the windows of the stages are the seconds they were trained on, see their configs."""
+    """Default settings for generation. The stages' windows are not among them: each stage's config has its seconds."""
 
-    max_seconds: float = 30.0  # longest music the bundle is meant for; longer may drift
+    max_seconds: float = 30.0  # longest music the bundle is meant for; longer music may drift
     temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 3.2)
-    top_p: float = 1.0  # codes are drawn among the likeliest whose probabilities first add up to it (open)
-    guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 draws as trained (open)
+    top_p: float = 1.0  # total probability of nucleus sampling; 1 samples from all codes (open)
+    guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 samples as trained (open)
     sample_rate: int = 24_000  # Hz
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; parts are read when they are first used.
+    """An open bundle; parts are read on first use.
 
     Attributes:
       path: the folder.
@@ -81,15 +81,15 @@ class Bundle:
 
     @functools.cached_property
     def generation(self) -> GenerationConfig:
-        """Settings of generation."""
+        """Settings for generation."""
         return config_from_json(GenerationConfig, self.config.get("generation", {}), f"{self.path}: generation")
 
     def has(self, part: str) -> bool:
-        """Whether the bundle holds `part`."""
+        """Returns whether the bundle holds `part`."""
         return part in self.config["parts"]
 
     def part(self, part: str) -> Part:
-        """Config and variables of a part.
+        """Returns the config and variables of a part.
 
         Raises:
           BundleError: if the bundle lacks the part, or its file or config is damaged.
@@ -99,7 +99,7 @@ class Bundle:
         return self._parts[part]
 
     def file(self, name: str) -> pathlib.Path:
-        """Path of another file of the bundle, such as "vocab.txt".
+        """Returns the path of another file of the bundle, such as "vocab.txt".
 
         Raises:
           BundleError: if it is missing.
@@ -110,7 +110,7 @@ class Bundle:
         return path
 
     def mulan(self) -> Part:
-        """MuLan put together: "mulan" holds the audio tower, projection and quantizer, "text_encoder" the BERT encoder.
+        """Returns MuLan, joined from "mulan" (audio tower, projection, quantizer) and "text_encoder" (BERT).
 
         Raises:
           BundleError: as `part` and `file`.
@@ -130,7 +130,7 @@ def load(bundle: str | os.PathLike = "tiny") -> Bundle:
       bundle: a folder, or the name of a bundle shipped in the package.
 
     Raises:
-      BundleError: if there is none, or its config.json is damaged or of another version.
+      BundleError: if there is no such bundle, or its config.json is damaged or of another version.
     """
     folder = pathlib.Path(bundle)
     if not folder.is_dir() and folder.name == str(bundle):
@@ -146,7 +146,7 @@ def load(bundle: str | os.PathLike = "tiny") -> Bundle:
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {folder}: config.json is damaged ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("parts"), dict):
-        raise BundleError(f"bundle {folder}: config.json holds no table of parts")
+        raise BundleError(f"bundle {folder}: config.json has no table of parts")
     if config.get("format_version") != FORMAT_VERSION:
         raise BundleError(
             f"bundle {folder}: format_version is {config.get('format_version')!r}, this release reads {FORMAT_VERSION}"
@@ -170,8 +170,8 @@ def _load_part(bundle: Bundle, part: str) -> Part:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise BundleError(
-            f"{where}: {path.name} is damaged or of another export ({len(data)} bytes, expected {entry.get('bytes')}; "
-            "its sha256 differs): install or export the bundle again"
+            f"{where}: {path.name} is damaged or from another export ({len(data)} bytes, expected {entry.get('bytes')},"
+            " and its sha256 differs): install or export the bundle again"
         )
     try:
         tensors = safetensors.numpy.load(data)
@@ -181,20 +181,20 @@ def _load_part(bundle: Bundle, part: str) -> Part:
 
 
 def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict, storage: str = "float16") -> int:
-    """Adds or replaces one part of a bundle; the folder is made if it is missing.
+    """Adds or replaces one part of a bundle; creates the folder if it is missing.
 
     Args:
       bundle: folder of the bundle.
       part: one of `PART_CONFIGS`.
-      config: the part's config dataclass.
+      config: an instance of the part's config dataclass.
       variables: nested dicts of arrays.
-      storage: "float16", or "int8" for large matrices in int8 with a scale per row and the rest in float16.
+      storage: "float16", or "int8" to store large matrices in int8 with a scale per row and the rest in float16.
 
     Returns:
-      Bytes of the part's file.
+      The size of the part's file in bytes.
 
     Raises:
-      ValueError: if the part or the storage is unknown, or the config is not the part's dataclass.
+      ValueError: if the part or the storage is unknown, or the config has the wrong type.
     """
     if part not in PART_CONFIGS:
         raise ValueError(f"unknown part {part!r}: parts are {', '.join(PART_CONFIGS)}")
@@ -217,15 +217,16 @@ def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict
 
 
 def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[str, int]:
-    """Adds MuLan: the text encoder as a part of its own in int8, its vocabulary as vocab.txt, the rest as "mulan".
+    """Adds MuLan: the text encoder as a separate part in int8, its vocabulary as vocab.txt, the rest as "mulan".
 
     Args:
       bundle: folder of the bundle.
       config: a MulanConfig.
-      variables: with "text" (the encoder's parameters) and "vocab" (uint8, the content of vocab.txt) among them.
+      variables: MuLan's variables, including "text" (the encoder's parameters) and "vocab" (uint8, the content of
+        vocab.txt).
 
     Returns:
-      Bytes of each file.
+      The size in bytes of each part and of vocab.txt.
     """
     rest = {name: value for name, value in variables.items() if name not in ("text", "vocab")}
     vocab = np.asarray(variables["vocab"], np.uint8).tobytes()
@@ -239,7 +240,7 @@ def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[
 
 
 def save_generation(bundle: str | os.PathLike, generation: GenerationConfig) -> None:
-    """Sets how the bundle is used."""
+    """Sets the bundle's settings for generation."""
     folder = pathlib.Path(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     _update_config(folder, lambda contents: contents.update(generation=dataclasses.asdict(generation)))
@@ -257,17 +258,17 @@ def _update_config(folder: pathlib.Path, change) -> None:
 
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file that is either the old or the new one, never half of it."""
+    """Replaces a file atomically: readers see the old or the new content, never a part of it."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)
 
 
 def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
-    """Nested dicts of arrays to named tensors in their storage types; the inverse of `unpack` up to rounding.
+    """Converts nested dicts of arrays to named tensors in their storage dtypes; `unpack` inverts it up to rounding.
 
     Raises:
-      ValueError: for an unknown storage, a NaN or infinite value, or a name with "/" in it.
+      ValueError: if the storage is unknown, a value is NaN or infinite, or a name contains "/" or ends in ":scale".
     """
     if storage not in ("float16", "int8"):
         raise ValueError(f"storage {storage!r} is unknown: use float16 or int8")
@@ -279,7 +280,7 @@ def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
             continue
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds NaN or infinite values: the model did not train; look at its losses")
+            raise ValueError(f"{name} holds NaN or infinite values: the training failed; check its losses")
         if storage == "int8" and array.ndim >= 2 and array.size >= INT8_MIN_SIZE:
             scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True), 1e-12) / 127
             tensors[name] = np.rint(array / scale).astype(np.int8)
@@ -292,7 +293,7 @@ def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
 
 
 def unpack(tensors: dict[str, np.ndarray]) -> dict:
-    """Named tensors to nested dicts of JAX arrays, floating ones as float32."""
+    """Converts named tensors to nested dicts of JAX arrays; floating-point arrays become float32."""
     variables: dict = {}
     for name, array in tensors.items():
         if name.endswith(SCALE_SUFFIX):
@@ -320,21 +321,21 @@ def _flatten(tree: Any, prefix: str = ""):
 
 
 def config_from_json(config_class: type, values: Any, where: str) -> Any:
-    """A config dataclass from its JSON form: lists become tuples, nested dataclasses are built by their field's type.
+    """Builds a config dataclass from its JSON form: lists become tuples, tables become nested dataclasses.
 
     Args:
       config_class: the dataclass.
-      values: what `dataclasses.asdict` and JSON made of it.
-      where: begins the error message.
+      values: the fields, as `dataclasses.asdict` and JSON store them.
+      where: beginning of error messages.
 
     Raises:
-      BundleError: if a field is unknown or missing, or a value is refused by the dataclass.
+      BundleError: if a field is unknown or missing, or the dataclass rejects a value.
     """
     if not isinstance(values, dict):
         raise BundleError(f"{where}: its config must be a table, got {type(values).__name__}")
     kinds = typing.get_type_hints(config_class)
     if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(config_class)}):
-        raise BundleError(f"{where}: {config_class.__name__} has no field {', '.join(unknown)}: of another release?")
+        raise BundleError(f"{where}: {config_class.__name__} has no field {', '.join(unknown)}: from another release?")
     arguments = {}
     for name, value in values.items():
         kind = kinds[name]

@@ -1,4 +1,4 @@
-"""Audio to the token streams: joins SoundStream, w2v-BERT, MuLan and, where there is one, the melody model."""
+"""Encodes audio as token streams with SoundStream, w2v-BERT, MuLan and, if there is one, the melody model."""
 
 import dataclasses
 import functools
@@ -13,13 +13,13 @@ from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANT
 from musiclm_jax.tokenizers import melody, mulan, soundstream, w2v_bert
 
 MADE_BY = {SEMANTIC.name: "w2v_bert", ACOUSTIC.name: "soundstream", MULAN.name: "mulan", MELODY.name: "melody"}
-# Whole semantic frames are whole acoustic frames too.
+# A whole number of semantic frames is also a whole number of acoustic frames.
 SAMPLES_PER_SEMANTIC_FRAME = SAMPLE_RATE // SEMANTIC.frame_rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizers:
-    """The encoders: config and variables of each."""
+    """Configs and variables of the tokenizers."""
 
     soundstream: Part
     w2v_bert: Part
@@ -28,7 +28,7 @@ class Tokenizers:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> "Tokenizers":
-        """The tokenizers of a bundle.
+        """Reads the tokenizers of a bundle.
 
         Raises:
           BundleError: if one is missing or damaged.
@@ -37,18 +37,18 @@ class Tokenizers:
         return cls(bundle.part("soundstream"), bundle.part("w2v_bert"), bundle.mulan(), own)
 
     def tokenize(self, audio: np.ndarray, known: Collection[str] = ()) -> dict[str, np.ndarray]:
-        """Token streams of equally long clips; each new shape is compiled once.
+        """Encodes clips of equal length as token streams; compiles once per shape.
 
         Args:
-          audio: float32 `[batch, samples]`, 24 kHz; samples a multiple of 960 (one semantic frame).
-          known: names of streams that are not wanted.
+          audio: float32 `[batch, samples]`, 24 kHz; samples is a multiple of 960 (one semantic frame).
+          known: names of streams to leave out.
 
         Returns:
-          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]`, and with a melody
-          model "melody" `[batch, 72]`, of the first 10 s.
+          int32 codes: "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`, "mulan" `[batch, 12]` and, with a melody
+          model, "melody" `[batch, 72]` of the first 10 s.
 
         Raises:
-          ValueError: if `audio` has another shape.
+          ValueError: if `audio` does not have this shape.
         """
         if audio.ndim != 2 or audio.shape[1] == 0 or audio.shape[1] % SAMPLES_PER_SEMANTIC_FRAME:
             raise ValueError(
@@ -68,32 +68,32 @@ class Tokenizers:
         }
 
     def caption_codes(self, texts: Sequence[str]) -> np.ndarray:
-        """MuLan codes of texts: int32 `[texts, 12]`."""
+        """Encodes texts as MuLan codes: int32 `[texts, 12]`."""
         config, variables = self.mulan
         return np.asarray(mulan.tokens(config, variables, mulan.embed_text(config, variables, texts), "text"))
 
 
 def encode_semantic(part: Part, audio: np.ndarray) -> jax.Array:
-    """Semantic codes int32 `[batch, t]` of `[batch, samples]`."""
+    """Encodes audio `[batch, samples]` as semantic codes, int32 `[batch, t]`."""
     return _semantic(part.config, part.variables, audio)
 
 
 def encode_acoustic(part: Part, audio: np.ndarray) -> jax.Array:
-    """Acoustic codes int32 `[batch, 2 t, 12]` of `[batch, samples]`."""
+    """Encodes audio `[batch, samples]` as acoustic codes, int32 `[batch, 2 t, 12]`."""
     return _acoustic(part.config, part.variables, audio)
 
 
 def encode_mulan(part: Part, audio: np.ndarray) -> jax.Array:
-    """MuLan codes int32 `[batch, 12]` of `[batch, samples]`."""
+    """Encodes audio `[batch, samples]` as MuLan codes, int32 `[batch, 12]`."""
     return _mulan(part.config, part.variables, audio)
 
 
 def encode_melody(part: Part, audio: np.ndarray) -> jax.Array:
-    """Melody codes int32 `[batch, 72]` of the first 10 s of `[batch, samples]`."""
+    """Encodes the first 10 s of audio `[batch, samples]` as melody codes, int32 `[batch, 72]`."""
     return melody.tokens(part.config, part.variables, audio)
 
 
-# Configs are frozen dataclasses, hence hashable: compiled once per config and shape, not once per object.
+# Configs are hashable (frozen dataclasses), so these compile once per config and shape, not once per object.
 @functools.partial(jax.jit, static_argnums=0)
 def _semantic(config: w2v_bert.W2vBertConfig, variables: Any, audio: jax.Array) -> jax.Array:
     return w2v_bert.semantic_tokens(config, variables, audio)
