@@ -99,7 +99,7 @@ def test_a_plan_of_slices_adds_their_network():
     made = plan.Plan(2, chip, 1, 1.0, 1.0, 1.0, 1.0, 1e12, 1e12, traffic, 1, slices=4)
     assert made.seconds["network between slices"] == 2 * 3 / 4 * 1e9 / 1e10
     assert plan.Plan.from_json(json.loads(json.dumps(dataclasses.asdict(made)))) == made
-    with pytest.raises(ValueError, match="publishes no rate of the network between slices of v4"):
+    with pytest.raises(ValueError, match="publishes no network rate between slices of v4"):
         plan.topology_devices("v4:2x2x1", slices=2)
 
 

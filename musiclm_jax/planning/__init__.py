@@ -1,4 +1,4 @@
-"""What a training costs before it is begun: memory, FLOPs and traffic of the compiled step.
+"""Estimates the cost of a training before it starts: memory, FLOPs and traffic of the compiled step.
 
 Imports `stages` and `training`.
 """

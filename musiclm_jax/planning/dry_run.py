@@ -1,4 +1,4 @@
-"""Two steps on data that is made up: does a training fit into these devices, and how fast is it, before it begins."""
+"""Takes two steps on made-up data: shows whether a training fits into these devices, and how fast it is."""
 
 import resource
 import sys
@@ -25,10 +25,10 @@ def report(
     """Takes two steps as `trainer.train` does; reads no data and writes no file.
 
     Args:
-      learner: what would be trained.
+      learner: the learner to test.
       host_batch: this process's rows of a batch, such as `datasets.fake_batch`.
       mesh: from `partitioning.make_mesh`.
-      start_variables: of a bundle's part, to begin with.
+      start_variables: variables of a bundle's part to start from.
 
     Yields:
       Lines about the parameters, the first step, the rate and the memory, as soon as each is known.
@@ -64,7 +64,7 @@ def report(
 
 
 def _memory(train_step: Any, device: Any) -> str:
-    """What the compiler says a device needs, and what was in use."""
+    """Describes the memory of a device: the compiler's estimate and the measured peak."""
     needed = train_step.memory_analysis()
     temporary = needed.temp_size_in_bytes
     held = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
@@ -73,7 +73,7 @@ def _memory(train_step: Any, device: Any) -> str:
     if "peak_bytes_in_use" in stats:
         limit = f" of {_gib(stats['bytes_limit'])}" if "bytes_limit" in stats else ""
         return f"{text}; measured at the peak: {_gib(stats['peak_bytes_in_use'])}{limit}"
-    # A CPU's devices share the memory of the process; Linux counts it in KiB, macOS in bytes.
+    # CPU devices share the memory of the process; Linux reports it in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"{text}; the process at its peak: {_gib(peak)}"
 

@@ -1,8 +1,8 @@
-"""Traffic of a compiled program, counted in the text of XLA's optimised HLO: bytes of HBM and of collectives.
+"""Counts the traffic of a compiled program in the text of XLA's optimised HLO: bytes of HBM and of collectives.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as the loop runs it. What lies in
-on-chip memory (memory spaces other than 0, "S(1)" in a layout) is no traffic. Fusions move what they read and write,
-not what they compute within; of a stacked array that they slice, they move the slice.
+XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as the loop runs it. Arrays in on-chip
+memory (memory spaces other than 0, "S(1)" in a layout) cause no traffic. A fusion moves its inputs and outputs, not its
+intermediate results; if it slices a stacked array, it moves only the slice.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ BYTES = {
     "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8,
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# They move nothing by themselves, or are counted elsewhere: in the computations they call, or where they start.
+# They move nothing themselves, or are counted elsewhere: in the computations they call, or at the matching start.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "async-start", "async-update",
@@ -31,11 +31,11 @@ class Instruction:
     """One line of HLO."""
 
     name: str
-    shape: str  # of its result, a tuple in brackets
+    shape: str  # shape of the result; tuples are in parentheses
     opcode: str
     operands: tuple[str, ...]  # names
-    arguments: str  # the operands as they are written
-    attributes: str  # what follows them
+    arguments: str  # the text of the operands
+    attributes: str  # the text after the operands
     is_root: bool
 
 
@@ -44,12 +44,12 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one device moves in a run of the program, in bytes."""
+    """Traffic of one device in one run of the program, in bytes."""
 
     hbm: float  # read and written
-    collectives: dict[str, float]  # sent over the interconnect, by kind (a ring's share of each)
-    collective_counts: dict[str, int]  # executions
-    slices: float = 0.0  # handed to the network between slices
+    collectives: dict[str, float]  # sent over the interconnect by kind of collective, assuming rings
+    collective_counts: dict[str, int]  # number of executions by kind
+    slices: float = 0.0  # sent to the network between slices
 
 
 def traffic(text: str) -> Traffic:
@@ -59,7 +59,7 @@ def traffic(text: str) -> Traffic:
       text: `compiled.as_text()` of a jitted function.
 
     Raises:
-      ValueError: if the text holds no program, or a loop's number of rounds cannot be told.
+      ValueError: if the text holds no program, or a loop's number of iterations cannot be determined.
     """
     computations, entry = parse(text)
     hbm, slices, sent, counts = 0.0, 0.0, defaultdict[str, float](float), Counter[str]()
@@ -78,10 +78,10 @@ def traffic(text: str) -> Traffic:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns the computations by name, and the entry's name.
+    """Returns the computations by name, and the name of the entry computation.
 
     Raises:
-      ValueError: if there is no entry.
+      ValueError: if there is no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", {}
@@ -111,7 +111,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Place of the bracket that closes the one at `opening`."""
+    """Returns the position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for place in range(opening, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -121,7 +121,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def executions(computations: dict[str, Computation], entry: str) -> Iterator[tuple[str, int, bool]]:
-    """Yields (computation, how often it runs, whether it is part of a fusion), from the entry on downwards."""
+    """Yields (name, number of runs, whether it is part of a fusion) of the entry and all computations below it."""
     todo = [(entry, 1, False)]
     while todo:
         name, times, fused = todo.pop()
@@ -134,7 +134,7 @@ def executions(computations: dict[str, Computation], entry: str) -> Iterator[tup
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """Computations that an instruction runs; not those that reduce two numbers to one."""
+    """Returns the computations that an instruction runs, without the scalar functions of reductions."""
     names = re.findall(r"(?:calls|body|true_computation|false_computation)=%([\w.\-]+)", instruction.attributes)
     if branches := re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes):
         names += _NAME.findall(branches.group(1))
@@ -144,19 +144,19 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _rounds(loop: Instruction, computations: dict[str, Computation]) -> int:
-    """How often a loop runs its body."""
+    """Returns how often a loop runs its body."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known.group(1))
     found = re.search(r"condition=%([\w.\-]+)", loop.attributes)
     condition = computations[found.group(1)] if found else {}
     limits = {int(i.arguments) for i in condition.values() if i.opcode == "constant" and i.shape.startswith("s32[]")}
     if len(limits) != 1:
-        raise ValueError(f"cannot tell how often loop {loop.name} runs: its condition has the constants {limits}")
+        raise ValueError(f"cannot determine how often loop {loop.name} runs: its condition has the constants {limits}")
     return limits.pop()
 
 
 def array_bytes(shape: str, in_hbm_only: bool = True) -> list[float]:
-    """Bytes of each array of a shape; 0 for those in on-chip memory, unless all are asked for."""
+    """Returns the bytes of each array of a shape; arrays in on-chip memory count 0 with `in_hbm_only`."""
     sizes = []
     for dtype, dimensions, layout in _ARRAY.findall(shape):
         on_chip = in_hbm_only and re.search(r"S\([1-9]", layout)
@@ -166,7 +166,7 @@ def array_bytes(shape: str, in_hbm_only: bool = True) -> list[float]:
 
 
 def moved_bytes(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes of HBM that an instruction outside of fusions reads and writes."""
+    """Counts the bytes of HBM that an instruction outside of fusions reads and writes."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
         return 0.0
@@ -189,7 +189,7 @@ def moved_bytes(instruction: Instruction, computation: Computation, computations
 
 
 def _of_fusion(name: str, computations: dict[str, Computation], read: list[float], written: list[float]) -> float:
-    """Bytes of a fusion: of operands that it only slices, and of results that it only updates, the slices."""
+    """Counts the bytes of a fusion; operands that are only sliced and results that are only updated count the slice."""
     fused = computations[name]
     total = sum(min(size, _read_of_parameter(name, index, computations)) for index, size in enumerate(read))
     root = next(i for i in fused.values() if i.is_root)
@@ -204,7 +204,7 @@ def _of_fusion(name: str, computations: dict[str, Computation], read: list[float
 
 
 def _read_of_parameter(name: str, index: int, computations: dict[str, Computation]) -> float:
-    """Bytes that a fused computation reads of a parameter; infinite if some user reads all of it."""
+    """Counts the bytes that a fused computation reads from a parameter; infinite if an instruction reads all of it."""
     fused = computations[name]
     parameter = next((i for i in fused.values() if i.opcode == "parameter" and i.arguments == str(index)), None)
     return 0.0 if parameter is None else _read_of_value(parameter.name, fused, computations)
@@ -227,7 +227,7 @@ def _read_of_value(name: str, fused: Computation, computations: dict[str, Comput
 
 
 def wire_bytes(instruction: Instruction) -> float:
-    """Bytes that a device sends in a collective, as a ring does it."""
+    """Counts the bytes that a device sends in a collective, assuming a ring."""
     kind = instruction.opcode.removesuffix("-start")
     arrays = array_bytes(instruction.shape, in_hbm_only=False)
     if instruction.opcode.endswith("-start") and kind != "all-reduce":  # (operands, results)
@@ -240,10 +240,10 @@ def wire_bytes(instruction: Instruction) -> float:
 
 
 def group_size(attributes: str) -> int:
-    """Devices of a group of a collective, from any of the ways that HLO writes them.
+    """Returns the number of devices per group of a collective, from any of HLO's notations.
 
     Raises:
-      ValueError: if there is none that this function knows.
+      ValueError: if the notation is unknown.
     """
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
         return int(found.group(2))
@@ -255,4 +255,4 @@ def group_size(attributes: str) -> int:
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if "source_target_pairs" in attributes:
         return 2
-    raise ValueError(f"cannot tell the groups of a collective: {attributes[:120]!r}")
+    raise ValueError(f"cannot determine the groups of a collective: {attributes[:120]!r}")

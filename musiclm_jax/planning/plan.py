@@ -1,9 +1,9 @@
-"""What a train step will cost on TPUs that are not here: compiled for their topology on this CPU, and counted.
+"""Estimates the training cost of a stage on TPUs you do not have: the step is compiled for their topology on this CPU.
 
-Memory is what XLA's compiler for that chip says. FLOPs are those of the matrix products in the step's jaxpr (a scan's
-body counts as often as it runs; work that is split over devices is assumed to split evenly); HBM and interconnect
-traffic are counted in the compiled program (hlo.py). The roofline is the longest of the three at the chip's peak rates:
-no step can be faster, a real one is slower.
+Memory is the figure of XLA's compiler for that chip. FLOPs are counted in the matrix products of the step's jaxpr: a
+scan's body counts as often as it runs, and sharded work is assumed to split evenly. HBM and interconnect traffic are
+counted in the compiled program (hlo.py). The roofline is the longest of the three times at the chip's peak rates: no
+step can be faster, and real steps are slower.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ KNOBS = (
 
 
 class DoesNotFitError(ValueError):
-    """The step needs more memory than the chip has."""
+    """Raised if the step needs more memory than the chip has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Cost of one train step; bytes, FLOPs and traffic are those of one chip."""
+    """Cost of one train step; bytes, FLOPs and traffic are per chip."""
 
     chips: int
     chip: Chip
@@ -44,61 +44,61 @@ class Plan:
     parameter_bytes: float
     optimizer_bytes: float
     activation_bytes: float  # kept for the backward pass by the scan over layers
-    temporary_bytes: float  # all else that the program allocates, its own code included
-    flops: float  # executed: what is computed again included, and masked scores
+    temporary_bytes: float  # everything else that the program allocates, including its own code
+    flops: float  # executed, including rematerialization and masked scores
     model_flops: float  # 6 N D and causal attention
     traffic: hlo.Traffic
-    tokens: int  # of a step, over all chips
-    slices: int = 1  # that only the data center's network joins
+    tokens: int  # per step, over all chips
+    slices: int = 1  # connected only by the data center's network
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
-        """A plan from what `dataclasses.asdict` made of it."""
+        """Builds a plan from the output of `dataclasses.asdict`."""
         return cls(**values | {"chip": Chip(**values["chip"]), "traffic": hlo.Traffic(**values["traffic"])})
 
     @property
     def hbm_bytes(self) -> float:
-        """Bytes of HBM in use at the peak."""
+        """Peak HBM use in bytes."""
         return self.parameter_bytes + self.optimizer_bytes + self.activation_bytes + self.temporary_bytes
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Least seconds of a step by what bounds it."""
+        """Lower bounds of a step's time in seconds, by the resource that sets the bound."""
         found = {
             "compute": self.flops / self.chip.flops,
             "HBM": self.traffic.hbm / self.chip.hbm_rate,
             "interconnect": sum(self.traffic.collectives.values()) / self.chip.wire_rate,
         }
-        if self.slices > 1:  # a ring sends each sum's bytes on, and then the sum
+        if self.slices > 1:  # a ring all-reduce passes on the partial sums, then the result
             sent = 2 * (self.slices - 1) / self.slices * self.traffic.slices
             found["network between slices"] = sent / self.chip.network_rate
         return found
 
     @property
     def step_seconds(self) -> float:
-        """The roofline."""
+        """The roofline: seconds of the fastest possible step."""
         return max(self.seconds.values())
 
     @property
     def mfu(self) -> float:
-        """Most that the model's own FLOPs can be of the chip's peak."""
+        """Upper bound of the model FLOPs utilisation."""
         return self.model_flops / (self.step_seconds * self.chip.flops)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all chips, at the roofline."""
+        """Tokens per second of all chips at the roofline."""
         return self.tokens / self.step_seconds
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
-    """Devices of a TPU topology such as "v4:4x4x4", and their chip.
+    """Returns the devices of a TPU topology such as "v4:4x4x4", and their chip.
 
     Args:
-      name: of a slice's topology.
-      slices: how many of them the data center's network joins.
+      name: topology of a slice.
+      slices: number of such slices, connected by the data center's network.
 
     Raises:
-      ValueError: if libtpu is missing, the topology is unknown, or its network between slices is.
+      ValueError: if libtpu is missing, or the topology or the rate of its network between slices is unknown.
     """
     from jax.experimental import topologies
 
@@ -108,7 +108,7 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
     if slices > 1 and not CHIPS[family].network_rate:
         known = ", ".join(name for name, chip in CHIPS.items() if chip.network_rate)
         raise ValueError(
-            f"make_mesh.dcn_data is {slices}, but Google publishes no rate of the network between slices of {family}: "
+            f"make_mesh.dcn_data is {slices}, but Google publishes no network rate between slices of {family}: "
             f"plan one slice, or slices of {known}"
         )
     options = {"num_slices": slices} if slices > 1 else {}
@@ -124,16 +124,16 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
 
 
 def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan:
-    """Compiles a stage's train step for a mesh and counts what it costs.
+    """Compiles a stage's train step for a mesh and counts its cost.
 
     Args:
-      learner: of a stage.
-      batch_size: over all devices.
-      mesh: of devices that need not be here.
-      chip: what they are; a topology may list a chip as two devices.
+      learner: learner of a stage.
+      batch_size: global batch size.
+      mesh: mesh of devices, which need not exist on this machine.
+      chip: chip of these devices; a topology may list one chip as two devices.
 
     Raises:
-      DoesNotFitError: if the compiler finds that the step needs more memory than there is.
+      DoesNotFitError: if the compiler finds that the step needs more memory than the chip has.
       ValueError: if the batch or the model does not divide over the mesh.
     """
     partitioning.check_batch_size(mesh, batch_size)
@@ -185,7 +185,7 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
 
 
 def _compile(lowered: Any) -> tuple[Any, str]:
-    """The program, and its text as libtpu itself dumps it: jaxlib cannot read every instruction that libtpu makes."""
+    """Compiles a program; returns it and the text that libtpu dumps, since jaxlib cannot read all its instructions."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -221,7 +221,7 @@ def _bytes_of_a_device(leaf: jax.ShapeDtypeStruct) -> float:
 
 
 def matmul_flops(jaxpr: Jaxpr) -> float:
-    """FLOPs of the matrix products of a jaxpr, over all devices; a scan's body counts as often as it runs."""
+    """Counts the FLOPs of a jaxpr's matrix products over all devices; a scan's body counts as often as it runs."""
     total = 0.0
     read = {id(value) for equation in jaxpr.eqns for value in equation.invars} | set(map(id, jaxpr.outvars))
     for equation in jaxpr.eqns:
@@ -231,15 +231,15 @@ def matmul_flops(jaxpr: Jaxpr) -> float:
             result: Any = equation.outvars[0].aval
             total += 2.0 * math.prod(operand.shape[axis] for axis in left) * math.prod(result.shape)
         if equation.primitive.name == "pallas_call":
-            # Its loops have unknown lengths: a kernel says itself what it does. jax.checkpoint leaves kernels behind
-            # whose results were saved and which nothing reads; XLA takes them out.
+            # The lengths of its loops are unknown, so a kernel states its cost itself. jax.checkpoint leaves kernels in
+            # the jaxpr whose results were saved, so that nothing reads them; XLA removes them.
             if any(id(result) in read for result in equation.outvars):
                 total += equation.params["cost_estimate"].flops
             continue
         inner = [matmul_flops(own) for own in _jaxprs(equation.params)]
         if equation.primitive.name == "cond":
             total += max(inner)
-        elif equation.primitive.name == "shard_map":  # the body is that of one device
+        elif equation.primitive.name == "shard_map":  # its body is the work of one device
             total += sum(inner) * equation.params["mesh"].size
         else:
             total += sum(inner) * (equation.params["length"] if equation.primitive.name == "scan" else 1)
@@ -247,7 +247,7 @@ def matmul_flops(jaxpr: Jaxpr) -> float:
 
 
 def kept_bytes(jaxpr: Jaxpr, layers: int) -> float:
-    """Bytes that scans over layers stack up for the backward pass, over all devices; 0 where layers are unrolled."""
+    """Counts the bytes that scans over layers keep for the backward pass, over all devices; 0 for unrolled layers."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan" and equation.params["length"] == layers and not equation.params["reverse"]:
