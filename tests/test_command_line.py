@@ -138,7 +138,7 @@ def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
     "options, message",
     [
         ([], "give a prompt"),
-        ([""], "holds no words"),
+        ([""], "contains no words"),
         (["x" * 10_000], "10,000 characters"),
         (["piano", "--seconds", "0"], "seconds is 0"),
         (["piano", "--seconds", "-1"], "seconds is -1"),
@@ -157,8 +157,8 @@ def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
         (["piano", "--story", "/nowhere/s.txt"], "--story and PROMPT are both given: give one"),
         (["piano", "jig", "--at", "0:15", "fiddle"], "--at takes one PROMPT"),
         (["--at", "0:15", "fiddle"], "the story begins at 0:15: begin it at 0:00"),
-        (["piano", "--at", "0:30", "fiddle", "--at", "0:15", "organ"], "0:15 stands after 0:30: put the times"),
-        (["piano", "--at", "later", "fiddle"], "'later' is no time"),
+        (["piano", "--at", "0:30", "fiddle", "--at", "0:15", "organ"], "0:15 follows 0:30: put the times"),
+        (["piano", "--at", "later", "fiddle"], "'later' is not a time"),
         (["piano", "--at", "0:15", "fiddle", "--seconds", "10"], "seconds is 10: the last section of the story begins"),
         (["piano", "--blend", "2"], "--blend is for a story"),
         (["--story", "/nowhere/s.txt"], "--story /nowhere/s.txt: cannot be read as text"),
@@ -167,7 +167,7 @@ def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
         (["--continue", "/nowhere/a.wav"], "/nowhere/a.wav: no such sound file"),
         (["piano", "--like", "/nowhere/a.wav"], "/nowhere/a.wav: no such sound file"),
         (["piano", "--output", "-"], "add --stream"),
-        (["piano", "jig", "--stream"], "a stream is one piece"),
+        (["piano", "jig", "--stream"], "only one piece can be streamed"),
         (["piano", "--stream", "--output", "m.mp3"], "cannot write .mp3: use .wav, .flac, .ogg, .pcm, .raw"),
         (["piano", "--stream", "--output", "/nowhere/m.pcm"], "there is no folder /nowhere"),
         (["piano", "--stream", "--spectrogram", "s.png"], "leave out --stream"),
@@ -182,7 +182,7 @@ def test_bad_input_is_one_line_before_any_work(run, no_models, tmp_path, options
 
 BAD_RECORDINGS = {
     "silent": (np.zeros(24_000), "the recording is silent"),
-    "short": (np.ones(2400) / 2, "the recording lasts 0.1 s: give one of 1 to 300 s"),
+    "short": (np.ones(2400) / 2, "the recording lasts 0.1 s: give one that lasts 1 to 300 s"),
     "empty": (b"", "the file is empty (0 bytes)"),
     "broken": (b"RIFFwords" * 99, "not a sound file that can be read"),
 }

@@ -149,16 +149,16 @@ def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"guidance": (1.0,)}, "two numbers"),
-        ({"guidance": (1.0, 3.0)}, "the coarse stage of this bundle was trained without dropping"),
+        ({"guidance": (1.0, 3.0)}, "the coarse stage of this bundle was trained without conditioning dropout"),
         ({"seed": -1}, "seed is -1"),
         ({"vary": "melody"}, "vary is 'melody': give one of all, acoustics"),
         ({"weights": "int4"}, "weights is 'int4': give one of float32, int8"),
-        ({"like": miniature.tone()}, "both a text and a recording to sound like"),
+        ({"like": miniature.tone()}, r"both a text and a recording \(like\)"),
         ({"like": miniature.tone()[:99], "vary": "acoustics"}, "like: the recording lasts 0.00413 s"),
         ({"continue_from": np.zeros(24_000, np.float32)}, "continue_from: the recording is silent"),
-        ({"continue_from": np.full(24_000, np.nan)}, "holds NaN"),
+        ({"continue_from": np.full(24_000, np.nan)}, "contains NaN"),
         ({"continue_from": miniature.tone()[None]}, r"expected float audio \[samples\]"),
-        ({"continue_from": miniature.tone(2.0), "seconds": 599}, "601 s together: give at most 600"),
+        ({"continue_from": miniature.tone(2.0), "seconds": 599}, "601 s together: the maximum is 600"),
     ],
 )
 def test_bad_requests_are_one_line(bundle, options, message):
@@ -299,7 +299,7 @@ def test_music_follows_a_melody(bundle, melodic, monkeypatch):
     [
         ({"melody": np.zeros(48_000, np.float32)}, "melody: the recording is silent"),
         ({"melody": miniature.tone()[:99]}, "melody: the recording lasts"),
-        ({"melody": miniature.tone(), "continue_from": miniature.tone()}, "leave out continue_from"),
+        ({"melody": miniature.tone(), "continue_from": miniature.tone()}, "omit continue_from"),
         ({"melody": miniature.tone(), "vary": "acoustics"}, "vary at 'all'"),
     ],
 )
@@ -310,7 +310,7 @@ def test_bad_melodies_are_one_line(melodic, options, message):
 
 
 def test_a_bundle_without_a_melody_model_says_so(bundle):
-    with pytest.raises(ValueError, match="has no stage that follows a melody: leave it out"):
+    with pytest.raises(ValueError, match="has no stage that follows a melody: omit the melody"):
         generate.generate(bundle, ["piano"], seconds=1.0, melody=miniature.tone())
 
 
@@ -327,7 +327,7 @@ def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
 
 def test_a_stream_is_of_one_piece(bundle):
     for asked, options in [(["piano", "fiddle"], {}), (["piano"], {"num_samples": 2}), (["piano"], {"best_of": 2})]:
-        with pytest.raises(ValueError, match="a stream is one piece"):
+        with pytest.raises(ValueError, match="only one piece can be streamed"):
             next(generate.stream(bundle, asked, Request(**options)))
 
 

@@ -10,9 +10,9 @@ from musiclm_jax.generation.prompts import Section, Story
     "given, message",
     [
         ([], "no prompt"),
-        ("piano", "one prompt: give a list"),
-        ([""], "holds no words"),
-        ([" ?! "], "holds no words"),
+        ("piano", "a single prompt: give a list"),
+        ([""], "contains no words"),
+        ([" ?! "], "contains no words"),
         (["piano", "a" * 10_000], "10,000 characters: give at most 1,000"),
         ([7], "is a int"),
     ],
@@ -39,7 +39,7 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "1:75", "-1", "0:15:", "soon", "1e3", "nan", "0:0:0:1", "1:60"])
 def test_what_is_no_time(text):
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(ValueError, match="is not a time"):
         prompts.parse_time(text)
 
 
@@ -60,12 +60,12 @@ def test_a_story_is_lines_with_times():
         ("0:00 piano\njig", 0, "line 2 is 'jig': write a time and a text"),
         ("0:00 piano\n0:15", 0, "line 2 is '0:15'"),
         ("0:05 piano", 0, "the story begins at 0:05: begin it at 0:00"),
-        ("0:00 piano\n0:30 jig\n0:15 organ", 0, "0:15 stands after 0:30"),
-        ("0:00 piano\n0:00 jig", 0, "0:00 stands after 0:00"),
-        ("0:00 piano\n0:00.5 jig", 0, "only 0.5 s lie between 0:00 and 0:00.5: a section needs 1 s"),
-        ("0:00 piano\n0:05 jig", 6, "no less than the blend, which is 6 s"),
+        ("0:00 piano\n0:30 jig\n0:15 organ", 0, "0:15 follows 0:30"),
+        ("0:00 piano\n0:00 jig", 0, "0:00 follows 0:00"),
+        ("0:00 piano\n0:00.5 jig", 0, "only 0.5 s lie between 0:00 and 0:00.5: a section must last at least 1 s"),
+        ("0:00 piano\n0:05 jig", 6, r"at least as long as the blend \(6 s\)"),
         ("0:00 piano\n0:05 jig", -1, "blend is -1"),
-        ("0:00 piano\n0:05 !!", 0, "holds no words"),
+        ("0:00 piano\n0:05 !!", 0, "contains no words"),
     ],
 )
 def test_bad_stories_are_one_line(lines, blend, message):

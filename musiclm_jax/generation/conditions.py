@@ -1,4 +1,4 @@
-"""Prompts and recordings as the stages take them: MuLan codes over time, and tokens that are known beforehand."""
+"""Turns prompts and recordings into stage inputs: MuLan codes over time, and tokens known in advance."""
 
 import dataclasses
 import itertools
@@ -14,20 +14,20 @@ from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 from musiclm_jax.generation.prompts import Story
 from musiclm_jax.tokenizers import mulan
 
-BLEND_STEP = 1.0  # seconds that a mix of two sections lasts
-RECORDING = "the recording"  # stands for a prompt
+BLEND_STEP = 1.0  # seconds each mix of two sections lasts
+RECORDING = "the recording"  # label used in place of a prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What one prompt asks for.
+    """MuLan conditioning for one prompt.
 
     Attributes:
       label: the prompt as text.
-      times: seconds at which its sections begin, the first 0.
-      embeddings: MuLan embedding of each section, float32 `[sections, dim]` of length 1.
-      starts: semantic frames from which `codes` hold, the first 0; more than sections where they are blended.
-      codes: int32 `[changes, 12]`.
+      times: seconds at which the sections begin; the first is 0.
+      embeddings: MuLan embedding of each section, float32 `[sections, dim]`, unit norm.
+      starts: semantic frames at which each row of `codes` takes effect; the first is 0. Blends add extra rows.
+      codes: MuLan codes, int32 `[changes, 12]`.
     """
 
     label: str
@@ -38,10 +38,17 @@ class Condition:
 
 
 def similarities(part: Part, asked: Sequence[Condition], audio: np.ndarray) -> np.ndarray:
-    """Cosines `[batch]` of the embeddings of prompts and their audio `[batch, samples]`.
+    """Returns the cosine similarity between each prompt and its audio.
 
-    Of a story it is the mean over its sections, each counted by its length. `part` is `bundle.mulan()`; all rows have
-    their sections at the same times.
+    For a story, it is the mean over sections, weighted by their length.
+
+    Args:
+      part: `bundle.mulan()`.
+      asked: one condition per row; their sections begin at the same times.
+      audio: float32 `[batch, samples]`, 24 kHz.
+
+    Returns:
+      float32 `[batch]`.
     """
     edges = [*(round(time * SAMPLE_RATE) for time in asked[0].times), audio.shape[1]]
     total = np.zeros(len(audio), np.float32)
@@ -53,9 +60,9 @@ def similarities(part: Part, asked: Sequence[Condition], audio: np.ndarray) -> n
 
 
 def of_stories(part: Part, stories: Sequence[Story]) -> list[Condition]:
-    """Conditions of prompts; `part` is `bundle.mulan()`.
+    """Returns the conditions for text prompts; `part` is `bundle.mulan()`.
 
-    The texts of a mix are embedded one by one; their weighted mean is scaled to length 1.
+    Each text of a mix is embedded separately; their weighted mean is scaled to unit norm.
     """
     texts = list(dict.fromkeys(text for story in stories for section in story.sections for text in section.texts))
     embedded = np.asarray(mulan.embed_text(part.config, part.variables, texts))
@@ -74,13 +81,13 @@ def of_stories(part: Part, stories: Sequence[Story]) -> list[Condition]:
 
 
 def of_recording(part: Part, audio: np.ndarray) -> Condition:
-    """The condition of a recording `[samples]` that stands for a prompt; `part` is `bundle.mulan()`."""
+    """Returns the condition for a recording `[samples]` used as a prompt; `part` is `bundle.mulan()`."""
     embedding = np.asarray(mulan.embed_audio(part.config, part.variables, audio[None]))
     return _condition(part, RECORDING, (0.0,), embedding, [(0.0, embedding[0])], "audio")
 
 
 def mix(embeddings: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Weighted mean of unit embeddings `[dim]`, scaled to length 1; one alone stays as it is."""
+    """Returns the weighted mean of unit embeddings `[dim]`, scaled to unit norm; a single one is returned unchanged."""
     if len(embeddings) == 1:
         return embeddings[0]
     total = np.asarray(weights, np.float32) @ np.stack(embeddings)
@@ -88,9 +95,9 @@ def mix(embeddings: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarra
 
 
 def timeline(story: Story, embeddings: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """(second, embedding from then on) of a story: its sections, and between two of them mixes, if it blends.
+    """Returns (start in seconds, embedding) pairs for a story: its sections and, if it blends, the mixes between them.
 
-    A blend lies around the start of the section; its mixes last `BLEND_STEP` each and move in even shares.
+    A blend is centered on the start of a section. Each mix lasts about `BLEND_STEP`; the shares change in equal steps.
     """
     line = [(0.0, embeddings[0])]
     count = math.ceil(story.blend / BLEND_STEP)
@@ -115,14 +122,14 @@ def _condition(
         mulan.tokens(part.config, part.variables, jnp.stack([embedding for _, embedding in line]), modality)
     )
     starts = [round(time * SEMANTIC.frame_rate) for time, _ in line]
-    # Where the codes stay the same, nothing changes for the stages.
+    # The stages only see codes: drop changes that leave the codes the same.
     changes = [0, *(i for i in range(1, len(line)) if (codes[i] != codes[i - 1]).any())]
     return Condition(label, times, embeddings, tuple(starts[i] for i in changes), codes[changes])
 
 
 @dataclasses.dataclass(frozen=True)
 class Melody:
-    """A recording whose melody the music follows, again and again where it is shorter than the music.
+    """A recording whose melody the music follows; it is looped if it is shorter than the music.
 
     Attributes:
       part: the melody model.
@@ -133,7 +140,7 @@ class Melody:
     audio: np.ndarray
 
     def at(self, frame: int) -> np.ndarray:
-        """Codes int32 `[72]` of the 10 s from a semantic frame on."""
+        """Returns melody codes, int32 `[72]`, for the 10 s that begin at a semantic frame."""
         first = frame * SAMPLES_PER_SEMANTIC_FRAME
         own = np.take(self.audio, np.arange(first, first + self.part.config.clip_samples), mode="wrap")
         return np.asarray(encode_melody(self.part, own[None]))[0]
@@ -141,11 +148,11 @@ class Melody:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Tokens that are known before anything is made.
+    """Tokens that are known before generation starts.
 
     Attributes:
       semantic: int32 `[t, 1]`.
-      acoustic: int32 `[2 t', 12]`, t' at most t.
+      acoustic: int32 `[2 t', 12]`, where t' is at most t.
     """
 
     semantic: np.ndarray
@@ -153,7 +160,9 @@ class Known:
 
 
 def known_tokens(bundle: Bundle, audio: np.ndarray | None, with_acoustic: bool) -> Known:
-    """Tokens of a recording `[samples]`, of whole semantic frames from its end back; none for None.
+    """Returns the tokens of a recording `[samples]`, or empty arrays if it is None.
+
+    Samples that do not fill a semantic frame are cut from the beginning.
 
     Raises:
       BundleError: if a tokenizer is missing or damaged.

@@ -1,4 +1,4 @@
-"""What a recording sounds like to the models: nearest tags and captions by MuLan, its tokens, and their variety."""
+"""Describes a recording as the models hear it: nearest tags and captions (MuLan), tokens, and codebook use."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tokenizers import mulan
 
 CANDIDATES_FILE = "tags.json"  # {"tags": [...], "captions": [...]}, written with MuLan's export
-MAX_SECONDS = 300.0  # of audio looked at
+MAX_SECONDS = 300.0  # longer audio is truncated
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookUse:
-    """Variety of one level: `distinct` of `codebook_size` codes in `frames` frames, `bits` of entropy."""
+    """Code usage at one level: `distinct` of `codebook_size` codes occur in `frames` frames, with `bits` of entropy."""
 
     level: int
     frames: int
@@ -30,12 +30,12 @@ class Description:
     """A recording as MuLan and the tokenizers see it.
 
     Attributes:
-      seconds: length of the audio that was looked at.
+      seconds: length of the audio that was analyzed.
       tags: (tag, cosine of the MuLan embeddings), best first.
-      captions: likewise for whole sentences.
+      captions: (caption, cosine of the MuLan embeddings), best first.
       tokens: int32 codes "mulan" `[12]`, "semantic" `[t]`, "acoustic" `[2 t, 12]`.
-      semantic_use: variety of the semantic codes.
-      acoustic_use: variety of the acoustic codes, level by level.
+      semantic_use: usage of the semantic codes.
+      acoustic_use: usage of the acoustic codes at each level.
     """
 
     seconds: float
@@ -47,11 +47,11 @@ class Description:
 
 
 def describe(bundle: Bundle, audio: np.ndarray) -> Description:
-    """Describes audio.
+    """Describes a recording.
 
     Args:
-      bundle: with the tokenizers and tags.json.
-      audio: float32 `[samples]`, 24 kHz; what exceeds `MAX_SECONDS` is left out.
+      bundle: must hold the tokenizers and tags.json.
+      audio: float32 `[samples]`, 24 kHz; truncated to `MAX_SECONDS`.
 
     Raises:
       ValueError: if the audio is shorter than one semantic frame (40 ms) or silent.
@@ -83,14 +83,17 @@ def describe(bundle: Bundle, audio: np.ndarray) -> Description:
 
 
 def codebook_use(codes: np.ndarray, level: int, codebook_size: int) -> CodebookUse:
-    """Variety of `codes` `[frames]`: the entropy of their histogram is 0 bits when one code is used throughout."""
+    """Counts the distinct codes in `codes` `[frames]` and computes the entropy of their histogram.
+
+    The entropy is 0 bits if a single code is used throughout.
+    """
     counts = np.unique(codes, return_counts=True)[1]
     shares = counts / counts.sum()
     return CodebookUse(level, len(codes), len(counts), codebook_size, float(-(shares * np.log2(shares)).sum()) + 0.0)
 
 
 def read_candidates(bundle: Bundle) -> dict[str, list[str]]:
-    """The tags and captions to choose from.
+    """Reads the tags and captions to choose from.
 
     Raises:
       BundleError: if tags.json is missing or damaged.

@@ -1,9 +1,9 @@
 """Text to audio: MuLan tokens, semantic, coarse and fine stages in windows, SoundStream (MusicLM sections 3.3 and 3.4).
 
-`generate` and `pieces` make whole pieces, several in a batch; `stream` hands out the audio of one while it is made.
-Both go the same way (`pipeline.py`) in the same windows (`windows.py`), and the codes are the same.
+`generate` and `pieces` generate whole pieces in batches; `stream` yields the audio of one piece while it is generated.
+Both use the same pipeline (`pipeline.py`) and windows (`windows.py`), so they produce the same codes.
 
-A piece depends on its prompt, the seed and its number among the prompt's pieces, not on the other prompts of a batch.
+A piece depends only on its prompt, the seed and its sample number, not on the other prompts in the batch.
 """
 
 import dataclasses
@@ -25,21 +25,22 @@ from musiclm_jax.generation.prompts import Prompt, as_stories
 from musiclm_jax.generation.request import MAX_SECONDS, Request
 from musiclm_jax.generation.windows import Frames, Progress, silent
 
-STREAMED_SECONDS = 1.0  # of audio, at once
+STREAMED_SECONDS = 1.0  # of audio in each chunk
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedMusic:
-    """One piece.
+    """One generated piece.
 
     Attributes:
-      audio: float32 `[samples]`, 24 kHz; may exceed [-1, 1], `audio.write` scales it down. A recording that is
-        continued stands before the new music, as its tokens sound.
-      tokens: int32 codes "mulan" `[12]` (of a story's beginning), "semantic" `[t]`, "acoustic" `[2 t, 12]`.
-      similarity: cosine of the MuLan embeddings of prompt and new music; of a story the mean of its sections.
+      audio: float32 `[samples]`, 24 kHz. It may exceed [-1, 1]; `audio.write` scales it down. A continued recording
+        precedes the new music, resynthesized from its tokens.
+      tokens: int32 codes "mulan" `[12]` (for a story, of its first section), "semantic" `[t]`, "acoustic" `[2 t, 12]`.
+      similarity: cosine of the MuLan embeddings of the prompt and the new music; for a story, the mean over sections
+        weighted by their length.
       prompt: the text.
-      seed: of the request.
-      sample: number of the piece among those of its prompt, from 0.
+      seed: the request's seed.
+      sample: index among the pieces generated for the same prompt, from 0.
     """
 
     audio: np.ndarray
@@ -53,41 +54,41 @@ class GeneratedMusic:
 def generate(
     bundle: Bundle, prompts: Sequence[Prompt] = (), progress: Progress | None = None, **options: Any
 ) -> list[GeneratedMusic]:
-    """Music for each prompt.
+    """Generates music for each prompt.
 
     Args:
-      bundle: with all six models.
-      prompts: texts, in English, or stories; none where a recording is the prompt.
-      progress: called while the stages work.
-      **options: fields of `Request`; temperatures, top_p and guidance are the bundle's by default.
+      bundle: must hold all six models.
+      prompts: English texts, or stories; empty if a recording is the prompt.
+      progress: called while the stages run.
+      **options: fields of `Request`; temperature, top_p and guidance default to the bundle's.
 
     Returns:
-      The pieces of the first prompt, then those of the second, ...
+      All pieces for the first prompt, then all for the second, and so on.
 
     Raises:
-      ValueError: if the prompts or options cannot be used.
+      ValueError: if a prompt or option is invalid.
       BundleError: if a model is missing or damaged.
     """
     return list(pieces(bundle, prompts, request_for(bundle, **options), progress))
 
 
 def request_for(bundle: Bundle, **options: Any) -> Request:
-    """A request whose temperatures, top_p and guidance are the bundle's where they are not given."""
+    """Builds a request; temperature, top_p and guidance default to the bundle's."""
     own = bundle.generation
     defaults: dict[str, Any] = {"temperature": own.temperature, "top_p": own.top_p, "guidance": own.guidance}
     return Request(**defaults | options)
 
 
 def check(bundle: Bundle, prompts: Sequence[Prompt], request: Request, streamed: bool = False) -> None:
-    """Refuses what `pieces`, or else `stream`, cannot generate, before any work.
+    """Checks, before any work, that `pieces` (or `stream`, if `streamed`) can generate this request.
 
     Raises:
-      ValueError: in one line.
+      ValueError: if it cannot; the message is one line.
       BundleError: if a model is missing or damaged.
     """
     request.check(bundle)
     if streamed and (len(prompts) > 1 or request.num_samples != 1 or request.best_of != 1):
-        raise ValueError("a stream is one piece: give one prompt, and leave num_samples and best_of at 1")
+        raise ValueError("only one piece can be streamed: give one prompt, and leave num_samples and best_of at 1")
     if prompts or (request.like is None and request.continue_from is None):
         for story in as_stories(prompts):
             if story.sections[-1].start >= request.seconds:
@@ -96,39 +97,39 @@ def check(bundle: Bundle, prompts: Sequence[Prompt], request: Request, streamed:
                     f"{story.sections[-1].start:g} s"
                 )
     if prompts and request.like is not None and request.vary != "acoustics":
-        raise ValueError("both a text and a recording to sound like are given: give one, or vary='acoustics'")
+        raise ValueError("both a text and a recording (like) are given: give one of them, or set vary='acoustics'")
     recording = request.continue_from
     total = request.seconds + (0 if recording is None else len(recording) / SAMPLE_RATE)
     if total > MAX_SECONDS:
-        raise ValueError(f"recording and new music are {total:g} s together: give at most {MAX_SECONDS:g}")
+        raise ValueError(f"the recording and the new music last {total:g} s together: the maximum is {MAX_SECONDS:g} s")
     needed = ["soundstream", "mulan", *map(request.part, STAGES)]
     if request.melody is not None:
         needed.append("melody")
     if recording is not None or (request.like is not None and request.vary == "acoustics"):
         needed.append("w2v_bert")
-    for name in needed:  # what is missing shows now
+    for name in needed:  # raises now if a part is missing
         bundle.part(name)
 
 
 def pieces(
     bundle: Bundle, prompts: Sequence[Prompt], request: Request, progress: Progress | None = None
 ) -> Iterator[GeneratedMusic]:
-    """As `generate`, yielding each piece as soon as it is finished."""
+    """Like `generate`, but yields each piece as soon as it is finished."""
     check(bundle, prompts, request)
     progress = progress or silent
-    progress("text", 0, 1)  # also stands for reading the weights
+    progress("text", 0, 1)  # covers reading the weights, too
     asked = _conditions(bundle, prompts, request)
     pipeline = Pipeline.of(bundle, request)
     progress("text", 1, 1)
 
     wanted = [(c, s) for c in range(len(asked)) for s in range(request.num_samples)]
     group_size = max(1, request.batch_size // request.best_of)
-    # Windows end where the prompt changes: what changes at other times goes into another batch.
+    # Windows end where the prompt changes, so a batch can only hold prompts that change at the same times.
     for _, same in itertools.groupby(wanted, lambda piece: (asked[piece[0]].starts, asked[piece[0]].times)):
         own = list(same)
         for start in range(0, len(own), group_size):
             group = own[start : start + group_size]
-            # A short last group is filled up: the programs compiled for the first one fit.
+            # Pad a short last group to full size, so that the compiled programs are reused.
             filled = group + group[-1:] * (min(group_size, len(own)) - len(group))
             rows = [(asked[c], s * request.best_of + n) for c, s in filled for n in range(request.best_of)]
             tokens = pipeline.tokens([condition for condition, _ in rows], *_keys(request, rows), progress)
@@ -147,19 +148,21 @@ def pieces(
 def stream(
     bundle: Bundle, prompts: Sequence[Prompt], request: Request, progress: Progress | None = None
 ) -> Iterator[np.ndarray]:
-    """The audio of one piece while it is made: the first second comes when little more than it has been made.
+    """Yields the audio of one piece while it is generated.
+
+    The first chunk arrives early: each stage generates only as much as that chunk needs.
 
     Args:
-      bundle: with all six models.
-      prompts: one text or story, or none where a recording is the prompt.
-      request: for one piece: num_samples and best_of are 1.
-      progress: called with the seconds that are done.
+      bundle: must hold all six models.
+      prompts: one text or story; empty if a recording is the prompt.
+      request: must ask for one piece: num_samples and best_of are 1.
+      progress: called with the seconds finished so far.
 
     Yields:
-      float32 `[samples]`, `STREAMED_SECONDS` at a time; together they are the audio of the piece that `pieces` makes.
+      float32 `[samples]`, `STREAMED_SECONDS` at a time; concatenated, they equal the audio from `pieces`.
 
     Raises:
-      ValueError: if the prompt or request cannot be used, or more than one piece is asked for.
+      ValueError: if the prompt or request is invalid, or asks for more than one piece.
       BundleError: if a model is missing or damaged.
     """
     check(bundle, prompts, request, streamed=True)
@@ -174,7 +177,7 @@ def stream(
 
 
 def _conditions(bundle: Bundle, prompts: Sequence[Prompt], request: Request) -> list[Condition]:
-    """What the prompts ask for; without any, what the recording does."""
+    """Returns the conditions for the prompts or, without any, for the recording."""
     if prompts:
         return conditions.of_stories(bundle.mulan(), as_stories(prompts))
     recording = request.continue_from if request.like is None else request.like
@@ -183,7 +186,7 @@ def _conditions(bundle: Bundle, prompts: Sequence[Prompt], request: Request) -> 
 
 
 def _keys(request: Request, rows: Sequence[tuple[Condition, int]]) -> tuple[jax.Array, jax.Array]:
-    """Random keys `[batch]` of (condition, candidate), and those of the semantic stage."""
+    """Returns the acoustic and the semantic stages' random keys, `[batch]` each, for rows of (condition, candidate)."""
     keys = jnp.stack([piece_key(request.seed, condition.label, candidate) for condition, candidate in rows])
     if request.vary == "all":
         return keys, keys
@@ -191,6 +194,6 @@ def _keys(request: Request, rows: Sequence[tuple[Condition, int]]) -> tuple[jax.
 
 
 def piece_key(seed: int, prompt: str, candidate: int) -> jax.Array:
-    """Random key of one candidate of one prompt: its music does not depend on what else is asked for."""
+    """Returns the random key for one candidate of one prompt, independent of the rest of the request."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompt.encode()))
     return jax.random.fold_in(key, candidate)

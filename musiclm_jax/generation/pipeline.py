@@ -1,4 +1,4 @@
-"""The way of a batch through the stages and SoundStream, from conditions to codes to audio: whole, or bit by bit."""
+"""Runs a batch through the stages and SoundStream, from conditions to codes to audio, whole or in chunks."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from musiclm_jax.kernels.int8 import int8_kernels
 from musiclm_jax.stages import decoding
 from musiclm_jax.tokenizers import soundstream
 
-FINE_ROWS = 64  # windows of all rows that the fine stage decodes in one batch; the cache of each takes memory
-DECODED_SECONDS = 10  # of audio, that SoundStream makes at once
+FINE_ROWS = 64  # batch size limit of the fine stage (rows x windows); each needs memory for its KV cache
+DECODED_SECONDS = 10  # of audio that SoundStream decodes at a time
 _int8_kernels = jax.jit(int8_kernels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """The models, and what is known before they begin.
+    """The models, and the tokens that are known before they run.
 
     Attributes:
-      parts: "soundstream" and the stages, the stages' parameters unstacked.
+      parts: "soundstream" and the stages; the stages' parameters are unstacked.
       known: tokens of the recording that is continued or varied.
-      request: lengths, and how codes are drawn.
-      melody: that the semantic stage follows, or None.
+      request: lengths and sampling settings.
+      melody: the melody that the semantic stage follows, or None.
     """
 
     parts: dict[str, Part]
@@ -42,10 +42,10 @@ class Pipeline:
 
     @classmethod
     def of(cls, bundle: Bundle, request: Request) -> "Pipeline":
-        """The pipeline of a bundle.
+        """Builds the pipeline for a bundle and a request.
 
         Raises:
-          BundleError: if a part is missing or damaged, or parts do not fit together.
+          BundleError: if a part is missing or damaged, or the parts are incompatible.
         """
         parts = {"soundstream": bundle.part("soundstream")}
         for name in STAGES:
@@ -61,34 +61,34 @@ class Pipeline:
 
     @property
     def known_frames(self) -> int:
-        """Semantic frames of the recording that is continued."""
+        """Semantic frames in the continued recording."""
         return len(self.known.acoustic) // ACOUSTIC_PER_SEMANTIC
 
     @property
     def known_samples(self) -> int:
-        """Samples of the recording that is continued."""
+        """Samples in the continued recording."""
         return self.known_frames * SAMPLES_PER_SEMANTIC_FRAME
 
     @property
     def frames(self) -> int:
-        """Semantic frames of the piece."""
+        """Semantic frames in the piece."""
         return math.ceil(self.samples / SAMPLES_PER_SEMANTIC_FRAME)
 
     @property
     def samples(self) -> int:
-        """Samples of the piece."""
+        """Samples in the piece."""
         return self.known_samples + round(self.request.seconds * SAMPLE_RATE)
 
     def tokens(
         self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array, progress: Progress
     ) -> dict[str, np.ndarray]:
-        """All tokens of a batch, one stage after the other.
+        """Generates all tokens of a batch, one stage after another.
 
         Args:
           asked: the condition of each row; all change at the same times.
-          keys: random keys `[batch]`.
-          semantic_keys: those of the semantic stage.
-          progress: called while the stages work.
+          keys: random keys `[batch]` for the coarse and fine stages.
+          semantic_keys: random keys `[batch]` for the semantic stage.
+          progress: called while the stages run.
 
         Returns:
           int32 "mulan" `[batch, 12]`, "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`.
@@ -102,7 +102,7 @@ class Pipeline:
         }
 
     def acoustic(self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array) -> Frames:
-        """Acoustic tokens `[batch, 2 t, 12]` that are made when they are asked for; arguments as in `tokens`."""
+        """Returns lazily generated acoustic tokens `[batch, 2 t, 12]`; arguments as in `tokens`."""
         return self._codes(asked, keys, semantic_keys, 1, windows.silent, whole=False)[1]
 
     def _codes(
@@ -114,7 +114,7 @@ class Pipeline:
         progress: Progress,
         whole: bool,
     ) -> tuple[Frames, Frames]:
-        """Semantic and acoustic codes, the known ones among them; `whole` ends each stage before the next begins."""
+        """Returns all semantic and acoustic codes, known ones included; `whole` finishes each stage before the next."""
         starts = (0, *(start + self.known_frames for start in asked[0].starts[1:]))
         over_time = Conditions(starts, np.stack([condition.codes for condition in asked], axis=1), self.melody)
         levels = self.parts["coarse"].config.stage.target.levels
@@ -141,7 +141,7 @@ class Pipeline:
         return semantic, Frames(known_acoustic, new)
 
     def audio(self, acoustic: Frames, seconds: float = DECODED_SECONDS) -> Iterator[np.ndarray]:
-        """Audio float32 `[batch, samples]` of the piece's acoustic tokens, `seconds` at a time, at the end less."""
+        """Decodes acoustic tokens; yields float32 `[batch, samples]`, `seconds` at a time (the last may be shorter)."""
         config, variables = self.parts["soundstream"]
         frames, context = ACOUSTIC_PER_SEMANTIC * self.frames, None
         block = min(round(seconds * ACOUSTIC.frame_rate), frames)
@@ -149,22 +149,22 @@ class Pipeline:
             codes = acoustic.until(min(start + block, frames))[:, start:]
             if context is None:
                 context = soundstream.initial_decoder_context(config, variables["params"], len(codes))
-            # The last block is filled up, so that one program fits all: what follows a frame leaves its audio alone.
+            # Pad the last block, so that one program fits all. The decoder is causal: padding does not affect the audio.
             codes = np.pad(codes, ((0, 0), (0, block - codes.shape[1]), (0, 0)))
             audio, context = _decode_block(config, variables, codes, context)
             yield np.asarray(audio)[:, : self.samples - start * config.total_stride]
 
 
 def _repeated(codes: np.ndarray, rows: int) -> np.ndarray:
-    """`[frames, levels]` for each row: `[rows, frames, levels]`."""
+    """Repeats `[frames, levels]` for each row: `[rows, frames, levels]`."""
     return np.repeat(codes[None], rows, axis=0)
 
 
 def check_codebooks(bundle: Bundle, name: str) -> None:
-    """Checks that a stage can take the codes that it is given, and that its own codes can be decoded.
+    """Checks that a stage accepts the codes the other models produce, and that its own codes can be decoded.
 
     Raises:
-      BundleError: naming the stage and the stream that do not fit.
+      BundleError: naming the stage and the incompatible stream.
     """
     stage = bundle.part(name).config.stage
     sound, text = bundle.part("soundstream").config, bundle.part("mulan").config
@@ -187,7 +187,7 @@ def check_codebooks(bundle: Bundle, name: str) -> None:
     for part in (*stage.conditioning, stage.target):
         quantizers, codebook_size = made.get(part.stream, (part.levels, stage.stream(part.stream).codebook_size))
         known = stage.stream(part.stream).codebook_size
-        # A stage may know more codes of its conditioning than there are; what it draws must exist.
+        # A stage may know more conditioning codes than exist, but every code that it samples must exist.
         if part.last_level >= quantizers or known < codebook_size or (part is stage.target and known > codebook_size):
             raise BundleError(
                 f"bundle {bundle.path}: the {name} stage knows {part.last_level + 1} levels of {known} {part.stream} "
@@ -196,7 +196,7 @@ def check_codebooks(bundle: Bundle, name: str) -> None:
 
 
 def decode_audio(part: Part, acoustic: np.ndarray) -> np.ndarray:
-    """Audio float32 `[batch, samples]` of acoustic codes `[batch, frames, 12]`, all at once."""
+    """Decodes acoustic codes `[batch, frames, 12]` to audio, float32 `[batch, samples]`, in one call."""
     return np.asarray(_decode(part.config, part.variables, acoustic))
 
 

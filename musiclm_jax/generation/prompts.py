@@ -1,6 +1,6 @@
-"""Prompts: texts, mixes of texts, and stories, in which the text changes with time (MusicLM section 5.3).
+"""Prompts: texts, mixes of texts, and stories, in which the text changes over time (MusicLM section 5.3).
 
-Says which texts can be used, and whether they look like English, the language of the text encoder.
+Checks that texts are valid, and whether they look like English, the language of the text encoder.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MIN_SECTION_SECONDS = 1.0
-MAX_PROMPT_CHARACTERS = 1000  # far beyond what the text encoder reads (128 word pieces)
+MAX_PROMPT_CHARACTERS = 1000  # far more than the text encoder reads (128 word pieces)
 
-# Small words that tell a language: a prompt with two or more of the others, and more than of the English, is foreign.
+# Function words identify the language: a prompt with at least two foreign ones, and fewer English ones, is foreign.
 ENGLISH_WORDS = frozenset("a an and at by for from in is of on over that the this to with without".split())
 OTHER_WORDS = frozenset(
     "au aux avec dans de des du et le les pour sur très un une der das dem den ein eine einem einen einer für im ist "
@@ -23,7 +23,7 @@ OTHER_WORDS = frozenset(
 
 
 class Section(NamedTuple):
-    """What the music is like from `start` seconds on: a text, or a mix of texts."""
+    """Describes the music from `start` seconds on: a text, or a mix of texts."""
 
     start: float
     texts: tuple[str, ...]
@@ -32,11 +32,11 @@ class Section(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """What one piece is like: one section or several.
+    """Describes one piece in one or more sections.
 
     Attributes:
-      sections: in the order of their times; the first begins at 0.
-      blend: seconds around the start of a section in which the music goes from the section before to it; 0 switches.
+      sections: in order of time; the first begins at 0.
+      blend: duration in seconds of the transition centered on the start of each later section; 0 switches at once.
     """
 
     sections: tuple[Section, ...]
@@ -46,7 +46,7 @@ class Story:
         """Checks times, texts and weights.
 
         Raises:
-          ValueError: in one line, naming what is wrong.
+          ValueError: if one is invalid; the message is one line.
         """
         check_texts([text for section in self.sections for text in section.texts])
         for section in self.sections:
@@ -57,17 +57,17 @@ class Story:
             raise ValueError(f"the story begins at {clock(starts[0])}: begin it at 0:00")
         for earlier, later in itertools.pairwise(starts):
             if later <= earlier:
-                raise ValueError(f"{clock(later)} stands after {clock(earlier)}: put the times of a story in order")
+                raise ValueError(f"{clock(later)} follows {clock(earlier)}: put the times of a story in order")
             if later - earlier < max(MIN_SECTION_SECONDS, self.blend):
                 raise ValueError(
-                    f"only {later - earlier:g} s lie between {clock(earlier)} and {clock(later)}: a section needs "
-                    f"{MIN_SECTION_SECONDS:g} s, and no less than the blend, which is {self.blend:g} s"
+                    f"only {later - earlier:g} s lie between {clock(earlier)} and {clock(later)}: a section must last "
+                    f"at least {MIN_SECTION_SECONDS:g} s, and at least as long as the blend ({self.blend:g} s)"
                 )
         if not 0 <= self.blend < math.inf:
             raise ValueError(f"blend is {self.blend:g}: give 0 seconds or more")
 
     def __str__(self) -> str:
-        """The text alone of a simple prompt, "jazz:0.7 rock:0.3" of a mix, "0:00 jazz 0:15 rock" of a story."""
+        """Returns a simple prompt's text, "jazz:0.7 rock:0.3" for a mix, "0:00 jazz 0:15 rock" for a story."""
         mixes = [
             texts[0] if len(texts) == 1 else " ".join(f"{t}:{w:g}" for t, w in zip(texts, weights, strict=True))
             for _, texts, weights in self.sections
@@ -81,34 +81,34 @@ Prompt = str | Story
 
 
 def as_stories(prompts: Sequence[Prompt]) -> list[Story]:
-    """Texts as stories of one section, stories as they are.
+    """Converts texts to stories of one section; returns stories unchanged.
 
     Raises:
-      ValueError: in one line, if there is no prompt, or one is neither, empty or too long.
+      ValueError: if there are no prompts, or one is of another type, empty or too long; the message is one line.
     """
     if isinstance(prompts, str | Story):
-        raise ValueError(f"prompts is one prompt: give a list, [{str(prompts)[:40]!r}]")
+        raise ValueError(f"prompts is a single prompt: give a list, [{str(prompts)[:40]!r}]")
     if not prompts:
         raise ValueError("there is no prompt: describe the music in a few words")
     return [prompt if isinstance(prompt, Story) else Story((Section(0.0, (prompt,)),)) for prompt in prompts]
 
 
 def timed_story(times_and_texts: Sequence[tuple[str, str]], blend: float = 0.0) -> Story:
-    """A story of pairs such as ("0:15", "rock band").
+    """Builds a story from pairs such as ("0:15", "rock band").
 
     Raises:
-      ValueError: in one line, if a time or text cannot be used.
+      ValueError: if a time or text is invalid; the message is one line.
     """
     return Story(tuple(Section(parse_time(time), (text,)) for time, text in times_and_texts), blend)
 
 
 def parse_story(lines: str, blend: float = 0.0) -> Story:
-    """A story of lines such as "0:15 rock band".
+    """Parses a story from lines such as "0:15 rock band".
 
-    Empty lines, and those that begin with #, are skipped; a colon after the time, as YAML has it, is taken, too.
+    Empty lines and lines that begin with # are skipped. A colon after the time, as in YAML, is allowed.
 
     Raises:
-      ValueError: in one line, naming the line that cannot be used.
+      ValueError: if a line is invalid; the message is one line and names it.
     """
     pairs = []
     for number, line in enumerate(lines.splitlines(), 1):
@@ -126,10 +126,10 @@ def parse_story(lines: str, blend: float = 0.0) -> Story:
 
 
 def parse_mix(weighted: Sequence[str]) -> Story:
-    """One prompt of texts with weights, such as "jazz:0.7" and "rock:0.3".
+    """Parses one prompt from weighted texts, such as "jazz:0.7" and "rock:0.3".
 
     Raises:
-      ValueError: in one line, if a weight is missing or a text cannot be used.
+      ValueError: if a weight is missing or a text is invalid; the message is one line.
     """
     texts, weights = [], []
     for given in weighted:
@@ -137,19 +137,19 @@ def parse_mix(weighted: Sequence[str]) -> Story:
         try:
             weights.append(float(weight))
         except ValueError:
-            raise ValueError(f"{given[:40]!r} has no weight: write it behind a colon, such as 'jazz:0.7'") from None
+            raise ValueError(f"{given[:40]!r} has no weight: write it after a colon, such as 'jazz:0.7'") from None
         texts.append(text)
     return Story((Section(0.0, tuple(texts), tuple(weights)),))
 
 
 def parse_time(text: str) -> float:
-    """Seconds of "75", "1:15", "0:07.5" or "1:02:03".
+    """Parses "75", "1:15", "0:07.5" or "1:02:03" to seconds.
 
     Raises:
-      ValueError: if it is no time.
+      ValueError: if it is not a valid time.
     """
     if not re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d+)?", text) or any(float(part) >= 60 for part in text.split(":")[1:]):
-        raise ValueError(f"{text!r} is no time: write minutes and seconds, such as 0:15 or 1:30")
+        raise ValueError(f"{text!r} is not a time: write minutes and seconds, such as 0:15 or 1:30")
     seconds = 0.0
     for part in text.split(":"):
         seconds = 60 * seconds + float(part)
@@ -157,22 +157,22 @@ def parse_time(text: str) -> float:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as "1:15" or "0:07.5"."""
+    """Formats seconds as "1:15" or "0:07.5"."""
     minutes, rest = divmod(round(seconds, 3), 60)
     return f"{int(minutes)}:{rest:06.3f}".rstrip("0").rstrip(".") if rest % 1 else f"{int(minutes)}:{int(rest):02d}"
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuses texts that cannot be used.
+    """Checks that texts are valid prompts.
 
     Raises:
-      ValueError: in one line, if one is no text, empty or too long.
+      ValueError: if one is not a string, is empty or is too long; the message is one line.
     """
     for prompt in texts:
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
         if not any(character.isalnum() for character in prompt):
-            raise ValueError(f"prompt {prompt[:40]!r} holds no words: describe the music in a few words")
+            raise ValueError(f"prompt {prompt[:40]!r} contains no words: describe the music in a few words")
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise ValueError(
                 f"prompt {prompt[:40]!r}... has {len(prompt):,} characters: give at most {MAX_PROMPT_CHARACTERS:,} (a "
@@ -181,7 +181,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def language_warnings(stories: Sequence[Story]) -> list[str]:
-    """One line for each text that is not English (the text encoder's language), by its script or its small words."""
+    """Returns a warning for each text that does not look English, judged by its script and function words."""
     lines = []
     for prompt in [text for story in stories for section in story.sections for text in section.texts]:
         letters = [character for character in prompt if character.isalpha()]
@@ -190,6 +190,6 @@ def language_warnings(stories: Sequence[Story]) -> list[str]:
         foreign_script = sum(ord(letter) > 0x24F for letter in letters) > len(letters) / 2  # beyond Latin Extended-B
         if foreign_script or (other >= 2 and other > english):
             lines.append(
-                f"prompt {prompt[:40]!r} does not look like English, which the models know: the music may not follow it"
+                f"prompt {prompt[:40]!r} does not look like English, the models' language: the music may not follow it"
             )
     return lines

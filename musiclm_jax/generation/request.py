@@ -1,4 +1,4 @@
-"""What is asked of generation besides the prompts: lengths, numbers, sampling, and a recording to start from."""
+"""Generation options other than the prompts: length, number of pieces, sampling, and recordings to start from."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE, STAGES
 from musiclm_jax.stages.decoding import Sampling
 
 MIN_SECONDS = 1.0
-MAX_SECONDS = 600.0  # of one piece; beyond the bundle's own max_seconds it may drift
-MAX_PIECES = 1000  # of one request
+MAX_SECONDS = 600.0  # per piece; music longer than the bundle's max_seconds may drift
+MAX_PIECES = 1000  # per request
 MIN_RECORDING_SECONDS = 1.0
 MAX_RECORDING_SECONDS = 300.0
 SILENT_PEAK = 1e-4  # of full scale
@@ -21,26 +21,26 @@ WEIGHTS = ("float32", "int8")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to generate.
+    """Specifies what to generate.
 
     Attributes:
-      seconds: length of each piece; of the new music when a recording is continued.
+      seconds: length of each piece; when a recording is continued, length of the new music.
       seed: the same seed gives the same music.
       num_samples: pieces per prompt.
-      best_of: candidates per piece; the one whose MuLan embedding is nearest the prompt is kept.
-      temperature: of the semantic, coarse and fine stage.
-      top_k: draw only among the k likeliest codes; 0 draws among all.
-      top_p: draw only among the likeliest codes whose probabilities first add up to it; 1 draws among all.
-      guidance: of the semantic and coarse stage, how much the text counts; 1 draws as trained.
+      best_of: candidates per piece; the one whose MuLan embedding is closest to the prompt's is kept.
+      temperature: for the semantic, coarse and fine stages.
+      top_k: top-k sampling; 0 turns it off.
+      top_p: nucleus (top-p) sampling; 1 turns it off.
+      guidance: classifier-free guidance scale for the semantic and coarse stages; 1 turns it off.
       batch_size: pieces and candidates generated at once.
-      like: float32 `[samples]` at 24 kHz: a recording that takes the place of a text (its MuLan tokens).
-      continue_from: float32 `[samples]` at 24 kHz: a recording whose tokens the music goes on from. Without a text or
-        `like` it is the prompt, too.
-      vary: in what the pieces of a prompt differ: "all", or "acoustics" alone. They then share semantic tokens: those
-        of `like`, which may have a text beside it, or of the first piece.
-      melody: float32 `[samples]` at 24 kHz: a hummed, sung, whistled or played melody that the music follows from its
-        beginning; a shorter one is repeated. The text says what plays it.
-      weights: of the stages' kernels: "float32" as trained, or "int8", see `int8.py`.
+      like: float32 `[samples]` at 24 kHz: a recording used as the prompt in place of a text (its MuLan tokens).
+      continue_from: float32 `[samples]` at 24 kHz: a recording that the music continues. Without a text or `like`, it
+        is the prompt, too.
+      vary: how the pieces of a prompt differ: in everything ("all"), or only in their acoustic tokens ("acoustics").
+        In the latter case they share the semantic tokens of `like`, which a text may accompany, or of the first piece.
+      melody: float32 `[samples]` at 24 kHz: a hummed, sung, whistled or played melody that the music follows from the
+        beginning. It is looped if it is shorter than the music. The text says which instrument plays it.
+      weights: precision of the stages' kernels: "float32" as trained, or "int8" (see `int8.py`).
     """
 
     seconds: float = 10.0
@@ -59,10 +59,10 @@ class Request:
     weights: str = "float32"
 
     def check(self, bundle: Bundle) -> None:
-        """Refuses what cannot be generated.
+        """Checks that the bundle can generate this request.
 
         Raises:
-          ValueError: in one line, naming the value.
+          ValueError: if it cannot; the message is one line and names the value.
         """
         if not MIN_SECONDS <= self.seconds <= MAX_SECONDS:  # also refuses NaN
             raise ValueError(f"seconds is {self.seconds:g}: give {MIN_SECONDS:g} to {MAX_SECONDS:g}")
@@ -71,23 +71,23 @@ class Request:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {MAX_PIECES}")
         if len(self.temperature) != 3 or not all(0 <= t <= 10 for t in self.temperature):
             raise ValueError(
-                f"temperature is {self.temperature}: give three numbers from 0 to 10 (semantic, coarse, fine stage)"
+                f"temperature is {self.temperature}: give three numbers from 0 to 10 (semantic, coarse, fine stages)"
             )
         if not 0 <= self.top_k <= ACOUSTIC.codebook_size:
             raise ValueError(f"top_k is {self.top_k}: give 1 to {ACOUSTIC.codebook_size}, or 0 for all codes")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: give more than 0 and at most 1, which draws among all codes")
+            raise ValueError(f"top_p is {self.top_p}: give a number above 0 and at most 1 (1 samples from all codes)")
         if len(self.guidance) != 2 or not all(0 <= g <= 20 for g in self.guidance):
-            raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stage)")
+            raise ValueError(f"guidance is {self.guidance}: give two numbers from 0 to 20 (semantic, coarse stages)")
         if self.melody is not None and not (bundle.has("melody") and bundle.has("semantic_melody")):
             raise ValueError(
-                f"bundle {bundle.path} has no stage that follows a melody: leave it out, or give another bundle"
+                f"bundle {bundle.path} has no stage that follows a melody: omit the melody, or use another bundle"
             )
         for name, guidance in zip(STAGES, self.guidance, strict=False):
             if guidance != 1 and not bundle.part(self.part(name)).config.stage.condition_dropout:
                 raise ValueError(
-                    f"guidance is {self.guidance}: the {name} stage of this bundle was trained without dropping its "
-                    "conditioning, leave its guidance at 1"
+                    f"guidance is {self.guidance}: the {name} stage of this bundle was trained without conditioning "
+                    "dropout, leave its guidance at 1"
                 )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
@@ -99,30 +99,32 @@ class Request:
             if getattr(self, name) is not None:
                 check_recording(getattr(self, name), name)
         if self.vary == "acoustics" and self.like is not None and self.continue_from is not None:
-            raise ValueError("vary is 'acoustics': its semantic tokens come from one recording, like or continue_from")
+            raise ValueError(
+                "vary is 'acoustics': the semantic tokens come from one recording, give either like or continue_from"
+            )
         if self.melody is not None and (self.continue_from is not None or self.vary == "acoustics"):
-            raise ValueError("melody is for new semantic tokens: leave out continue_from, and vary at 'all'")
+            raise ValueError("melody needs new semantic tokens: omit continue_from, and leave vary at 'all'")
 
     def part(self, stage: str) -> str:
-        """The bundle's part for "semantic", "coarse" or "fine"."""
+        """Returns the name of the bundle's part for "semantic", "coarse" or "fine"."""
         return "semantic_melody" if stage == "semantic" and self.melody is not None else stage
 
     def sampling(self, stage: str) -> Sampling:
-        """How codes of "semantic", "coarse" or "fine" are drawn."""
+        """Returns the sampling settings for "semantic", "coarse" or "fine"."""
         index = STAGES.index(stage)
         guidance = (*self.guidance, 1.0)[index]
         return Sampling(self.temperature[index], self.top_k, self.top_p, guidance)
 
 
 def check_recording(audio: np.ndarray, name: str) -> None:
-    """Refuses recordings that say nothing, or more than is looked at.
+    """Checks that a recording can be used as a prompt, a continuation or a melody.
 
     Args:
       audio: float `[samples]` at 24 kHz.
-      name: of the recording, begins the message.
+      name: of the recording; error messages begin with it.
 
     Raises:
-      AudioError: in one line, if it is no mono audio, not finite, too short, too long or silent.
+      AudioError: if it is not mono float audio, not finite, too short, too long or silent; the message is one line.
     """
     audio = np.asarray(audio)
     if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
@@ -130,10 +132,10 @@ def check_recording(audio: np.ndarray, name: str) -> None:
     seconds = len(audio) / SAMPLE_RATE
     if not MIN_RECORDING_SECONDS <= seconds <= MAX_RECORDING_SECONDS:
         raise AudioError(
-            f"{name}: the recording lasts {seconds:.3g} s: give one of {MIN_RECORDING_SECONDS:g} to "
+            f"{name}: the recording lasts {seconds:.3g} s: give one that lasts {MIN_RECORDING_SECONDS:g} to "
             f"{MAX_RECORDING_SECONDS:g} s"
         )
     if not np.isfinite(audio).all():
-        raise AudioError(f"{name}: the recording holds NaN or infinite samples")
+        raise AudioError(f"{name}: the recording contains NaN or infinite samples")
     if not np.abs(audio).max() > SILENT_PEAK:
-        raise AudioError(f"{name}: the recording is silent: there is nothing to go by")
+        raise AudioError(f"{name}: the recording is silent: give one with audible sound")

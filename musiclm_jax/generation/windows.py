@@ -1,15 +1,15 @@
-"""The three stages in windows of the seconds they were trained on, as far as they are asked (MusicLM section 3.4).
+"""Runs the three stages in windows of their training length, on demand (MusicLM section 3.4).
 
-* semantic: the first window, then always the next half with the last half as prefix;
-* coarse: likewise, under the semantic codes of the window's whole time;
-* fine: windows side by side, independent of each other, several in one batch (AudioLM's way; MusicLM leaves it open).
+* semantic: each window after the first overlaps the one before by half; the overlap is its prefix.
+* coarse: likewise, conditioned on the semantic codes of the whole window.
+* fine: adjacent, independent windows, several in one batch (as in AudioLM; MusicLM does not say).
 
-Where the prompt of a story changes, semantic and coarse windows end, and the next ones begin as everywhere else.
+Semantic and coarse windows end where the prompt of a story changes; the next window overlaps as usual.
 
-Each stage is an iterator of the codes it makes, and takes those of the stage before it from `Frames`, which asks for no
-more than is needed: audio begins while most of the piece is still to be made. How much is asked for at once changes
-nothing in the codes. Codes are NumPy int32 `[batch, frames, levels]`, since small JAX arrays of ever new shapes would
-compile a program for each.
+Each stage is a generator of codes. It reads the codes of the previous stage through `Frames`, which requests no more
+than it needs, so audio starts while most of the piece is still to be generated. The codes do not depend on how much is
+requested at once. Codes are NumPy int32 `[batch, frames, levels]`: with JAX arrays, every new shape would compile a
+new program.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,21 +25,21 @@ from musiclm_jax.generation.conditions import Melody
 from musiclm_jax.generation.request import Request
 from musiclm_jax.stages import decoding
 
-TOKENS_AT_ONCE = 100  # of a row, in one call of the decoder
+TOKENS_AT_ONCE = 100  # per row and decoder call
 ACOUSTIC_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
 
-# Called with the name of the work under way, and how much of it is done.
+# Called with the name of the current task, the amount done and the total.
 Progress = Callable[[str, float, float], None]
 
 
 def silent(name: str, done: float, total: float) -> None:
-    """Progress for nobody."""
+    """Ignores progress."""
 
 
 class Conditions(NamedTuple):
-    """MuLan codes of a batch over time: from semantic frame `starts[i]` on `codes[i]`, int32 `[changes, batch, 12]`.
+    """MuLan codes of a batch over time: `codes[i]` applies from semantic frame `starts[i]` on.
 
-    With a melody, all rows follow the same.
+    `codes` is int32 `[changes, batch, 12]`. All rows follow the same melody, if there is one.
     """
 
     starts: tuple[int, ...]  # the first is 0
@@ -47,11 +47,11 @@ class Conditions(NamedTuple):
     melody: Melody | None = None
 
     def at(self, frame: int) -> np.ndarray:
-        """Codes `[batch, 12]` that hold at a semantic frame."""
+        """Returns the codes `[batch, 12]` that apply at a semantic frame."""
         return self.codes[sum(start <= frame for start in self.starts) - 1]
 
     def streams(self, step: "Step") -> dict[str, np.ndarray]:
-        """What a window of the semantic stage is conditioned on: its melody is that of the window's own time."""
+        """Returns the conditioning of a semantic window; melody codes are those of the window's own time span."""
         codes = {MULAN.name: self.at(step.known)}
         if self.melody is not None:
             codes[MELODY.name] = np.repeat(self.melody.at(step.begin)[None], len(codes[MULAN.name]), axis=0)
@@ -59,14 +59,14 @@ class Conditions(NamedTuple):
 
 
 class Frames:
-    """Codes `[batch, frames, levels]`: those known already, then those of an iterator, which is asked when needed."""
+    """Codes `[batch, frames, levels]`: first the known ones, then those of an iterator, consumed on demand."""
 
     def __init__(self, known: np.ndarray, pieces: Iterable[np.ndarray] = ()):
         self._codes = known
         self._pieces = iter(pieces)
 
     def until(self, frames: int) -> np.ndarray:
-        """The first so many frames."""
+        """Returns the first `frames` frames."""
         made = [self._codes]
         while sum(piece.shape[1] for piece in made) < frames:
             made.append(next(self._pieces))
@@ -75,7 +75,7 @@ class Frames:
 
 
 class Step(NamedTuple):
-    """A window in frames: it begins at `begin`, its codes are known until `known` and made until `end`."""
+    """A window in frames: codes from `begin` to `known` are its prefix, codes from `known` to `end` are generated."""
 
     begin: int
     known: int
@@ -83,14 +83,14 @@ class Step(NamedTuple):
 
 
 def steps(known: int, frames: int, window: int, changes: Sequence[int] = (), last: int | None = None) -> list[Step]:
-    """Windows that make the frames from `known` to `frames`.
+    """Returns the windows that generate the frames from `known` to `frames`.
 
     Args:
-      known: frames that are there.
-      frames: in all.
-      window: the longest one.
+      known: number of known frames.
+      frames: total number of frames.
+      window: maximum window length in frames.
       changes: frames at which the condition changes.
-      last: where the last window may begin; by default anywhere.
+      last: latest frame at which a window may begin; None sets no limit.
     """
     made = []
     while known < frames:
@@ -103,13 +103,13 @@ def steps(known: int, frames: int, window: int, changes: Sequence[int] = (), las
 
 
 def window_frames(part: Part) -> int:
-    """Semantic frames (25 Hz) in the seconds that a stage was trained on, rounded down to an even number of them."""
+    """Returns a stage's training length in semantic frames (25 Hz), rounded down to an even number."""
     frames = int(part.config.stage.seconds * SEMANTIC.frame_rate)
     return max(2, frames - frames % 2)
 
 
 def window_keys(keys: jax.Array, stage: int, start: int) -> jax.Array:
-    """Keys `[batch]` of one window of one stage."""
+    """Derives the keys `[batch]` for one window of one stage."""
     return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, stage), start))(keys)
 
 
@@ -121,18 +121,18 @@ def sample_window(
     keys: jax.Array,
     sampling: decoding.Sampling,
 ) -> Iterator[np.ndarray]:
-    """Draws one window of a stage.
+    """Samples one window of a stage.
 
     Args:
-      part: the stage, its parameters unstacked.
-      conditioning: raw streams of the window.
+      part: the stage; its parameters are unstacked.
+      conditioning: raw conditioning streams of the window.
       prefix: `[batch, known frames, levels]`, the codes that the window begins with.
-      frames: of the window, those of the prefix included.
+      frames: length of the window, including the prefix.
       keys: random keys `[batch]`.
-      sampling: how codes are drawn.
+      sampling: temperature, top-k, top-p and guidance.
 
     Yields:
-      The codes that follow the prefix, `TOKENS_AT_ONCE` of a row at a time.
+      The codes after the prefix, about `TOKENS_AT_ONCE` tokens per row at a time.
     """
     config, stage, params = part.config.transformer, part.config.stage, part.variables["params"]
     state = decoding.prefill(
@@ -155,7 +155,7 @@ def generate_semantic(
     keys: jax.Array,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Semantic codes from those `known`, `[batch, t, 1]`, up to `frames`."""
+    """Generates the semantic codes that follow `known` `[batch, t, 1]`, up to `frames` frames in total."""
     codes, sampling = known, request.sampling("semantic")
     for step in steps(known.shape[1], frames, window_frames(part), conditions.starts):
         prefix = codes[:, step.begin :]
@@ -177,9 +177,9 @@ def generate_coarse(
     keys: jax.Array,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Coarse codes from those `known`, `[batch, 2 t, levels]`, up to `frames`, counted in semantic frames.
+    """Generates the coarse codes that follow `known` `[batch, 2 t, levels]`, up to `frames` semantic frames in total.
 
-    `semantic` must have `semantic_frames(part, frames)`: a window looks at the semantic codes of its whole time.
+    `semantic` must provide `semantic_frames(part, frames)` frames: a window needs the semantic codes of its whole span.
     """
     window, codes, sampling = window_frames(part), known, request.sampling("coarse")
     last = semantic_frames(part, frames) - window
@@ -197,7 +197,7 @@ def generate_coarse(
 
 
 def semantic_frames(coarse_part: Part, frames: int) -> int:
-    """Semantic frames that the coarse stage looks at to make `frames` of them: at least a window."""
+    """Returns the number of semantic frames that the coarse stage needs for `frames` frames: at least one window."""
     return max(frames, window_frames(coarse_part))
 
 
@@ -211,19 +211,19 @@ def generate_acoustic(
     at_once: int,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Coarse and fine codes from those `known`, `[batch, t, 12]`, up to `frames`, by the fine stage.
+    """Generates the fine codes that follow `known` `[batch, t, 12]` and yields them with their coarse codes.
 
-    The last window ends with the piece; what it shares with the one before is taken from that one.
+    The last window ends with the piece; frames that it shares with the window before are taken from that window.
 
     Args:
       part: the fine stage.
-      coarse: the coarse codes, of which `frames` are asked for.
-      known: acoustic codes that are there.
-      frames: acoustic frames in all.
-      request: how codes are drawn.
+      coarse: the coarse codes, at least `frames` of them.
+      known: the acoustic codes that are known.
+      frames: total number of acoustic frames.
+      request: sampling settings.
       keys: random keys `[batch]`.
-      at_once: windows in one batch; a short last batch is filled up, so that one program fits all.
-      progress: told of the frames that are done.
+      at_once: windows per batch; a short last batch is padded, so that one compiled program fits all.
+      progress: called with the number of finished frames.
     """
     rows, done, sampling = len(known), known.shape[1], request.sampling("fine")
     first, window = done, min(ACOUSTIC_PER_SEMANTIC * window_frames(part), frames)
