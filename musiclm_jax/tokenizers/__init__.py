@@ -1,6 +1,6 @@
-"""The models that turn audio and text into codes: SoundStream, w2v-BERT, MuLan, the melody model.
+"""The models that turn audio and text into codes: SoundStream, w2v-BERT, MuLan and the melody model.
 
-Imports `data` and, in the learners alone, `training`.
+Imports `data`; only the learners import `training`.
 """
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Residual vector quantization with moving-average codebooks, and k-means.
+"""Residual vector quantization (RVQ) with moving-average codebooks, and k-means.
 
-A vector is quantized level by level: each level codes what the levels before it left over. Codebooks are not trained by
-gradient but follow an exponential moving average of the vectors assigned to them; codes that are hardly used are moved
-onto vectors of the batch (SoundStream, arXiv 2107.03312, section III-C).
+A vector is quantized level by level: each level quantizes the residual of the levels before it. Codebooks are not
+trained by gradient descent: they follow an exponential moving average of the vectors assigned to them. Rarely used
+codes are replaced by vectors of the batch (SoundStream, arXiv 2107.03312, section III-C).
 Shape letters: n vectors, q quantizers, k entries, d dims.
 """
 
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 class RVQConfig:
     """A residual vector quantizer; defaults are SoundStream's in MusicLM."""
 
-    num_quantizers: int = 12  # levels
-    codebook_size: int = 1024  # entries of one level
-    dim: int = 256  # of the vectors
-    ema_decay: float = 0.99  # of counts and sums, per training step
-    dead_code_threshold: float = 2.0  # vectors per step (moving average) under which a code is replaced
+    num_quantizers: int = 12  # number of levels
+    codebook_size: int = 1024  # entries per level
+    dim: int = 256  # dimensions of the vectors
+    ema_decay: float = 0.99  # decay of counts and sums per training step
+    dead_code_threshold: float = 2.0  # a code with fewer vectors per step (moving average) is replaced
     quantizer_dropout: bool = True  # train some samples with only the first n levels, n uniform in 1..num_quantizers
     dropout_share: float = 1.0  # share of the samples that quantizer dropout applies to
 
@@ -36,13 +36,13 @@ class RVQState(flax.struct.PyTreeNode):
 
     @classmethod
     def from_codebooks(cls, codebooks: jax.Array, config: RVQConfig) -> "RVQState":
-        """Averages as if every code had been used twice as often as the dead-code threshold."""
+        """Returns the state in which every code has been used twice as often as the dead-code threshold."""
         counts = jnp.full(codebooks.shape[:2], _fresh_count(config), jnp.float32)
         return cls(codebooks, counts, codebooks * counts[..., None])
 
     @classmethod
     def init(cls, key: jax.Array, config: RVQConfig) -> "RVQState":
-        """Random normal codebooks, for use until `fit_rvq` has seen data."""
+        """Returns random normal codebooks, to be replaced by `fit_rvq`."""
         shape = (config.num_quantizers, config.codebook_size, config.dim)
         return cls.from_codebooks(jax.random.normal(key, shape), config)
 
@@ -53,7 +53,7 @@ def _fresh_count(config: RVQConfig) -> float:
 
 
 def _squared_distances(x: jax.Array, centroids: jax.Array) -> jax.Array:
-    """`[n, k]` squared distances up to a term that depends on x alone: never an array `[n, k, d]`."""
+    """Returns squared distances `[n, k]` up to a term that depends only on x, without an array `[n, k, d]`."""
     return jnp.sum(centroids**2, axis=-1)[None, :] - 2 * x @ centroids.T
 
 
@@ -70,7 +70,7 @@ def _check_dim(x: jax.Array, codebooks: jax.Array, name: str) -> None:
 
 
 def encode(codebooks: jax.Array, x: jax.Array) -> jax.Array:
-    """Codes of `x`.
+    """Quantizes `x`.
 
     Args:
       codebooks: float32 `[quantizers, codebook_size, dim]`.
@@ -97,11 +97,11 @@ def _encode(codebooks: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def decode(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
-    """Sum of the entries that `codes` name.
+    """Returns the sum of the codebook entries of `codes`.
 
     Args:
       codebooks: float32 `[quantizers, codebook_size, dim]`.
-      codes: int `[..., q]` with q <= quantizers: the first q levels.
+      codes: codes of the first q levels, int `[..., q]`, q <= quantizers.
 
     Returns:
       float32 `[..., dim]`.
@@ -124,21 +124,21 @@ def decode(codebooks: jax.Array, codes: jax.Array) -> jax.Array:
 def quantize_train(
     config: RVQConfig, state: RVQState, x: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], RVQState]:
-    """Quantizes with a straight-through gradient and moves the codebooks towards the data.
+    """Quantizes with a straight-through gradient and updates the codebooks.
 
-    Quantizer dropout acts on the first axis: sample b keeps its first n_b levels. The codebooks of all levels learn
-    from all samples, since the encoder's output does not depend on the dropout.
+    Quantizer dropout acts on the first axis: sample b keeps its first n_b levels. The codebooks of all levels are
+    updated from all samples, since the encoder's output does not depend on the dropout.
 
     Args:
       config: the quantizer.
       state: codebooks and averages before the step.
       x: float32 `[batch, ..., dim]`.
-      key: for dropout and the replacement of dead codes.
+      key: PRNG key for dropout and the replacement of dead codes.
 
     Returns:
-      quantized float32 `[batch, ..., dim]`, whose gradient goes to `x` unchanged; codes int32
-      `[batch, ..., quantizers]` of all levels; losses {"commitment_loss", "perplexity_00", ...}: scalars, perplexities
-      of this batch; the new state.
+      The quantized vectors, float32 `[batch, ..., dim]`, whose gradient is passed to `x` unchanged; the codes of all
+      levels, int32 `[batch, ..., quantizers]`; scalars {"commitment_loss", "perplexity_00", ...}, with the perplexity
+      of each level in this batch; and the new state.
 
     Raises:
       ValueError: if the dimensions differ.
@@ -165,7 +165,7 @@ def quantize_train(
         carry = (residual - entries, quantized + active * entries, commitment)
         return carry, (codes, perplexity, new_state)
 
-    # Entries and residuals are constants for the gradient; only `flat` in the commitment carries it to the encoder.
+    # Entries and residuals are constants; the gradient reaches the encoder only through `flat` in the commitment loss.
     start = (jax.lax.stop_gradient(flat), jnp.zeros_like(flat), jnp.zeros(()))
     inputs = (jax.lax.stop_gradient(state), jnp.arange(q), jax.random.split(dead_key, q))
     (_, quantized, commitment), (codes, perplexity, new_state) = jax.lax.scan(level, start, inputs)
@@ -178,7 +178,7 @@ def quantize_train(
 def _ema_update(
     config: RVQConfig, state: RVQState, x: jax.Array, codes: jax.Array, key: jax.Array
 ) -> tuple[RVQState, jax.Array]:
-    """Moves one level's codebook (`state` without the axis q) by the vectors `x` `[n, d]` assigned to it."""
+    """Updates one level's codebook (`state` without the axis q) with the vectors `x` `[n, d]` assigned to it."""
     k = config.codebook_size
     counts_now = jnp.zeros(k).at[codes].add(1.0)
     sums_now = jnp.zeros_like(state.ema_sums).at[codes].add(x)
@@ -195,7 +195,7 @@ def _ema_update(
 
 
 def kmeans_assign(centroids: jax.Array, x: jax.Array) -> jax.Array:
-    """Index of the nearest of `centroids` `[k, d]` for every vector of `x` `[..., d]`: int32 `[...]`.
+    """Returns the index of the nearest centroid `[k, d]` for each vector of `x` `[..., d]`: int32 `[...]`.
 
     Raises:
       ValueError: if the dimensions differ.
@@ -203,7 +203,7 @@ def kmeans_assign(centroids: jax.Array, x: jax.Array) -> jax.Array:
     _check_dim(x, centroids, "kmeans_assign")
     nearest = functools.partial(_nearest, centroids)
     flat = x.reshape(-1, x.shape[-1])
-    # In blocks: [n, k] of a whole corpus does not fit in memory.
+    # In blocks, since [n, k] of a whole corpus does not fit in memory.
     return jax.lax.map(nearest, flat, batch_size=8192).reshape(x.shape[:-1])
 
 
@@ -215,17 +215,17 @@ def _nearest(centroids: jax.Array, row: jax.Array) -> jax.Array:
 def kmeans(
     key: jax.Array, x: jax.Array, num_clusters: int, iterations: int, batch_size: int | None = None
 ) -> jax.Array:
-    """Centroids by Lloyd's algorithm, or by minibatches (Sculley, Web-Scale K-Means Clustering, 2010).
+    """Fits centroids by Lloyd's algorithm, or with minibatches (Sculley, Web-Scale K-Means Clustering, 2010).
 
-    The start is k-means++ on at most 16 vectors per cluster. A cluster that loses all its vectors in Lloyd's algorithm
-    moves to a random vector; in minibatches a centroid without vectors stays.
+    The centroids are initialised by k-means++ on at most 16 vectors per cluster. In Lloyd's algorithm, a cluster that
+    loses all its vectors moves to a random vector; with minibatches, a centroid without vectors does not move.
 
     Args:
-      key: for the start, the replacements and the minibatches.
+      key: PRNG key for the initialisation, the replacements and the minibatches.
       x: float32 `[n, d]`, n >= num_clusters.
-      num_clusters: k.
-      iterations: passes over `x`, or minibatches.
-      batch_size: vectors of a minibatch; None for all of `x`.
+      num_clusters: number of clusters k.
+      iterations: number of passes over `x`, or of minibatches.
+      batch_size: vectors per minibatch; None for Lloyd's algorithm on all of `x`.
 
     Returns:
       float32 `[k, d]`.
@@ -257,7 +257,7 @@ def kmeans(
         points = x[jax.random.randint(jax.random.fold_in(loop_key, i), (batch_size or n,), 0, n)]
         sums, counts = sums_and_counts(points, centroids)
         seen += counts
-        # Each centroid is the mean of all vectors it was ever given.
+        # Each centroid is the mean of all vectors ever assigned to it.
         return centroids + (sums - counts[:, None] * centroids) / jnp.maximum(seen, 1)[:, None], seen
 
     if batch_size is None:
@@ -266,7 +266,7 @@ def kmeans(
 
 
 def _kmeans_plus_plus(key: jax.Array, x: jax.Array, num_clusters: int) -> jax.Array:
-    """Starts far apart: the next is drawn with a probability proportional to its squared distance from the others."""
+    """Draws each centroid with a probability proportional to its squared distance from the nearest earlier one."""
     first_key, key = jax.random.split(key)
     first = x[jax.random.randint(first_key, (), 0, x.shape[0])]
     squares = jnp.sum(x**2, axis=-1)
@@ -284,13 +284,13 @@ def _kmeans_plus_plus(key: jax.Array, x: jax.Array, num_clusters: int) -> jax.Ar
 
 
 def fit_rvq(key: jax.Array, x: jax.Array, config: RVQConfig, iterations: int) -> jax.Array:
-    """Codebooks by residual k-means: each level is fitted to what the levels before it left over.
+    """Fits codebooks by residual k-means: each level is fitted to the residual of the levels before it.
 
     Args:
-      key: random key.
+      key: PRNG key.
       x: float32 `[n, dim]`, n >= config.codebook_size.
       config: number of levels and entries.
-      iterations: of Lloyd's algorithm per level.
+      iterations: iterations of Lloyd's algorithm per level.
 
     Returns:
       float32 `[quantizers, codebook_size, dim]`.

@@ -1,4 +1,4 @@
-"""The melody embedding: near for renditions of one melody, whatever plays it (MusicLM, arXiv 2301.11325, 3.3)."""
+"""The melody embedding: close for renditions of the same melody by any performer (MusicLM, arXiv 2301.11325, 3.3)."""
 
 from musiclm_jax.tokenizers.melody.config import MelodyConfig
 from musiclm_jax.tokenizers.melody.embed import chroma, embed, entries, fit_quantizer, tokens

@@ -10,47 +10,47 @@ from musiclm_jax.data.tokens import MELODY, SAMPLE_RATE
 class MelodyConfig:
     """Sizes of the melody model; the defaults are the paper's.
 
-    The paper leaves open: the size of a head (512 is no multiple of 6 heads; here 64), the mel spectrogram's settings,
-    how many of its frames make a patch, how patches are pooled (here their mean), the order of the 72 tokens (here the
-    first level of the 3 windows, then the second, ...).
+    The paper does not specify: the size of a head (512 is not a multiple of 6 heads; here 64), the mel spectrogram's
+    settings, the number of frames per patch, how patches are pooled (here by their mean), the order of the 72 tokens
+    (here the first level of the 3 windows, then the second, ...).
 
-    What the paper does not have, for small models and little data: filters by semitone (`semitones`), over which
-    patches lower than the spectrum slide (`patch_mels`), so that the key does not matter by construction; and tokens
-    that tell pitch classes (`chroma_parts`) before the embedding, which is the same in every key: a stage that has
-    heard a few thousand clips does not learn to find out the key and to transpose.
+    Not in the paper, for small models and little data: filters spaced by semitones (`semitones`), with patches that
+    cover only some of them and slide over the rest (`patch_mels`), which makes the embedding independent of the key;
+    and tokens for pitch classes (`chroma_parts`) before those of the embedding, since from a few thousand clips a stage
+    does not learn to infer the key and to transpose.
     """
 
-    window_seconds: float = MELODY.window_seconds  # of audio, that one embedding stands for
-    hop_seconds: float = MELODY.hop_seconds  # between embeddings
-    windows: int = MELODY.windows  # embeddings of a clip, which make one set of tokens: 10 s
+    window_seconds: float = MELODY.window_seconds  # audio per embedding
+    hop_seconds: float = MELODY.hop_seconds  # from one embedding to the next
+    windows: int = MELODY.windows  # embeddings per clip of 10 s, which make one set of tokens
     mel_window: int = 1200  # samples of an analysis window (50 ms: low notes are resolved)
     mel_hop: int = 480  # samples between frames (20 ms)
     mel_fft_size: int = 2048  # points of the transform
     num_mels: int = 128  # mel filters
-    semitones: bool = False  # a filter every semitone instead, from lowest_pitch on
-    lowest_pitch: int = 40  # MIDI pitch of the first of them
+    semitones: bool = False  # use a filter every semitone instead, from lowest_pitch on
+    lowest_pitch: int = 40  # MIDI pitch of the first semitone filter
     mel_floor: float = 1e-5  # added before the logarithm
     mel_mean: float = -5.6  # subtracted from the log-mel
     mel_scale: float = 2.2  # and divided by
-    patch_frames: int = 4  # frames of a patch, one input of the Transformer
-    patch_hop: int = 4  # frames between patches
-    patch_mels: int = 128  # filters of a patch; with fewer than there are, the best match at any height counts
+    patch_frames: int = 4  # frames per patch; a patch is one input of the Transformer
+    patch_hop: int = 4  # frames from one patch to the next
+    patch_mels: int = 128  # filters per patch; if fewer than num_mels, the maximum over all positions is taken
     num_layers: int = 12  # of the Transformer
-    num_heads: int = 6  # its attention heads
-    head_dim: int = 64  # channels of one of them
+    num_heads: int = 6  # attention heads
+    head_dim: int = 64  # channels per head
     width: int = 512  # of the Transformer
-    mlp_width: int = 1024  # of its feed-forward
-    embedding_dim: int = 192  # of an embedding, of length 1
-    num_quantizers: int = 24  # RVQ levels of one embedding
-    codebook_size: int = MELODY.codebook_size  # entries of a level
-    chroma_parts: int = 0  # equal parts of a window; of its codes the first ones tell their pitch classes; 0 for none
+    mlp_width: int = 1024  # of the feed-forward layers
+    embedding_dim: int = 192  # dimensions of an embedding, which has length 1
+    num_quantizers: int = 24  # codes per window: those of chroma_parts, then RVQ levels of the embedding
+    codebook_size: int = MELODY.codebook_size  # entries per level
+    chroma_parts: int = 0  # equal parts of a window, each with a code for its pitch classes; 0 for none
 
     def __post_init__(self) -> None:
         """Checks the values.
 
         Raises:
-          ValueError: if the window is no whole number of patches, a patch does not fit, or the tokens are not those of
-            the stream.
+          ValueError: if a window is not a whole number of patches, a patch does not fit, or the number of tokens does
+            not match the melody stream.
         """
         if self.window_samples % (self.mel_hop * self.patch_hop):
             raise ValueError(
@@ -81,7 +81,7 @@ class MelodyConfig:
 
     @property
     def hop_samples(self) -> int:
-        """Samples between two windows at 24 kHz."""
+        """Samples from one window to the next at 24 kHz."""
         return round(self.hop_seconds * SAMPLE_RATE)
 
     @property
@@ -101,7 +101,7 @@ class MelodyConfig:
 
     @property
     def mel(self) -> LogMelConfig:
-        """The spectrogram that the model sees."""
+        """Settings of the model's input spectrogram."""
         return LogMelConfig(
             window=self.mel_window,
             hop=self.mel_hop,

@@ -1,7 +1,7 @@
-"""Inference with the melody model: embeddings of recordings and their tokens.
+"""Inference with the melody model: embeddings and tokens of recordings.
 
-`variables` is {"params": of the encoder}, and from `fit_quantizer` {"codebooks": float32 `[levels, codebook_size,
-embedding_dim]`} and, with `chroma_parts`, {"chroma_codebook": float32 `[codebook_size, 12]`}.
+`variables` holds "params", the encoder's parameters; `fit_quantizer` adds "codebooks", float32 `[levels, codebook_size,
+embedding_dim]`, and, with `chroma_parts`, "chroma_codebook", float32 `[codebook_size, 12]`.
 """
 
 import functools
@@ -31,12 +31,12 @@ def _pitch_classes(config: MelodyConfig, windows: jax.Array) -> jax.Array:
 
 
 def windows_of(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Windows of recordings.
+    """Cuts recordings into windows.
 
     Args:
-      config: the model's.
-      audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a window, it is filled up with silence. A last part
-        shorter than the hop is left out.
+      config: the model's configuration.
+      audio: float32 `[batch, samples]`, 24 kHz mono; padded with silence to at least one window. Samples after the last
+        whole window are left out.
 
     Returns:
       float32 `[batch, windows, window_samples]`.
@@ -57,12 +57,12 @@ def embed(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLik
     """Embeds the windows of recordings.
 
     Args:
-      config: the model's.
-      variables: see the module.
-      audio: as in `windows_of`, whose errors are raised.
+      config: the model's configuration.
+      variables: see the module's docstring.
+      audio: as in `windows_of`, which raises the same errors.
 
     Returns:
-      float32 `[batch, windows, embedding_dim]`, of length 1 each.
+      float32 `[batch, windows, embedding_dim]`, unit vectors.
     """
     windows = windows_of(config, audio)
     embedded = _embed(config, variables["params"], windows.reshape(-1, config.window_samples))
@@ -70,11 +70,11 @@ def embed(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLik
 
 
 def chroma(config: MelodyConfig, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Pitch classes in the parts of the windows of recordings, see `spectrum.pitch_classes`.
+    """Computes the pitch classes in each part of each window of recordings; see `spectrum.pitch_classes`.
 
     Args:
-      config: the model's, with `chroma_parts`.
-      audio: as in `windows_of`, whose errors are raised.
+      config: the model's configuration, with `chroma_parts`.
+      audio: as in `windows_of`, which raises the same errors.
 
     Returns:
       float32 `[batch, windows, chroma_parts, 12]`.
@@ -95,15 +95,15 @@ def fit_quantizer(
     """Fits the codebooks to windows of the training split.
 
     Args:
-      config: the model's.
-      variables: of the trained model.
+      config: the model's configuration.
+      variables: variables of the trained model.
       embeddings: float32 `[n, embedding_dim]`, n at least `codebook_size`.
-      classes: float32 `[n, 12]` from `chroma`, with `chroma_parts`; else None.
-      key: for k-means.
-      iterations: of k-means a level.
+      classes: pitch classes from `chroma`, float32 `[n, 12]`; None without `chroma_parts`.
+      key: PRNG key for k-means.
+      iterations: iterations of k-means per level.
 
     Returns:
-      `variables` with the codebooks.
+      `variables` with the codebooks added.
 
     Raises:
       ValueError: if there are fewer windows than a codebook has entries, or pitch classes are missing.
@@ -119,16 +119,16 @@ def fit_quantizer(
     fitted = {"codebooks": quantization.fit_rvq(key, points, rvq, iterations)}
     if config.chroma_parts:
         if classes is None or len(np.asarray(classes)) < config.codebook_size:
-            raise ValueError(f"chroma_parts is {config.chroma_parts}: give pitch classes of the windows, too")
+            raise ValueError(f"chroma_parts is {config.chroma_parts}: give the pitch classes of the windows, too")
         of_part = quantization.RVQConfig(1, config.codebook_size, 12)
         fitted["chroma_codebook"] = quantization.fit_rvq(key, jnp.asarray(classes), of_part, iterations)[0]
     return variables | fitted
 
 
 def entries(config: MelodyConfig, variables: Variables) -> np.ndarray:
-    """What the codes of each level stand for: float32 `[num_quantizers, codebook_size, embedding_dim + 12]`.
+    """Returns the codebook entries of each level: float32 `[num_quantizers, codebook_size, embedding_dim + 12]`.
 
-    Pitch classes, in the last 12 dimensions, and embeddings share no dimension.
+    Embeddings use the first `embedding_dim` dimensions and pitch classes the last 12.
     """
     rvq = np.pad(np.asarray(variables["codebooks"]), ((0, 0), (0, 0), (0, 12)))
     if not config.chroma_parts:
@@ -138,18 +138,18 @@ def entries(config: MelodyConfig, variables: Variables) -> np.ndarray:
 
 
 def tokens(config: MelodyConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Tokens of the first clip of a recording, level by level: the first 3 k are the first k levels of its 3 windows.
+    """Encodes the first clip of each recording as tokens, level by level: the first 3 k are levels 0..k-1 of 3 windows.
 
-    The paper leaves their order open. So a stage can be conditioned on the coarsest levels alone, the first tokens.
-    With `chroma_parts`, the first levels tell the pitch classes of each part, and the RVQ of the embedding follows.
+    With this order, which the paper does not specify, a stage can be conditioned on only the coarsest levels, the first
+    tokens. With `chroma_parts`, the first levels are the pitch classes of each part, and the embedding's RVQ follows.
 
     Args:
-      config: the model's.
-      variables: with the codebooks.
-      audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a clip, it is filled up with silence.
+      config: the model's configuration.
+      variables: variables with the codebooks.
+      audio: float32 `[batch, samples]`, 24 kHz mono; padded with silence to at least one clip.
 
     Returns:
-      int32 `[batch, 72]`, as the stream `tokens.MELODY` has them: token `3 level + window`.
+      int32 `[batch, 72]`, in the order of the stream `tokens.MELODY`: token `3 level + window`.
 
     Raises:
       ValueError: if `audio` is not `[batch, samples]`.

@@ -11,9 +11,9 @@ from musiclm_jax.tokenizers.mulan.audio_tower import unit
 
 
 def features(config: MelodyConfig, audio: jax.Array) -> jax.Array:
-    """Scaled log spectrum of windows `[batch, window_samples]`: float32 `[batch, frames, mels]`.
+    """Computes the scaled log spectrum of windows `[batch, window_samples]`: float32 `[batch, frames, mels]`.
 
-    Each window is brought to one loudness first: how loud a melody is says nothing about it.
+    Each window is first scaled to the same RMS: loudness says nothing about a melody.
     """
     level = jnp.sqrt(jnp.mean(jnp.square(audio), axis=-1, keepdims=True))
     audio = 0.1 * audio / jnp.maximum(level, 1e-4)
@@ -24,8 +24,8 @@ def features(config: MelodyConfig, audio: jax.Array) -> jax.Array:
 def patches(config: MelodyConfig, mel: jax.Array) -> jax.Array:
     """Cuts spectra `[batch, frames, mels]` into patches at every height: `[batch, patches, heights, values]`.
 
-    A patch of all mels has one height; a lower one, of `patch_mels`, as many as it fits at. Patches longer than their
-    hop overlap, and reach over the ends of the window, where 0 is put.
+    A patch of all mels has one height; a patch of `patch_mels` has as many as there are positions where it fits.
+    Patches longer than their hop overlap, and extend past the ends of the window into zeros.
     """
     c = config
     excess = c.patch_frames - c.patch_hop
@@ -37,7 +37,7 @@ def patches(config: MelodyConfig, mel: jax.Array) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added."""
+    """A pre-norm Transformer layer: attention and feed-forward."""
 
     config: MelodyConfig
 
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class MelodyEncoder(nn.Module):
-    """Log-mel of a window to a unit vector."""
+    """Maps the log spectrum of a window to a unit vector."""
 
     config: MelodyConfig
 
@@ -65,7 +65,7 @@ class MelodyEncoder(nn.Module):
           mel: float32 `[batch, frames, mels]` from `features`.
 
         Returns:
-          float32 `[batch, embedding_dim]` of length 1.
+          float32 `[batch, embedding_dim]`, unit vectors.
         """
         c = self.config
         x = nn.Dense(c.width, name="patches")(patches(c, mel)).max(axis=2)

@@ -17,12 +17,12 @@ Batch = dict[str, Any]
 
 
 class MelodyState(flax.struct.PyTreeNode):
-    """State of the training.
+    """Training state.
 
     Attributes:
       step: int32 scalar.
-      params: of the encoder.
-      opt_state: of the optimiser.
+      params: parameters of the encoder.
+      opt_state: state of the optimiser.
     """
 
     step: jax.Array
@@ -32,10 +32,10 @@ class MelodyState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class MelodyLearner:
-    """What the training loop trains: see `learner.py` for the contract.
+    """Learner (training/learner.py) of the melody model.
 
-    Batches hold "audio" float32 `[batch, renditions * window_samples]`, the renditions of a passage one after the
-    other, and "melody" int32 `[batch, 1]`, which is equal for passages of one composition.
+    Batches hold "audio", float32 `[batch, renditions * window_samples]`, the concatenated renditions of a passage, and
+    "melody", int32 `[batch, 1]`, which is equal for passages of the same composition.
     """
 
     family: ClassVar[str] = "melody"
@@ -43,22 +43,22 @@ class MelodyLearner:
     config: MelodyConfig = dataclasses.field(default_factory=MelodyConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     margin: float = 0.2  # of the triplet loss, FaceNet's (open in the paper)
-    noise_db: float = -30.0  # level of white noise that is added, against the audio's own; a recording is never clean
-    contrastive_steps: int = 0  # steps at the beginning with the softmax loss instead
-    temperature: float = 0.1  # of that
+    noise_db: float = -30.0  # level of added white noise relative to the audio, since real recordings are never clean
+    contrastive_steps: int = 0  # number of first steps that use the softmax loss instead
+    temperature: float = 0.1  # of the softmax loss
 
     def init(self, key: jax.Array) -> MelodyState:
-        """A fresh encoder."""
+        """Returns the state at step 0."""
         c = self.config
         mel = jnp.zeros((1, c.frames, c.num_mels))
         params = MelodyEncoder(c).init(key, mel)["params"]
         return MelodyState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
     def train_step(self, state: MelodyState, batch: Batch, key: jax.Array) -> tuple[MelodyState, Metrics]:
-        """One update; pure."""
+        """Takes one optimiser step."""
         audio = self._windows(batch)
         level = jnp.sqrt(jnp.mean(jnp.square(audio), axis=1, keepdims=True))
-        # One noise for all windows: to draw each its own would cost a small model a third of the step.
+        # The same noise for all windows: with a small model, drawing it for each would take a third of the step.
         noise = jax.random.normal(key, audio.shape[1:])
         audio = audio + 10 ** (self.noise_db / 20) * level * noise
         gradient = jax.value_and_grad(self._loss, has_aux=True)
@@ -69,18 +69,18 @@ class MelodyLearner:
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def eval_step(self, state: MelodyState, batch: Batch, key: jax.Array) -> Metrics:
-        """Loss and retrieval within the batch, without noise; pure."""
+        """Measures loss and retrieval within the batch, without noise."""
         del key
         last = jnp.asarray(self.contrastive_steps)
         loss, metrics = self._loss(state.params, self._windows(batch), batch["melody"], last)
         return metrics | {"loss": loss}
 
     def variables(self, state: MelodyState) -> dict[str, Any]:
-        """What `embed.embed` needs: {"params"}."""
+        """Returns the variables for `embed.embed`: {"params"}."""
         return {"params": state.params}
 
     def _windows(self, batch: Batch) -> jax.Array:
-        """Every rendition in a row of its own: `[batch * renditions, window_samples]`."""
+        """Returns one row per rendition: `[batch * renditions, window_samples]`."""
         return batch["audio"].reshape(-1, self.config.window_samples)
 
     def _loss(

@@ -1,4 +1,4 @@
-"""A log spectrum with a filter every semitone: a melody in another key is the same picture, moved along an axis."""
+"""A log spectrum with one filter per semitone, in which transposing a melody shifts it along the frequency axis."""
 
 import functools
 
@@ -11,16 +11,16 @@ from musiclm_jax.data.spectrogram import LogMelConfig, frame
 
 @functools.cache
 def semitone_filters(sample_rate: int, fft_size: int, count: int, lowest: int) -> np.ndarray:
-    """Triangular filters around MIDI pitches, as wide as a semitone to either side, or as a bin where that is wider.
+    """Returns triangular filters around MIDI pitches that reach one semitone, or one bin if wider, to either side.
 
     Args:
       sample_rate: Hz.
       fft_size: points of the transform.
       count: number of filters.
-      lowest: MIDI pitch of the first.
+      lowest: MIDI pitch of the first filter.
 
     Returns:
-      float32 `[bins, count]`, of bins 0 to the last that a filter reads.
+      float32 `[bins, count]`, from bin 0 to the last bin that a filter reads.
     """
     centres = 440.0 * 2 ** ((lowest + np.arange(count) - 69) / 12)
     widths = np.maximum(centres * (2 ** (1 / 12) - 1), sample_rate / fft_size)
@@ -31,7 +31,7 @@ def semitone_filters(sample_rate: int, fft_size: int, count: int, lowest: int) -
 
 
 def log_semitones(audio: jax.Array, config: LogMelConfig, lowest: int) -> jax.Array:
-    """Log magnitudes around each semitone, with exactly `samples // hop` frames, as `spectrogram.log_mel` has them.
+    """Computes log magnitudes around each semitone with exactly `samples // hop` frames, like `spectrogram.log_mel`.
 
     Args:
       audio: float32 `[batch, samples]`.
@@ -46,22 +46,22 @@ def log_semitones(audio: jax.Array, config: LogMelConfig, lowest: int) -> jax.Ar
     padded = jnp.pad(audio, ((0, 0), (excess // 2, excess - excess // 2)))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
     frames = frame(padded, config.window, config.hop) * (2.0 / hann.sum() * hann).astype(np.float32)
-    # A fast transform: a product with the Fourier basis would cost more than the model.
+    # An FFT, since a product with the Fourier basis would cost more than the model.
     spectrum = jnp.abs(jnp.fft.rfft(frames, config.fft_size)[..., : len(filters)])
     return jnp.log(spectrum @ filters + config.floor)
 
 
 def pitch_classes(spectrum: jax.Array, lowest: int, parts: int) -> jax.Array:
-    """Which pitch classes sound in each part of a window, whatever the loudness and the octave.
+    """Computes which pitch classes sound in each part of a window, regardless of loudness and octave.
 
     Args:
       spectrum: float32 `[batch, frames, filters]`, log magnitudes from `log_semitones`.
       lowest: MIDI pitch of the first filter.
-      parts: of equal length, as nearly as frames allow.
+      parts: number of parts, equally long up to whole frames.
 
     Returns:
-      float32 `[batch, parts, 12]`, C first, of mean 0 and length 1; shorter where a part is under a tenth of the
-      loudest one (-20 dB), and 0 in silence.
+      float32 `[batch, parts, 12]`, C first. Each vector has mean 0 and length 1; it is shorter if the part is below a
+      tenth of the loudest one (-20 dB), and 0 in silence.
     """
     frames, count = spectrum.shape[1:]
     of_class = ((lowest + np.arange(count))[:, None] % 12 == np.arange(12)).astype(np.float32)

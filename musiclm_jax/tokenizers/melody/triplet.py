@@ -1,7 +1,7 @@
-"""The triplet loss with semi-hard negatives (FaceNet, arXiv 1503.03832, section 3.2) and a softmax to begin with.
+"""The triplet loss with semi-hard negatives (FaceNet, arXiv 1503.03832, section 3.2) and a softmax loss for the start.
 
-Both compare all pairs of a batch. Positives of an anchor are the other renditions of its passage, negatives those of
-other compositions; other passages of the anchor's own composition, which may overlap with it, are neither.
+Both compare all pairs of a batch. An anchor's positives are the other renditions of its passage, and its negatives are
+renditions of other compositions. Other passages of its own composition, which may overlap with it, are neither.
 """
 
 import jax
@@ -11,28 +11,28 @@ Metrics = dict[str, jax.Array]
 
 
 def squared_distances(embeddings: jax.Array) -> jax.Array:
-    """Squared Euclidean distances `[n, n]` of unit vectors `[n, dim]`."""
+    """Returns the squared Euclidean distances `[n, n]` of unit vectors `[n, dim]`."""
     return jnp.maximum(2.0 - 2.0 * embeddings @ embeddings.T, 0.0)
 
 
 def semi_hard_triplet_loss(
     embeddings: jax.Array, passages: jax.Array, compositions: jax.Array, margin: float
 ) -> tuple[jax.Array, Metrics]:
-    """Mean over anchors and positives of max(0, d(anchor, positive) - d(anchor, negative) + margin).
+    """Computes the mean over anchors and positives of max(0, d(anchor, positive) - d(anchor, negative) + margin).
 
-    The negative is semi-hard: of the negatives the nearest one that is further than the positive; where none is, the
-    furthest.
+    The negative is semi-hard: the nearest negative that is further away than the positive or, if there is none, the
+    furthest negative.
 
     Args:
-      embeddings: unit vectors float32 `[n, dim]`.
-      passages: int `[n]`, equal for renditions of one passage.
-      compositions: int `[n]`, equal for passages of one composition.
-      margin: of the squared distances.
+      embeddings: unit vectors, float32 `[n, dim]`.
+      passages: int `[n]`, equal for renditions of the same passage.
+      compositions: int `[n]`, equal for passages of the same composition.
+      margin: margin between squared distances.
 
     Returns:
-      The loss, and "triplet/..." metrics: the share of pairs whose loss is not 0, mean squared distances of renditions
-      of one passage and of different compositions, and how often the nearest of all that the anchor is compared with
-      is of its passage.
+      The loss, and metrics: "triplet/active", the share of pairs with a loss above 0; "triplet/distance_same" and
+      "triplet/distance_other", the mean squared distances within a passage and between compositions; and
+      "triplet/nearest_is_same", the share of anchors whose nearest positive or negative is a positive.
     """
     distances = squared_distances(embeddings)
     other = compositions[:, None] != compositions[None]
@@ -42,7 +42,7 @@ def semi_hard_triplet_loss(
     furthest = jnp.max(jnp.where(other, distances, -jnp.inf), axis=1, keepdims=True)
     negative = jnp.where(jnp.any(further, axis=2), nearest, furthest)
     compared = same & jnp.any(other, axis=1, keepdims=True)
-    # Where nothing is compared, infinity would make the gradient NaN.
+    # Without a comparison, the negative's infinity would make the gradient NaN.
     losses = jnp.where(compared, jnp.maximum(distances - jnp.where(compared, negative, 0.0) + margin, 0.0), 0.0)
     pairs = jnp.maximum(jnp.sum(compared), 1)
     ranked = jnp.argmin(jnp.where(same | other, distances, jnp.inf), axis=1)
@@ -58,9 +58,9 @@ def semi_hard_triplet_loss(
 def contrastive_loss(
     embeddings: jax.Array, passages: jax.Array, compositions: jax.Array, temperature: float
 ) -> jax.Array:
-    """Mean over anchors and positives of -log of the positive's share in a softmax with all negatives.
+    """Computes InfoNCE (arXiv 1807.03748), the mean over anchors and positives against all negatives of the anchor.
 
-    InfoNCE (arXiv 1807.03748) on cosines over the temperature; arguments as in `semi_hard_triplet_loss`.
+    The logits are cosine similarities divided by the temperature. Other arguments as in `semi_hard_triplet_loss`.
     """
     logits = embeddings @ embeddings.T / temperature
     other = compositions[:, None] != compositions[None]
