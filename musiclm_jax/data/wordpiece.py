@@ -1,4 +1,4 @@
-"""Texts to WordPiece ids, as BERT's `vocab.txt` splits them."""
+"""Tokenizes texts to WordPiece ids with BERT's `vocab.txt`."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ import tokenizers
 
 
 def resolve(path: str) -> pathlib.Path:
-    """A file by path, or inside an installed package by `package:path` (the package is found, not imported).
+    """Finds a file by its path, or by `package:path` inside an installed package, which is not imported.
 
     Raises:
       ValueError: if the package or the file is missing.
@@ -29,7 +29,7 @@ def resolve(path: str) -> pathlib.Path:
 
 
 def read_vocab(path: str) -> bytes:
-    """The content of a `vocab.txt` (one piece a line; `package:path` for a file inside a package)."""
+    """Reads a `vocab.txt` (one piece per line; `package:path` for a file inside a package)."""
     return resolve(path).read_bytes()
 
 
@@ -48,18 +48,18 @@ def _tokenizer(vocab: bytes) -> tokenizers.Tokenizer:
 
 
 def tokenize_texts(vocab: bytes, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits texts into WordPiece ids, lower case, with [CLS] and [SEP]; longer texts are cut.
+    """Converts texts to lower-case WordPiece ids with [CLS] and [SEP]; longer texts are truncated.
 
     Args:
-      vocab: content of `vocab.txt`, see `read_vocab`.
-      texts: one string each.
+      vocab: content of `vocab.txt`; see `read_vocab`.
+      texts: sequence of strings.
       max_length: length of the rows, [CLS] and [SEP] included.
 
     Returns:
-      ids and mask, int32 `[texts, max_length]`; the padding is 0 in both.
+      ids and mask, int32 `[texts, max_length]`; padding is 0 in both.
 
     Raises:
-      ValueError: if a text is empty, or has no piece that the vocabulary knows.
+      ValueError: if a text is empty, or none of its pieces is in the vocabulary.
     """
     ids = np.zeros((len(texts), max_length), np.int32)
     mask = np.zeros_like(ids)

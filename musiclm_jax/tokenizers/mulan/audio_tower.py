@@ -1,4 +1,4 @@
-"""MuLan's audio tower: a residual network over log-mel, pooled to one unit vector."""
+"""MuLan's audio tower: a residual network over the log-mel spectrogram, pooled to a unit vector."""
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,12 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def features(audio: jax.Array, config: MulanConfig) -> jax.Array:
-    """Scaled log-mel of `audio` `[batch, samples]`: float32 `[batch, frames, mels]`."""
+    """Computes the scaled log-mel of `audio` `[batch, samples]`: float32 `[batch, frames, mels]`."""
     return (log_mel(audio, config.mel) - config.mel_mean) / config.mel_scale
 
 
 class ResidualBlock(nn.Module):
-    """A block of ResNet (arXiv 1512.03385); the stride sits in the first 3x3 convolution."""
+    """A ResNet block (arXiv 1512.03385); the first 3x3 convolution has the stride."""
 
     width: int
     stride: int
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, frames, mels, channels]` to `[batch, frames / stride, mels / stride, width]`."""
+        """Maps `[batch, frames, mels, channels]` to `[batch, frames / stride, mels / stride, width]`."""
 
         def conv(y: jax.Array, width: int, kernel: int, stride: int, name: str) -> jax.Array:
             y = nn.Conv(width, (kernel, kernel), (stride, stride), use_bias=False, name=name)(y)
@@ -47,9 +47,10 @@ class ResidualBlock(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """Log-mel to a unit vector.
+    """Maps log-mel to a unit vector.
 
-    The mean over time says what sounds throughout, the maximum what sounds at all: both are projected.
+    Projects both the mean over time, which shows what sounds throughout, and the maximum, which shows what sounds at
+    all.
     """
 
     config: MulanConfig
@@ -62,7 +63,7 @@ class AudioTower(nn.Module):
           mel: float32 `[batch, frames, mels]` from `features`.
 
         Returns:
-          float32 `[batch, embedding_dim]` of length 1.
+          float32 `[batch, embedding_dim]`, unit vectors.
         """
         c = self.config
         x = mel[..., None]  # [b, t, mels, 1]

@@ -1,7 +1,7 @@
-"""The symmetric contrastive loss of MuLan with more than one positive per row.
+"""The symmetric contrastive loss of MuLan, with several positives per row.
 
-Synthetic captions repeat: two clips of a batch may carry the very same text. Such pairs are positives of each other,
-not negatives, so the target of a row is uniform over all columns with the same text.
+Synthetic captions repeat: two clips of a batch may have the same text. Such clips are positives of each other, not
+negatives, so the target of a row is uniform over all columns with the same text.
 """
 
 import jax
@@ -11,24 +11,24 @@ Metrics = dict[str, jax.Array]
 
 
 def same_text(ids: jax.Array) -> jax.Array:
-    """Bool `[batch, batch]`: rows of `ids` `[batch, length]` that are equal in every token."""
+    """Returns which rows of `ids` `[batch, length]` are equal in every token: bool `[batch, batch]`."""
     return jnp.all(ids[:, None] == ids[None], axis=-1)
 
 
 def contrastive_loss(
     audio: jax.Array, text: jax.Array, scale: jax.Array, positives: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """Symmetric InfoNCE (MuLan, arXiv 2208.12415, equation 1) against uniform targets over `positives`.
+    """Computes the symmetric InfoNCE (MuLan, arXiv 2208.12415, equation 1) with uniform targets over `positives`.
 
     Args:
-      audio: unit vectors float32 `[batch, dim]`.
-      text: unit vectors float32 `[batch, dim]`, row i belongs to row i of `audio`.
-      scale: scalar that multiplies the cosines, 1 / temperature.
+      audio: unit vectors, float32 `[batch, dim]`.
+      text: unit vectors, float32 `[batch, dim]`; row i belongs to row i of `audio`.
+      scale: scalar that multiplies the cosine similarities, 1 / temperature.
       positives: bool `[batch, batch]`, symmetric, True on the diagonal.
 
     Returns:
-      The loss, a scalar: ln(batch) at chance; the entropy of the targets (0 without repeats) is subtracted, so that 0
-      is perfect. Metrics of `retrieval_metrics` under "contrastive/".
+      The loss, a scalar. It is ln(batch) at chance and 0 at best, since the entropy of the targets (0 without repeated
+      texts) is subtracted. And the metrics of `retrieval_metrics`, prefixed with "contrastive/".
     """
     targets = positives / jnp.sum(positives, axis=1, keepdims=True)
     entropy = jnp.mean(jnp.log(jnp.sum(positives, axis=1)))
@@ -43,12 +43,12 @@ def contrastive_loss(
 
 
 def recall_at(similarities: jax.Array, positives: jax.Array, k: int) -> jax.Array:
-    """Share of the rows whose best positive is among the k highest columns.
+    """Computes the share of rows whose best positive is among the k highest columns.
 
     Args:
       similarities: float32 `[rows, columns]`.
-      positives: bool `[rows, columns]`, at least one True a row.
-      k: length of the list. Ties count against the positive.
+      positives: bool `[rows, columns]`, at least one True per row.
+      k: length of the list; ties count against the positive.
     """
     best = jnp.max(jnp.where(positives, similarities, -jnp.inf), axis=1, keepdims=True)
     ahead = jnp.sum((similarities >= best) & ~positives, axis=1)
@@ -56,7 +56,7 @@ def recall_at(similarities: jax.Array, positives: jax.Array, k: int) -> jax.Arra
 
 
 def retrieval_metrics(similarities: jax.Array, positives: jax.Array) -> Metrics:
-    """Top-1 and recall at 10 both ways, of `[audio, text]` similarities."""
+    """Computes top-1 accuracy and recall at 10 in both directions from similarities `[audio, text]`."""
     return {
         "audio_to_text_top_1": recall_at(similarities, positives, 1),
         "text_to_audio_top_1": recall_at(similarities.T, positives.T, 1),

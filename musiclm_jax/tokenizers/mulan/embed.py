@@ -1,8 +1,8 @@
-"""Inference with MuLan: embeddings of audio of any length and of text, and their tokens.
+"""Inference with MuLan: embeddings of text and of audio of any length, and their tokens.
 
-`variables` is a nested dict of arrays: "audio", "text", "projection" (parameters), "vocab" uint8 `[bytes]` (the content
-of vocab.txt) and what `quantize.fit_quantizer` adds: "audio_mean", "text_mean" `[dim]`, "audio_map", "text_map"
-`[dim, dim]`, "codebooks" `[quantizers, codebook_size, dim]`.
+`variables` is a nested dict of arrays: "audio", "text", "projection" (parameters) and "vocab" uint8 `[bytes]` (the
+content of vocab.txt). `quantize.fit_quantizer` adds "audio_mean", "text_mean" `[dim]`, "audio_map", "text_map"
+`[dim, dim]` and "codebooks" `[quantizers, codebook_size, dim]`.
 """
 
 import functools
@@ -21,7 +21,7 @@ from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, poo
 
 Variables = dict[str, Any]
 MODALITIES = ("audio", "text")
-_TEXTS_AT_ONCE = 16  # rows of a compiled call; fewer texts are padded, so that one prompt or ten compile once
+_TEXTS_AT_ONCE = 16  # rows per compiled call; texts are padded to a multiple, so that one program serves any number
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -37,16 +37,16 @@ def _embed_windows(config: MulanConfig, params: Variables, audio: jax.Array) -> 
 
 
 def embed_audio(config: MulanConfig, variables: Variables, audio: jax.typing.ArrayLike) -> jax.Array:
-    """Embeds audio: windows of 10 s every second, the mean of their unit vectors, scaled to length 1.
+    """Embeds audio as the mean of the unit vectors of its windows (10 s, every second), scaled to length 1.
 
     Args:
-      config: the model's.
-      variables: see the module.
-      audio: float32 `[batch, samples]`, 24 kHz mono; shorter than a window, it is repeated to fill one. A last part
-        shorter than the stride is left out.
+      config: the model's configuration.
+      variables: see the module's docstring.
+      audio: float32 `[batch, samples]`, 24 kHz mono; audio shorter than a window is repeated to fill one. Samples after
+        the last whole window are left out.
 
     Returns:
-      float32 `[batch, embedding_dim]`.
+      float32 `[batch, embedding_dim]`, unit vectors.
 
     Raises:
       ValueError: if `audio` is not `[batch, samples]` with at least one sample.
@@ -68,18 +68,18 @@ def _embed_ids(
 
 
 def embed_text(config: MulanConfig, variables: Variables, texts: Sequence[str]) -> jax.Array:
-    """Embeds texts; what exceeds `config.max_text_tokens` pieces is cut.
+    """Embeds texts, truncated to `config.max_text_tokens` pieces.
 
     Args:
-      config: the model's.
-      variables: see the module.
-      texts: one string each.
+      config: the model's configuration.
+      variables: see the module's docstring.
+      texts: sequence of strings.
 
     Returns:
-      float32 `[texts, embedding_dim]` of length 1.
+      float32 `[texts, embedding_dim]`, unit vectors.
 
     Raises:
-      ValueError: if there is no text, or one is empty or has no known word.
+      ValueError: if there is no text, or a text is empty or has no known word.
     """
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts is {texts!r}, expected a sequence of at least one string")
@@ -100,7 +100,7 @@ def embed_text(config: MulanConfig, variables: Variables, texts: Sequence[str]) 
 
 
 def to_shared_space(variables: Variables, embeddings: jax.Array, modality: str) -> jax.Array:
-    """Takes embeddings `[batch, dim]` of one modality to the space that the RVQ codes: `[batch, dim]`."""
+    """Maps embeddings `[batch, dim]` of one modality to the space that the RVQ quantizes: `[batch, dim]`."""
     return (embeddings - variables[f"{modality}_mean"]) @ variables[f"{modality}_map"]
 
 
@@ -108,16 +108,16 @@ def tokens(config: MulanConfig, variables: Variables, embeddings: jax.typing.Arr
     """Quantizes embeddings with the RVQ that both modalities share.
 
     Args:
-      config: the model's.
-      variables: with what `fit_quantizer` adds.
+      config: the model's configuration.
+      variables: variables from `fit_quantizer`.
       embeddings: float32 `[batch, dim]` from `embed_audio` or `embed_text`.
-      modality: which of the two, "audio" or "text".
+      modality: "audio" or "text".
 
     Returns:
       int32 `[batch, quantizers]`.
 
     Raises:
-      ValueError: if the modality is unknown, no quantizer was fitted or it has another number of levels.
+      ValueError: if the modality is unknown, no quantizer was fitted, or its number of levels differs from the config.
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality is {modality!r}, expected one of {MODALITIES}")

@@ -1,4 +1,4 @@
-"""Training of MuLan: two towers, one contrastive loss."""
+"""Training of MuLan: two towers with a contrastive loss."""
 
 import dataclasses
 import math
@@ -21,13 +21,13 @@ Batch = dict[str, Any]
 
 
 class MulanState(flax.struct.PyTreeNode):
-    """State of the training.
+    """Training state.
 
     Attributes:
       step: int32 scalar.
-      params: {"audio", "projection", "log_scale"} and, where it is tuned, "text".
-      frozen: {"text": encoder} where it is not tuned, else {}.
-      opt_state: of `params` alone.
+      params: {"audio", "projection", "log_scale"} and, if the text encoder is tuned, "text".
+      frozen: {"text"} if the text encoder is not tuned, else {}.
+      opt_state: optimiser state of `params`.
     """
 
     step: jax.Array
@@ -38,11 +38,11 @@ class MulanState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class MulanLearner:
-    """What the training loop trains: see `trainer.py` for the contract.
+    """Learner (training/learner.py) of MuLan.
 
-    Batches hold "audio" float32 `[batch, samples]` (`config.window_seconds`, or less: the tower pools over time),
-    "text_ids" and "text_mask" int32 `[batch, length]` from `wordpiece.tokenize_texts`. Where the encoder is not tuned,
-    "text_vectors" float32 `[batch, text_width]` may stand for the mask: what it made of the texts before.
+    Batches hold "audio", float32 `[batch, samples]` (`config.window_seconds` or less: the tower pools over time), and
+    "text_ids" and "text_mask", int32 `[batch, length]`, from `wordpiece.tokenize_texts`. If the text encoder is not
+    tuned, its precomputed "text_vectors", float32 `[batch, text_width]`, may replace "text_mask".
     """
 
     family: ClassVar[str] = "mulan"
@@ -50,18 +50,18 @@ class MulanLearner:
     config: MulanConfig = dataclasses.field(default_factory=MulanConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     text_weights: str | None = None  # safetensors of the BERT encoder, a path or package:path; None: random
-    vocab: str | None = None  # its vocab.txt, likewise; None: no text can be embedded after the export
-    initial_scale: float = 1 / 0.07  # 1 / temperature at the start
-    max_scale: float = 100.0  # the learned scale is clipped here
-    gain_db: float = 6.0  # random gain of a clip, uniform in +- this
+    vocab: str | None = None  # its vocab.txt, a path or package:path; without it the model cannot be exported
+    initial_scale: float = 1 / 0.07  # initial 1 / temperature
+    max_scale: float = 100.0  # upper limit of the learned scale
+    gain_db: float = 6.0  # each clip gets a random gain, uniform between minus and plus this
     shift: bool = True  # rotate a clip's frames by a random time
-    mask_mels: int = 8  # width of one random band of mels set to the mean
-    mask_frames: int = 20  # length of two random stretches of frames set to the mean
-    drop_words: float = 0.1  # probability of leaving a piece of text out; [CLS] and [SEP] stay
-    text_noise: float = 0.0  # norm of Gaussian noise on the pooled text, relative to its own
+    mask_mels: int = 8  # maximum width of a random band of mels that is set to the mean
+    mask_frames: int = 20  # maximum length of two random spans of frames that are set to the mean
+    drop_words: float = 0.1  # probability of dropping a piece of text; [CLS] and [SEP] are kept
+    text_noise: float = 0.0  # norm of Gaussian noise added to the pooled text, relative to the norm of the text
 
     def init(self, key: jax.Array) -> MulanState:
-        """Fresh towers; the text encoder from `text_weights`."""
+        """Returns the state at step 0: random towers, and the text encoder from `text_weights`."""
         audio_key, text_key, projection_key = jax.random.split(key, 3)
         c = self.config
         mel = jnp.zeros((1, c.window_samples // c.mel_hop, c.num_mels))
@@ -81,11 +81,11 @@ class MulanLearner:
         return MulanState(jnp.zeros((), jnp.int32), params, frozen, self.optimizer.make().init(params))
 
     def start_from(self, state: MulanState, variables: Params) -> MulanState:
-        """The state with the towers of a bundle's MuLan; the optimiser and the temperature are new.
+        """Returns the state with the towers of a bundle's MuLan; optimiser state and temperature are unchanged.
 
         Args:
-          state: at step 0.
-          variables: of `Bundle.mulan`.
+          state: state at step 0.
+          variables: variables from `Bundle.mulan`.
         """
         params = state.params | {name: variables[name] for name in ("audio", "projection")}
         if state.frozen:
@@ -93,14 +93,14 @@ class MulanLearner:
         return state.replace(params=params | {"text": variables["text"]})
 
     def embed(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Both towers' unit vectors `[batch, dim]`; `key` turns the augmentation on."""
+        """Computes both towers' unit vectors `[batch, dim]`; a `key` enables augmentation."""
         audio = batch["audio"]
         audio_key, text_key, noise_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         if audio_key is not None:
             mel = self._augment(audio, audio_key)
         else:
             mel = features(audio, self.config)
-        # Nothing below the tower is trained: no gradient through the spectrogram.
+        # Nothing before the tower is trained, so the spectrogram needs no gradient.
         audio_embedding = AudioTower(self.config).apply({"params": params["audio"]}, jax.lax.stop_gradient(mel))
         pooled = self._sentences(params, frozen, batch, text_key)
         if noise_key is not None and self.text_noise:
@@ -109,7 +109,7 @@ class MulanLearner:
         return audio_embedding, Projection(self.config).apply({"params": params["projection"]}, pooled)
 
     def _sentences(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
-        """Sentence vectors `[batch, text_width]`: those of the batch, or what the encoder makes of its ids."""
+        """Returns sentence vectors `[batch, text_width]` from the batch or, if it has none, from the encoder."""
         if "text_vectors" in batch and frozen:
             return jax.lax.stop_gradient(batch["text_vectors"])
         mask = batch["text_mask"] if key is None else drop_words(key, batch["text_mask"], self.drop_words)
@@ -118,7 +118,7 @@ class MulanLearner:
         return jax.lax.stop_gradient(pooled) if frozen else pooled
 
     def train_step(self, state: MulanState, batch: Batch, key: jax.Array) -> tuple[MulanState, Metrics]:
-        """One update; pure."""
+        """Takes one optimiser step."""
 
         def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
             audio, text = self.embed(params, state.frozen, batch, key)
@@ -131,14 +131,14 @@ class MulanLearner:
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def eval_step(self, state: MulanState, batch: Batch, key: jax.Array) -> Metrics:
-        """Loss and retrieval within the batch, without augmentation; pure."""
+        """Measures loss and retrieval within the batch, without augmentation."""
         del key
         audio, text = self.embed(state.params, state.frozen, batch, None)
         loss, metrics = contrastive_loss(audio, text, self._scale(state.params), same_text(batch["text_ids"]))
         return metrics | {"loss": loss}
 
     def variables(self, state: MulanState) -> Params:
-        """What inference needs, but for what `quantize.fit_quantizer` adds.
+        """Returns the variables for inference; `quantize.fit_quantizer` adds the quantizer.
 
         Returns:
           {"audio", "projection", "text": parameters, "vocab": uint8 `[bytes]`, the content of vocab.txt}.
@@ -156,7 +156,7 @@ class MulanLearner:
         return jnp.exp(jnp.minimum(params["log_scale"], math.log(self.max_scale)))
 
     def _augment(self, audio: jax.Array, key: jax.Array) -> jax.Array:
-        """Features `[batch, frames, mels]` of audio at a random gain, rotated and masked."""
+        """Computes features `[batch, frames, mels]` of audio with a random gain, rotated and masked."""
         keys = jax.random.split(key, 5)
         batch = audio.shape[0]
         gain = jax.random.uniform(keys[0], (batch, 1), minval=-self.gain_db, maxval=self.gain_db)
@@ -173,7 +173,7 @@ class MulanLearner:
 
 
 def _random_stretch(key: jax.Array, batch: int, size: int, longest: int) -> jax.Array:
-    """Bool `[batch, size]`: one stretch a row, of 0..longest places, anywhere."""
+    """Returns bool `[batch, size]` with one random span of 0..longest True entries per row."""
     length_key, start_key = jax.random.split(key)
     length = jax.random.randint(length_key, (batch, 1), 0, longest + 1)
     start = jax.random.randint(start_key, (batch, 1), 0, size)
@@ -182,7 +182,7 @@ def _random_stretch(key: jax.Array, batch: int, size: int, longest: int) -> jax.
 
 
 def drop_words(key: jax.Array, mask: jax.Array, probability: float) -> jax.Array:
-    """Takes pieces out of `mask` `[batch, length]` at random; the first and the last piece of a row stay."""
+    """Drops random pieces from `mask` `[batch, length]`; the first and the last piece of each row are kept."""
     last = jnp.sum(mask > 0, axis=1, keepdims=True) - 1
     place = jnp.arange(mask.shape[1])[None]
     inner = (place > 0) & (place < last)

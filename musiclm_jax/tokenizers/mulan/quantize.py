@@ -1,21 +1,22 @@
-"""Fitting the RVQ that audio and text share, so that a text's tokens land where the tokens of matching audio land.
+"""Fits the RVQ that audio and text share, so that a text gets the same tokens as matching audio.
 
-The stages are trained on tokens of audio and used with tokens of text. In the joint space the two modalities sit apart,
-and an embedding of audio holds much that no text says. Canonical correlation mends both: each modality is centred and
-turned to directions that correlate pairwise, and each pair of directions is scaled by a power of its correlation.
-What audio and text agree on then takes up the first levels of the RVQ, what only audio knows is left to the last.
+The stages are trained on tokens of audio and used with tokens of text. In the joint space, the two modalities lie
+apart, and an audio embedding contains much that no text describes. Canonical correlation analysis solves both: each
+modality is centred and projected onto directions that correlate pairwise, and each pair of directions is scaled by a
+power of its correlation. The first levels of the RVQ then encode what audio and text share, the last levels what only
+audio contains.
 
-Measured on held-out compositions of the tiny corpus, share of the captions with the code of their audio at levels 1, 2
-and 3, by size of the codebooks (chance at 16: 0.08, 0.14, 0.08):
+Share of captions with the code of their audio at levels 1, 2 and 3, by size of the codebooks, measured on held-out
+compositions of the tiny corpus (chance at 16: 0.08, 0.14, 0.08):
 
     codebook_size                            16                   64
     centring alone                           0.76 0.54 0.38       0.76 0.06 0.02
     centring, audio regressed on text        0.77 0.58 0.46       0.76 0.10 0.05
     canonical correlation (chosen)           0.94 0.76 0.27       0.76 0.09 0.04
 
-At 16 the chosen first level also tells more of the instrument (mutual information 0.84 of the instruments' entropy,
-centring 0.55). An RVQ fitted to audio and text together (tried at 64) agrees no better, and with centring alone far
-worse (0.21): each modality then gets codes of its own.
+At 16, the chosen first level also says more about the instrument (its mutual information is 0.84 of the instruments'
+entropy; 0.55 with centring). An RVQ fitted to audio and text together (tried at 64) agrees no better, and with centring
+alone much worse (0.21), since each modality gets its own codes.
 """
 
 import jax
@@ -31,19 +32,19 @@ from musiclm_jax.tokenizers.mulan.embed import Variables, to_shared_space
 def correlated_directions(
     audio: np.ndarray, text: np.ndarray, ridge: float, power: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of centred audio and text to canonical directions, scaled by their correlations.
+    """Computes the maps of centred audio and text to canonical directions, scaled by their correlations.
 
-    The text's map carries the correlation once more: it gives the mean of the audio that goes with a text, as a linear
-    regression does, rather than a point as far out as the audio itself.
+    The text's map is scaled by the correlation once more: like linear regression, it predicts the mean of the audio
+    that matches a text, while audio itself is spread around that mean.
 
     Args:
-      audio: centred `[n, dim]`, row i belongs to row i of `text`.
-      text: centred `[n, dim]`.
-      ridge: added to the covariances, relative to their mean variance, against directions of no variance.
+      audio: centred embeddings `[n, dim]`; row i belongs to row i of `text`.
+      text: centred embeddings `[n, dim]`.
+      ridge: regularization of the covariances, relative to their mean variance.
       power: directions are scaled by their correlation to this power.
 
     Returns:
-      Two maps `[dim, dim]` to apply from the right.
+      The maps `[dim, dim]` of audio and of text, to be multiplied from the right.
     """
 
     def whitening(x: np.ndarray) -> np.ndarray:
@@ -67,23 +68,23 @@ def fit_quantizer(
     ridge: float = 0.1,
     power: float = 1.0,
 ) -> Variables:
-    """Fits what `embed.tokens` needs to pairs of the training split.
+    """Fits the quantizer for `embed.tokens` to pairs of the training split.
 
     Args:
-      config: the model's.
-      variables: of the trained towers.
+      config: the model's configuration.
+      variables: variables of the trained towers.
       audio_embeddings: float32 `[pairs, dim]`.
-      text_embeddings: float32 `[pairs, dim]`, row i describes row i of the audio; a clip may come with several texts.
-      key: for k-means.
-      iterations: of k-means a level.
+      text_embeddings: float32 `[pairs, dim]`; row i describes row i of the audio. A clip may have several texts.
+      key: PRNG key for k-means.
+      iterations: iterations of k-means per level.
       ridge: see `correlated_directions`.
-      power: likewise.
+      power: see `correlated_directions`.
 
     Returns:
       `variables` with "audio_mean", "text_mean", "audio_map", "text_map" and "codebooks".
 
     Raises:
-      ValueError: if the embeddings are not pairs, or fewer than the codebook has entries.
+      ValueError: if the embeddings are not pairs, or there are fewer pairs than codebook entries.
     """
     audio, text = (np.asarray(x, np.float64) for x in (audio_embeddings, text_embeddings))
     if audio.shape != text.shape or audio.ndim != 2 or len(audio) < config.codebook_size:
@@ -101,15 +102,18 @@ def fit_quantizer(
 
 
 def relabelled(variables: Variables, tokens: jax.typing.ArrayLike, before: jax.typing.ArrayLike) -> Variables:
-    """The quantizer with its codes renamed to what an earlier one called the same things, where there is a match.
+    """Permutes the codes of a new quantizer so that they agree with those of an earlier quantizer as often as possible.
 
-    A code's number means nothing to MuLan, but stages have learned what it stands for: after MuLan was trained further
-    they have less to learn anew.
+    The numbers of codes mean nothing to MuLan, but the stages have learned them. After further training of MuLan, the
+    stages then have less to relearn.
 
     Args:
-      variables: with the new "codebooks".
-      tokens: int `[n, quantizers]` of the new quantizer.
-      before: int `[n, quantizers]` of the earlier one, row i of what row i of `tokens` is of.
+      variables: variables with the new "codebooks".
+      tokens: codes of the new quantizer, int `[n, quantizers]`.
+      before: codes of the same examples by the earlier quantizer, int `[n, quantizers]`.
+
+    Returns:
+      `variables` with permuted "codebooks".
 
     Raises:
       ValueError: if the shapes differ.
@@ -126,11 +130,11 @@ def relabelled(variables: Variables, tokens: jax.typing.ArrayLike, before: jax.t
 
 
 def token_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.ArrayLike) -> jax.Array:
-    """Share of pairs whose audio token equals the text token, per level.
+    """Computes the share of pairs whose audio token equals the text token, per level.
 
     Args:
       audio_tokens: int `[pairs, quantizers]`.
-      text_tokens: int `[pairs, quantizers]`, row i describes row i of the audio.
+      text_tokens: int `[pairs, quantizers]`; row i describes row i of the audio.
 
     Returns:
       float32 `[quantizers]`; compare with `chance_agreement`.
@@ -143,7 +147,7 @@ def token_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.
 
 
 def chance_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.ArrayLike) -> jax.Array:
-    """What `token_agreement` expects if the texts were shuffled: float32 `[quantizers]`."""
+    """Computes the `token_agreement` to expect if the texts were shuffled: float32 `[quantizers]`."""
     audio, text = _tokens(audio_tokens, text_tokens)
     return jnp.mean(audio[:, None] == text[None], axis=(0, 1))
 

@@ -1,8 +1,8 @@
-"""MuLan's text tower: a BERT encoder that loads published safetensors, mean pooling, projection.
+"""MuLan's text tower: a BERT encoder that loads published safetensors, mean pooling, and a projection.
 
-The encoder is BERT's (arXiv 1810.04805): learned positions, normalisation after each residual sum, exact GELU.
-Published weights in the usual names load as they are: BERT-base, or MiniLM-L6 as sentence-transformers trained it,
-whose sentence vector is the mean over the tokens.
+The encoder is BERT's (arXiv 1810.04805): learned positions, post-norm, exact GELU. Published weights with the usual
+names load unchanged: BERT-base, or the MiniLM-L6 of sentence-transformers, whose sentence vector is the mean over the
+tokens.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from musiclm_jax.tokenizers.mulan.audio_tower import unit
 from musiclm_jax.tokenizers.mulan.config import MulanConfig
 
 Params = dict[str, Any]
-_LAYER = {  # our name of a layer's module -> its published name
+_LAYER = {  # our name of a module in a layer -> its published name
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -32,14 +32,14 @@ _LAYER = {  # our name of a layer's module -> its published name
 
 
 class BertLayer(nn.Module):
-    """Self-attention and feed-forward, each added to its input and normalised."""
+    """A post-norm Transformer layer: self-attention and feed-forward."""
 
     heads: int
     mlp: int
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """`x` is `[batch, length, width]`, `bias` `[batch, 1, 1, length]` is added to the attention logits."""
+        """Maps `x` `[batch, length, width]` to the same shape; adds `bias` `[batch, 1, 1, length]` to the logits."""
         width = x.shape[-1]
         split = (*x.shape[:-1], self.heads, width // self.heads)
         q, k, v = (nn.Dense(width, name=name)(x).reshape(split) for name in ("query", "key", "value"))
@@ -51,17 +51,17 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """BERT without pooler: ids to one vector a token. Sentences are of type 0."""
+    """BERT without its pooler: maps ids to one vector per token. All tokens have segment type 0."""
 
     config: MulanConfig
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Encodes.
+        """Encodes texts.
 
         Args:
           ids: int32 `[batch, length]`.
-          mask: `[batch, length]`, nonzero where a token counts.
+          mask: `[batch, length]`, nonzero for tokens, 0 for padding.
 
         Returns:
           float32 `[batch, length, text_width]`.
@@ -80,13 +80,13 @@ class BertEncoder(nn.Module):
 
 
 class Projection(nn.Module):
-    """Sentence vectors to the joint space."""
+    """Projects sentence vectors to the joint space."""
 
     config: MulanConfig
 
     @nn.compact
     def __call__(self, pooled: jax.Array) -> jax.Array:
-        """`[batch, text_width]` to float32 `[batch, embedding_dim]` of length 1."""
+        """Maps `[batch, text_width]` to unit vectors, float32 `[batch, embedding_dim]`."""
         x = unit(pooled) * self.config.text_width**0.5
         if self.config.projection_hidden:
             x = jax.nn.gelu(nn.Dense(self.config.projection_hidden, name="hidden")(x))
@@ -94,20 +94,20 @@ class Projection(nn.Module):
 
 
 def pool(encoded: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `encoded` `[batch, length, width]` over the tokens with a nonzero `mask`: `[batch, width]`."""
+    """Computes the mean of `encoded` `[batch, length, width]` over tokens with a nonzero `mask`: `[batch, width]`."""
     weights = (mask > 0).astype(encoded.dtype)[..., None]
     return jnp.where(weights > 0, encoded, 0.0).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
 
 
 def bert_params(tensors: dict[str, np.ndarray], config: MulanConfig) -> Params:
-    """Arranges published BERT tensors as parameters of `BertEncoder`.
+    """Converts published BERT tensors to parameters of `BertEncoder`.
 
     Args:
-      tensors: name -> array, with or without the prefix `bert.`; the pooler and other heads are left out.
-      config: sizes that the tensors must have.
+      tensors: arrays by name, with or without the prefix `bert.`; the pooler and other heads are ignored.
+      config: the sizes that the tensors must have.
 
     Raises:
-      ValueError: if a tensor is missing or has another shape.
+      ValueError: if a tensor is missing or has the wrong shape.
     """
     tensors = {name.removeprefix("bert."): value for name, value in tensors.items()}
 
@@ -118,7 +118,7 @@ def bert_params(tensors: dict[str, np.ndarray], config: MulanConfig) -> Params:
         if value is None:
             raise ValueError(f"the BERT weights lack {name!r}: expected safetensors of a BertModel")
         if value.shape != shape:
-            raise ValueError(f"BERT weight {name!r} is {value.shape}, the configuration wants {shape}")
+            raise ValueError(f"BERT weight {name!r} is {value.shape}, the configuration expects {shape}")
         return np.asarray(value, np.float32)
 
     def dense(name: str, n_in: int, n_out: int) -> Params:
@@ -160,13 +160,13 @@ def training_text(
 ) -> str:
     """Draws the text of a clip for one epoch: a caption, or a few aspects joined by commas.
 
-    Aspects alone teach the words without the sentences around them, which carries over to sentences never seen.
+    Aspects teach the words without a sentence around them, which helps with unseen sentences.
 
     Args:
-      captions: sentences for the same clip.
-      aspects: short phrases for it; may be empty.
-      rng: source of the draw.
-      aspects_share: probability of aspects.
+      captions: sentences about the clip.
+      aspects: short phrases about the clip; may be empty.
+      rng: source of randomness.
+      aspects_share: probability of drawing aspects.
     """
     if len(aspects) and rng.random() < aspects_share:
         count = int(rng.integers(min(2, len(aspects)), len(aspects) + 1))
