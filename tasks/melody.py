@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from musiclm_jax.data import records
 from musiclm_jax.data.datasets import TaskSpec
+from musiclm_jax.data.samples import FULL_SCALE
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tasks import streams
 
-_PCM_SCALE = 32767.0
 _COMPOSITIONS = 2**31 - 2  # numbers that a composition's name is hashed to
 
 
@@ -77,7 +77,7 @@ def draw_renditions(example, seed, count, samples):
     """
     pcm = example["renditions"]
     drawn = tf.argsort(tf.random.stateless_uniform([tf.shape(pcm)[0]], seed))[:count]
-    audio = tf.cast(tf.gather(pcm, drawn), tf.float32) / _PCM_SCALE
+    audio = tf.cast(tf.gather(pcm, drawn), tf.float32) / FULL_SCALE
     number = tf.strings.to_hash_bucket_fast(example["composition"], _COMPOSITIONS)
     # + 1: like a code, see feature_converter.py.
     return {"audio": tf.reshape(audio, [count * samples]), "melody": tf.cast(number, tf.int32)[None] + 1}

@@ -63,7 +63,7 @@ def test_programs_of_clips_take_any_number_of_them(count):
         return scale * jnp.stack([sound.sum(-1), sound.max(-1)], -1)
 
     found = programs.in_parts(programs.of_clips(function), 4)(jnp.float32(3), clips)
-    sound = clips / 32_768
+    sound = clips / 32_767
     np.testing.assert_allclose(found, 3 * np.stack([sound.sum(-1), sound.max(-1)], -1), rtol=1e-4, atol=1e-4)
 
 

@@ -17,6 +17,7 @@ from musiclm_jax.corpus import (
     shards,
 )
 from musiclm_jax.data import records
+from musiclm_jax.data.samples import level_db
 from musiclm_jax.launch import corpus as launch_corpus
 
 JIG = """X: 7
@@ -245,7 +246,7 @@ def test_captions_tell_what_is_arranged():
 def test_loudness_is_set_and_checked():
     tone = np.sin(np.arange(24_000) * 0.1).astype(np.float32)
     loud, gain = rendering.set_loudness(tone, -5.0)
-    assert rendering.level_db(loud) == pytest.approx(-25.0, abs=0.01) and gain == pytest.approx(-5.0, abs=0.01)
+    assert level_db(loud) == pytest.approx(-25.0, abs=0.01) and gain == pytest.approx(-5.0, abs=0.01)
     clicks = np.zeros(24_000, np.float32)
     clicks[::2000] = 1.0
     limited, gain = rendering.set_loudness(clicks, 4.0)
@@ -287,8 +288,8 @@ def test_build_is_resumable_and_deterministic(tmp_path, monkeypatch):
     for clip in clips["train"] + clips["test"]:
         assert clip["audio"].shape == (240_000,) and clip["pitch_class"].shape == (250,) and len(clip["caption"]) >= 3
         low, high = rendering.RMS_RANGE_DB
-        assert low < rendering.level_db(clip["audio"]) < high and np.abs(clip["audio"]).max() < 1.0
-        assert rendering.level_db(clip["audio"]) == pytest.approx(rendering.NOMINAL_RMS_DB + clip["gain_db"], abs=0.05)
+        assert low < level_db(clip["audio"]) < high and np.abs(clip["audio"]).max() < 1.0
+        assert level_db(clip["audio"]) == pytest.approx(rendering.NOMINAL_RMS_DB + clip["gain_db"], abs=0.05)
     # An interrupted build: one shard was never written, another is half done.
     lost = paths["train"][5]
     with open(lost, "rb") as file:

@@ -9,6 +9,7 @@ import pytest
 import test_corpus
 
 from musiclm_jax.corpus import clips, compositions, leads, pack, render_worker, rendering, resident
+from musiclm_jax.data.samples import to_pcm16
 
 SEED = 3
 
@@ -51,12 +52,12 @@ def test_clips_are_those_of_make_clip(packed, tmp_path):
                     name: fields[name] for name in ("caption", "key", "gain_db", "composition")
                 }
                 np.testing.assert_array_equal(
-                    job.arrays[f"{split}.audio.int16"][index], render_worker.pcm(fields["audio"])
+                    job.arrays[f"{split}.audio.int16"][index], to_pcm16(fields["audio"])
                 )  # fmt: skip
                 if split == "train" and index % 2 == 0:
                     lead = leads.performed(row["id"], fields["audio"], fields["pitch_class"])
                     np.testing.assert_array_equal(
-                        job.arrays["train.leads.int16"][index // 2], render_worker.pcm(np.clip(lead, -1, 1))
+                        job.arrays["train.leads.int16"][index // 2], to_pcm16(np.clip(lead, -1, 1))
                     )  # fmt: skip
         with pytest.raises(ValueError, match="6 clips of train asked for, 5 are rendered"):
             job.metadata("train", 6)

@@ -13,9 +13,9 @@ def sine(hz, seconds, peak=1.0):
 
 
 def test_level_and_centroid_of_sines():
-    assert drift.level_db(sine(1000, 1)) == pytest.approx(-3.01, abs=0.01)
-    assert drift.level_db(sine(1000, 1, peak=0.1)) == pytest.approx(-23.01, abs=0.01)
-    assert drift.level_db(np.zeros(100)) == drift.SILENCE_DB
+    assert drift.span_level_db(sine(1000, 1)) == pytest.approx(-3.01, abs=0.01)
+    assert drift.span_level_db(sine(1000, 1, peak=0.1)) == pytest.approx(-23.01, abs=0.01)
+    assert drift.span_level_db(np.zeros(100)) == drift.SILENCE_DB
     assert drift.centroid_hz(sine(3000, 1)) == pytest.approx(3000, rel=0.01)
     assert drift.centroid_hz(sine(2000, 1) + sine(6000, 1, peak=1 / 3)) == pytest.approx(3000, rel=0.02)
     assert drift.centroid_hz(np.zeros(100)) == 0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.bootstrap import resident
 from musiclm_jax.bootstrap.sizes import CLIP_SAMPLES, CLIP_SECONDS, Sizes
+from musiclm_jax.data.samples import from_pcm16
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SEMANTIC
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tokenizers import melody, mulan, soundstream, w2v_bert
@@ -43,7 +44,7 @@ def in_parts(function: Callable[[Any, jax.Array], jax.Array], at_once: int) -> C
 
 def of_clips(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
     """`function(variables, float32 audio)` for 16-bit audio, to be compiled."""
-    return jax.jit(lambda variables, clips: function(variables, clips.astype(jnp.float32) / resident.FULL_SCALE))
+    return jax.jit(lambda variables, clips: function(variables, from_pcm16(clips)))
 
 
 def sentence_vectors(config: Any) -> Callable[[Any, jax.Array], jax.Array]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax.data.samples import from_pcm16
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
 from musiclm_jax.stages.layout import Stage
 from musiclm_jax.training import partitioning
@@ -21,7 +22,6 @@ from musiclm_jax.training.learner import Learner
 
 Data = Mapping[str, jax.Array]
 Draw = Callable[[jax.Array, Data], dict[str, jax.Array]]  # (key, data) -> batch
-FULL_SCALE = 32_768.0  # of 16-bit audio
 FRAMES_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
 
 
@@ -70,7 +70,7 @@ def _crop_audio(audio: jax.Array, rows: jax.Array, starts: jax.Array, samples: i
     def one(row: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(audio, (row, start), (1, samples))[0]
 
-    return jax.vmap(one)(rows, starts).astype(jnp.float32) / FULL_SCALE
+    return from_pcm16(jax.vmap(one)(rows, starts))
 
 
 def draw_tokens(

@@ -11,6 +11,7 @@ import numpy as np
 from musiclm_jax.corpus import arrangement, card, compositions, rendering, scores, shards
 from musiclm_jax.corpus.clips import Clip, make_clip
 from musiclm_jax.data import records
+from musiclm_jax.data.samples import level_db
 
 CORPUS_VERSION = 2  # raise it when the same seed gives other clips
 
@@ -33,7 +34,7 @@ def clip_counts(hours: float) -> dict[str, int]:
 def _metadata(clip: Clip) -> dict:
     kept = {name: value for name, value in clip.fields.items() if name != "audio"}
     kept["pitch_class"] = [int(value) for value in kept["pitch_class"]]
-    kept["rms_db"] = round(rendering.level_db(clip.fields["audio"]), 2)
+    kept["rms_db"] = round(level_db(clip.fields["audio"]), 2)
     kept["peak"] = round(float(np.abs(clip.fields["audio"]).max()), 4)
     return {**kept, **clip.extra}
 

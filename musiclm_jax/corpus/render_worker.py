@@ -11,8 +11,8 @@ import numpy as np
 from musiclm_jax.corpus import compositions, leads, pack, rendering, resident
 from musiclm_jax.corpus.clips import Clip, make_clip
 from musiclm_jax.corpus.scores import Score
+from musiclm_jax.data.samples import to_pcm16
 
-_PCM_SCALE = 32767.0
 _FURTHER = 1_000_001  # from the number of a clip that cannot be made to the one that stands in for it
 _LEFT_OUT = ("audio", "pitch_class")  # of a clip's fields, in metadata
 
@@ -41,11 +41,6 @@ def make_or_replace(renderer: rendering.Renderer, pool: list[Score], seed: int, 
         return clip
 
 
-def pcm(audio: np.ndarray) -> np.ndarray:
-    """Audio `[samples]` in [-1, 1] as int16, as `records.pcm_from_audio` has it."""
-    return np.round(audio * _PCM_SCALE).astype(np.int16)
-
-
 def work(folder: pathlib.Path, worker: int) -> None:
     """Renders clips until none is left."""
     settings = json.loads((folder / resident.SETTINGS).read_text())
@@ -60,10 +55,10 @@ def work(folder: pathlib.Path, worker: int) -> None:
             split, index = order[place]
             clip = make_or_replace(renderer, pools[split], settings["seed"], split, index)
             fields = clip.fields
-            arrays[f"{split}.audio.int16"][index] = pcm(fields["audio"])
+            arrays[f"{split}.audio.int16"][index] = to_pcm16(fields["audio"])
             if split == "train" and index % every == 0:
                 lead = leads.performed(fields["id"], fields["audio"], fields["pitch_class"])
-                arrays[f"{split}.leads.int16"][index // every] = pcm(np.clip(lead, -1.0, 1.0))
+                arrays[f"{split}.leads.int16"][index // every] = to_pcm16(np.clip(lead, -1.0, 1.0))
             known = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
             file.write(json.dumps(known | clip.extra | {"index": index}) + "\n")
             file.flush()

@@ -13,6 +13,7 @@ import scipy.signal
 
 from musiclm_jax.corpus import instruments
 from musiclm_jax.data import tokens
+from musiclm_jax.data.samples import level_db
 
 RATE = tokens.SAMPLE_RATE
 NOMINAL_RMS_DB = -20.0  # dB below full scale of a clip with gain_db = 0
@@ -26,12 +27,6 @@ _MUSESCORE_PACKAGE = "musescore-general-soundfont-small"
 
 class SilentError(ValueError):
     """A stem or a clip lies outside the stated range of loudness."""
-
-
-def level_db(audio: np.ndarray) -> float:
-    """Root mean square of audio `[samples]` in dB of full scale, -200 for silence."""
-    audio = np.ravel(audio)
-    return float(20 * np.log10(max(np.sqrt(float(np.dot(audio, audio)) / max(audio.size, 1)), 1e-10)))
 
 
 def font_paths() -> dict[str, pathlib.Path]:

@@ -1,4 +1,4 @@
-"""Clips to score: generated into a folder, or found there by their ids and read with account of what is wrong."""
+"""Clips to score: generated into a folder, or found in one by their ids, with a report of any problems."""
 
 import collections
 import dataclasses
@@ -11,29 +11,25 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data.samples import level_db
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.generation.generate import Progress, Request, pieces
 
-SILENT_DB = -60.0  # root mean square of full scale under which a clip counts as silent
-BEYOND = 1.5  # times full scale: lossy codecs come near to it, other sound does not
-LOUDEST = 100.0  # times full scale (40 dB): beyond it samples are no sound in -1..1
-SEGMENT_SECONDS = 10.0  # what KLD and MCC judge at once: a clip of 30 s counts as three
-
-
-def level_db(audio: np.ndarray) -> float:
-    """Root mean square of `[samples]` in dB of full scale."""
-    return float(20 * np.log10(np.sqrt(np.mean(np.square(audio, dtype=np.float64))) + 1e-9))
+SILENT_DB = -60.0  # dBFS (RMS); a clip below it counts as silent
+BEYOND = 1.5  # times full scale: lossy codecs come close to it, other audio does not
+LOUDEST = 100.0  # times full scale (40 dB): samples beyond it cannot be audio in -1..1
+SEGMENT_SECONDS = 10.0  # KLD and MCC score segments of this length: a clip of 30 s has three
 
 
 def is_silent(audio: np.ndarray) -> bool:
-    """Whether `[samples]` are under `SILENT_DB`."""
+    """Returns whether the level of `[samples]` is below `SILENT_DB`."""
     return level_db(audio) < SILENT_DB
 
 
 def segments(audio: np.ndarray) -> list[np.ndarray]:
     """Cuts audio `[samples]` at 24 kHz into segments of 10 s.
 
-    A rest shorter than half a segment is left out; a clip shorter than a segment stays whole.
+    A remainder shorter than half a segment is dropped; a clip shorter than a segment is kept whole.
     """
     length = round(SEGMENT_SECONDS * SAMPLE_RATE)
     cut = [audio[start : start + length] for start in range(0, len(audio), length)]
@@ -44,18 +40,18 @@ def segments(audio: np.ndarray) -> list[np.ndarray]:
 class Clips:
     """Clips of one system.
 
-    `read` fills `broken`, `silent`, `loud`, `rates` and `seconds` when it has gone through the files once.
+    `read` fills `broken`, `silent`, `loud`, `rates` and `seconds` on its first full pass over the files.
 
     Attributes:
-      paths: file of each clip, by its id.
+      paths: id to file.
       missing: ids without a file.
-      strangers: names of sound files that are no id.
-      doubles: names of sound files of an id that has another one, which counts.
-      broken: ids of files that cannot be read, and why; they are in no figure.
-      silent: ids of silent clips; they are in the figures, since the system made them.
-      loud: ids of clips beyond full scale; they are in the figures as they are.
-      rates: sample rates of the files and how many have them; all are brought to 24 kHz.
-      seconds: length of each clip that could be read.
+      strangers: names of sound files that match no id.
+      doubles: names of sound files that are ignored, since another file has the same id.
+      broken: id to error message for files that cannot be read; they are not scored.
+      silent: ids of silent clips; they are scored, since the system generated them.
+      loud: ids of clips that exceed full scale; they are scored unchanged.
+      rates: number of files at each sample rate in Hz; all are resampled to 24 kHz.
+      seconds: length of each readable clip.
     """
 
     paths: dict[str, pathlib.Path]
@@ -69,7 +65,7 @@ class Clips:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (id, float32 `[samples]` at 24 kHz), leaving out what cannot be read."""
+        """Yields (id, float32 `[samples]` at 24 kHz) for each readable clip."""
         for name, path in self.paths.items():
             if name in self.broken:
                 continue
@@ -94,23 +90,23 @@ class Clips:
             yield name, audio
 
     def problems(self) -> list[str]:
-        """What a reader of the figures should know, a line each; to be asked after `read`."""
+        """Returns one line for each problem that readers of the figures should know about; call it after `read`."""
         found = []
         if self.missing:
             found.append(f"{len(self.missing)} clips are missing: {some(self.missing)}")
         if self.broken:
             found.append(f"{len(self.broken)} clips cannot be read: {some(self.broken.values())}")
         if self.silent:
-            found.append(f"{len(self.silent)} clips are silent (they count): {some(self.silent)}")
+            found.append(f"{len(self.silent)} clips are silent (they are scored): {some(self.silent)}")
         if self.loud:
-            found.append(f"{len(self.loud)} clips go beyond full scale (they count): {some(self.loud)}")
+            found.append(f"{len(self.loud)} clips exceed full scale (they are scored): {some(self.loud)}")
         if self.doubles:
-            found.append(f"{len(self.doubles)} files have the id of another one, which counts: {some(self.doubles)}")
+            found.append(f"{len(self.doubles)} files are ignored, another has the same id: {some(self.doubles)}")
         if self.strangers:
-            found.append(f"{len(self.strangers)} files are named after no id: {some(self.strangers)}")
+            found.append(f"{len(self.strangers)} file names match no id: {some(self.strangers)}")
         others = {rate: count for rate, count in self.rates.items() if rate != SAMPLE_RATE}
         if others:
-            listed = ", ".join(f"{count} of {rate or 'unknown'} Hz" for rate, count in others.items())
+            listed = ", ".join(f"{count} at {rate or 'unknown'} Hz" for rate, count in others.items())
             found.append(f"{sum(others.values())} clips were resampled to {SAMPLE_RATE} Hz: {listed}")
         lengths = list(self.seconds.values())
         if lengths and max(lengths) - min(lengths) > 0.1:
@@ -121,26 +117,26 @@ class Clips:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Lists the first three names, and says how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def folder_clips(folder: str | pathlib.Path, ids: Sequence[str]) -> Clips:
-    """Finds the clips of a folder: files named <id>.wav, .flac, .mp3 or another extension of `audio.READABLE`.
+    """Finds clips in a folder: files named <id> with an extension from `audio.READABLE`, such as .wav or .mp3.
 
     Raises:
-      ValueError: if there is no such folder, or it holds none of the ids.
+      ValueError: if the folder does not exist, or contains none of the ids.
     """
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give the one that holds the clips, named <id>.wav")
+        raise ValueError(f"{folder} is not a folder: give the folder of the clips, named <id>.wav")
     wanted = set(ids)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in sound.READABLE)
     found = {path.stem: path for path in reversed(files) if path.stem in wanted}
     if not found and wanted:
-        what = f"{len(files)} sound files and none is named after an id of the task" if files else "no sound files"
-        raise ValueError(f"{folder} holds {what}: expected such as {next(iter(ids))}.wav")
+        what = f"{len(files)} sound files, but none is named after an id of the task" if files else "no sound files"
+        raise ValueError(f"{folder} contains {what}: expected names such as {next(iter(ids))}.wav")
     paths = {name: found[name] for name in ids if name in found}
     strangers = [path.name for path in files if path.stem not in wanted]
     doubles = [path.name for path in files if path.stem in wanted and path != found[path.stem]]
@@ -154,32 +150,34 @@ def generate_clips(
     request: Request,
     progress: Progress | None = None,
 ) -> dict[str, pathlib.Path]:
-    """Generates a clip for each caption, batch by batch; clips that the folder holds already are not made again.
+    """Generates a clip for each caption, in batches; skips clips that are already in the folder.
 
     Args:
-      bundle: with all models.
-      captions: text by id.
-      folder: of the clips, <id>.wav; made if it is missing. settings.json says what they were made with.
-      request: how they are made; one piece for each caption.
-      progress: called while the models work, and with ("clips", finished, all) after each clip.
+      bundle: must hold all six models.
+      captions: id to text.
+      folder: where clips are written as <id>.wav; created if missing. settings.json records how they were generated.
+      request: generation options; one piece is generated for each caption.
+      progress: called while the models run, and with ("clips", finished, total) after each clip.
 
     Returns:
-      Path of each clip by its id.
+      id to path.
 
     Raises:
-      ValueError: if the folder holds clips of other models or settings, or an id cannot be a file name.
+      ValueError: if the folder contains clips of other models or settings, or an id is not a valid file name.
     """
     folder = pathlib.Path(folder).expanduser()
     if unusable := [name for name in captions if pathlib.Path(name).name != name]:
-        raise ValueError(f"the id {unusable[0]!r} cannot be the name of a file")
+        raise ValueError(f"the id {unusable[0]!r} is not a valid file name: rename it")
     folder.mkdir(parents=True, exist_ok=True)
     of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
-    # Not the batch size: a clip does not depend on its batch.
+    # Without the batch size: a clip does not depend on its batch.
     settings = json.loads(json.dumps({"bundle": of_bundle} | dataclasses.asdict(request) | {"batch_size": None}))
     path = folder / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
     if differing := [name for name in settings if found.get(name) != settings[name]]:
-        raise ValueError(f"{folder} holds clips made otherwise (other {', '.join(differing)}): choose another folder")
+        raise ValueError(
+            f"{folder} contains clips generated with other settings ({', '.join(differing)}): choose another folder"
+        )
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     paths = {name: folder / f"{name}.wav" for name in captions}
     waiting = [name for name in captions if not paths[name].exists()]

@@ -1,4 +1,4 @@
-"""SoundStream: how near decoded audio is to its clip, and the use of every codebook."""
+"""Judges SoundStream: the distance of decoded audio to its clip, and the use of each codebook."""
 
 import shutil
 import subprocess
@@ -8,27 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
+from musiclm_jax.data.samples import from_pcm16, to_pcm16
 from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.finding import Finding, grade
 
 MAX_LAG = SAMPLE_RATE // 20  # samples
 OPUS_KILOBITS = (6, 12)
-STRANGER_SHARE = 0.75  # of the distance to another clip, from which a codec tells its clip from no other
-STRANGER_HALF = 0.5  # of that distance, under which a codec counts as near where Opus is not there to compare
-RISE = 1.25  # how much louder than an earlier level a level of a residual quantizer may be
+STRANGER_SHARE = 0.75  # of the distance to another clip: from here on the codec hardly distinguishes clips
+STRANGER_HALF = 0.5  # of that distance: the bound for "ok" if Opus is not available for comparison
+RISE = 1.25  # largest allowed ratio of a level's RMS to that of an earlier level of the residual quantizer
 
 
 def opus(audio: np.ndarray, kilobits: int) -> tuple[np.ndarray, float]:
-    """Codes and decodes `[samples]` at 24 kHz with Opus.
+    """Encodes and decodes `[samples]` at 24 kHz with Opus.
 
     Returns:
-      The decoded audio float32 `[about samples]` and the kbit/s that its packets really took.
+      The decoded audio, float32 `[about samples]`, and the actual bit rate in kbit/s.
 
     Raises:
       RuntimeError: if ffmpeg is missing or lacks libopus.
     """
-    pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
+    pcm = to_pcm16(np.clip(audio, -1, 1)).tobytes()
     raw = ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1"]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "clip.opus")
@@ -36,11 +37,11 @@ def opus(audio: np.ndarray, kilobits: int) -> tuple[np.ndarray, float]:
         decoded = _run(["ffmpeg", "-v", "error", "-i", path, *raw, "-"])
         sizes = _run(["ffprobe", "-v", "error", "-show_entries", "packet=size", "-of", "csv=p=0", path])
     bits = 8 * sum(int(size.strip(",")) for size in sizes.decode().split())
-    return np.frombuffer(decoded, "<i2").astype(np.float32) / 32767, bits / (len(audio) / SAMPLE_RATE) / 1000
+    return from_pcm16(np.frombuffer(decoded, "<i2")), bits / (len(audio) / SAMPLE_RATE) / 1000
 
 
 def opus_of_clips(clips: Sequence[np.ndarray], kilobits: int) -> list[np.ndarray]:
-    """`opus` of equally long clips `[samples]`, behind each other in one stream: programs start once, not for each."""
+    """Applies `opus` to equally long clips `[samples]`, concatenated to one stream to start the programs only once."""
     decoded, _ = opus(np.concatenate(clips), kilobits)
     return np.split(metrics.shifted(decoded, 0, sum(map(len, clips))), len(clips))
 
@@ -55,12 +56,12 @@ def _run(command: list[str], stdin: bytes = b"") -> bytes:
 
 
 def opus_is_there() -> bool:
-    """Whether ffmpeg and ffprobe can be run."""
+    """Returns whether ffmpeg and ffprobe are installed."""
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
 
 
 def distances(reference: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
-    """Multi-scale log-mel distance in dB and SI-SDR in dB of `[samples]`, after alignment."""
+    """Computes the multi-scale log-mel distance and the SI-SDR, both in dB, of `[samples]` after alignment."""
     aligned = metrics.shifted(decoded, metrics.best_lag(reference, decoded, MAX_LAG), len(reference))
     return metrics.log_mel_distance(reference, aligned, SAMPLE_RATE), metrics.si_sdr(reference, aligned)
 
@@ -70,15 +71,15 @@ def round_trip(
 ) -> list[Finding]:
     """Judges decoded audio.
 
-    SoundStream at 3 kbit/s was preferred to Opus at 12 (arXiv 2107.03312), so one at 6 should not be behind Opus at 6.
-    A decoder that tells its clip from no other one has nothing of its codes.
+    Listeners preferred SoundStream at 3 kbit/s to Opus at 12 (arXiv 2107.03312), so a codec at 6 kbit/s should match
+    Opus at 6. A decoder whose output is no closer to its own clip than to others ignores its codes.
 
     Args:
-      own: `[clips, 2]`, `distances` of each clip to itself decoded.
-      strangers: `[clips, 2]`, to another clip decoded.
-      opus_distances: kbit/s to `[clips, 2]`; empty where ffmpeg is missing.
-      kilobits: of the codec, kbit/s.
-      seed: of the intervals.
+      own: `[clips, 2]`, `distances` of each clip to its own decoded audio.
+      strangers: `[clips, 2]`, `distances` of each clip to another clip's decoded audio.
+      opus_distances: kbit/s to `[clips, 2]`; empty if ffmpeg is missing.
+      kilobits: bit rate of the codec in kbit/s.
+      seed: for the bootstrap intervals.
     """
     mel, sdr = (metrics.bootstrap(own[:, i], seed=seed) for i in (0, 1))
     far = strangers[:, 0].mean()
@@ -94,8 +95,8 @@ def round_trip(
         grade(mel.value >= STRANGER_SHARE * far, mel.value > asked),
         f"ok up to {asked:.2f} ({why}), broken from {STRANGER_SHARE * far:.2f} ({STRANGER_SHARE:g} of another clip's)",
         f"{kilobits:.1f} kbit/s; " + "; ".join([*(f"Opus {b}" for b in beside), f"another clip: {far:.2f}"]),
-        "train the codec on (soundstream.gin), look at its reconstruction loss; if training was well, decoder and "
-        "codebooks in the bundle are of different runs: export them together",
+        "train the codec longer (soundstream.gin) and watch its reconstruction loss; if training went well, the decoder "
+        "and the codebooks in the bundle come from different runs: export them together",
     )
     beside = [f"Opus {k} kbit/s: {v[:, 1].mean():.2f}" for k, v in opus_distances.items()]
     second = Finding(
@@ -103,37 +104,37 @@ def round_trip(
         "SI-SDR of the round trip in dB",
         sdr,
         grade(False, sdr.value < 0),
-        "weak under 0 (more error than signal); a phase of its own alone breaks no codec",
+        "weak under 0 (more error than signal); never broken, since a good decoder may choose its own phase",
         "; ".join([*beside, f"another clip: {strangers[:, 1].mean():.2f}"]),
-        "listen: a decoder trained against discriminators may be good with a phase of its own; else train the codec on",
+        "listen: a decoder trained against discriminators may sound good with its own phase; else train the codec longer",
     )
     return [first, second]
 
 
 def not_finite(share: float) -> Finding:
-    """The finding of a decoder that gives NaN or infinite samples in `share` of the clips."""
+    """Returns the finding for a decoder that outputs NaN or infinite samples in `share` of the clips."""
     return Finding(
         "soundstream",
         "share of clips decoded to NaN or infinite samples",
         share,
         "broken",
         "ok at 0",
-        advice="export the codec from an earlier checkpoint; training diverged",
+        advice="training diverged: export the codec from an earlier checkpoint",
     )
 
 
 def codebook_use(codes: np.ndarray, codebook_size: int, part: str, name: str) -> Finding:
-    """Judges how a codebook is used.
+    """Judges how well a codebook is used.
 
-    Broken under a perplexity of the square root of the codebook's size: the level then tells less than half of the
-    bits that it takes. Weak where more than half of the codes are dead that as many even draws would have met; a code
-    that is held for several frames counts as one draw.
+    Broken if the perplexity is below the square root of the codebook size: the level then carries less than half of
+    its nominal bits. Weak if fewer than half of the codes expected under uniform sampling occur; a code that is held
+    for several frames counts as one draw.
 
     Args:
       codes: int `[frames]` of many clips.
-      codebook_size: codes that there are.
-      part: of the chain.
-      name: of the level.
+      codebook_size: number of codes.
+      part: one of `finding.CHAIN`.
+      name: name of the level.
     """
     perplexity, used = metrics.perplexity(codes), len(np.unique(codes))
     draws = 1 + np.sum(codes[1:] != codes[:-1])
@@ -145,17 +146,17 @@ def codebook_use(codes: np.ndarray, codebook_size: int, part: str, name: str) ->
         perplexity,
         grade(perplexity < least, used < met / 2),
         f"broken under {least:.0f} (half of the bits of {codebook_size} codes), weak with fewer than {met / 2:.0f} "
-        "codes in use (half of what even draws meet)",
+        "codes in use (half of those expected under uniform sampling)",
         f"{used} of {codebook_size} codes in use, {codebook_size - used} dead",
-        "the codebook collapsed: look at its perplexity in the training's log; start from k-means and raise "
-        "dead_code_threshold, so that dead codes move"
+        "the codebook collapsed: check its perplexity in the training log; initialize with k-means and raise "
+        "dead_code_threshold, so that dead codes are replaced"
         if part == "soundstream"
-        else "fit the clusters again on more and other clips (musiclm export)",
+        else "fit the clusters again on more and different clips (musiclm export)",
     )
 
 
 def level_energy(codebooks: np.ndarray, codes: np.ndarray) -> Finding:
-    """Judges the order of the levels: each codes what those before it left over, so energies fall.
+    """Judges the order of the levels: each codes the residual of the levels before it, so energies fall.
 
     Args:
       codebooks: float `[quantizers, codebook_size, dim]`.
@@ -169,16 +170,16 @@ def level_energy(codebooks: np.ndarray, codes: np.ndarray) -> Finding:
     worst = float(rises[earlier, later])
     return Finding(
         "soundstream",
-        "order of the levels: most that a level is louder than one before it",
+        "order of the levels: largest RMS of a level relative to an earlier one",
         worst,
         grade(worst > RISE, False),
-        f"broken above {RISE:g} (each level codes what those before it left over)",
+        f"broken above {RISE:g} (each level codes the residual of the levels before it)",
         "energies " + " ".join(f"{value:.2f}" for value in energy),
         f"level {later + 1} is louder than level {earlier + 1}: the codebooks are out of order; export them again in "
-        "the order of training",
+        "the order in which they were trained",
     )
 
 
 def kilobits(levels: int, codebook_size: int) -> float:
-    """kbit/s of acoustic codes."""
+    """Returns the bit rate of acoustic codes in kbit/s."""
     return float(ACOUSTIC.frame_rate * levels * np.log2(codebook_size) / 1000)

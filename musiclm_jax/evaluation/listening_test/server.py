@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data.samples import to_pcm16
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation.listening_test import answers as answer_file
 from musiclm_jax.evaluation.listening_test.answers import SCALE, Answer
@@ -189,5 +190,5 @@ def wav_bytes(clip: np.ndarray) -> bytes:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(SAMPLE_RATE)
-        out.writeframes(np.round(np.clip(clip, -1, 1) * 32767).astype("<i2").tobytes())
+        out.writeframes(to_pcm16(np.clip(clip, -1, 1)).tobytes())
     return file.getvalue()
