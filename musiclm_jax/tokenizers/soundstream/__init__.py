@@ -1,4 +1,4 @@
-"""SoundStream, the neural audio codec whose codes are the acoustic tokens (arXiv 2107.03312)."""
+"""SoundStream, the neural audio codec that makes the acoustic tokens (arXiv 2107.03312)."""
 
 from musiclm_jax.tokenizers.soundstream.model import (
     SoundStreamConfig,

@@ -1,4 +1,4 @@
-"""What the networks of SoundStream are made of: causal convolutions that pass their left context on, block by block."""
+"""Building blocks of SoundStream's networks: causal convolutions that carry their left context from block to block."""
 
 import flax.linen as nn
 import jax
@@ -8,34 +8,34 @@ Context = tuple[jax.Array, ...]  # the left context of each convolution, in the 
 
 
 def fold(x: jax.Array, factor: int) -> jax.Array:
-    """`[b, t, c]` -> `[b, t // factor, factor * c]`."""
+    """Folds frames into channels: `[b, t, c]` -> `[b, t // factor, factor * c]`."""
     b, t, c = x.shape
     return x.reshape(b, t // factor, factor * c)
 
 
 def unfold(x: jax.Array, factor: int) -> jax.Array:
-    """`[b, t, factor * c]` -> `[b, t * factor, c]`."""
+    """Inverts `fold`: `[b, t, factor * c]` -> `[b, t * factor, c]`."""
     b, t, c = x.shape
     return x.reshape(b, t * factor, c // factor)
 
 
 def extend(x: jax.Array, context: jax.Array | None, reach: int) -> jax.Array:
-    """`x` `[b, t, c]` behind the `reach` frames before it, silence where `context` is None: `[b, reach + t, c]`."""
+    """Prepends the `reach` frames before `x` `[b, t, c]`, zeros if `context` is None: `[b, reach + t, c]`."""
     b, _, c = x.shape
     return jnp.concatenate([jnp.zeros((b, reach, c), x.dtype) if context is None else context, x], axis=1)
 
 
 class CausalConv(nn.Module):
-    """Convolution over `[b, t, c]` that sees the present frame and `(kernel_size - 1) * dilation` frames before it."""
+    """Convolution over `[b, t, c]` that reads the current frame and `(kernel_size - 1) * dilation` frames before it."""
 
     features: int
     kernel_size: int
     dilation: int = 1
-    init_gain: float = 1.0  # variance of the kernel at the start, relative to one that keeps the input's
+    init_gain: float = 1.0  # initial variance of the kernel, relative to one that preserves the input's variance
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns `[b, t, features]` and the context for the block that follows; a `context` of None is silence."""
+        """Returns `[b, t, features]` and the context for the next block; a `context` of None is silence."""
         reach = (self.kernel_size - 1) * self.dilation
         _, t, c = x.shape
         initializer = (
@@ -46,7 +46,7 @@ class CausalConv(nn.Module):
         kernel = self.param("kernel", initializer, (self.kernel_size, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         extended = extend(x, context, reach)
-        # Silence before the first frame as padding of the convolution spares a copy; the context is then dead code.
+        # Padding by the convolution itself saves a copy if there is no context; XLA then removes `extended`.
         y = jax.lax.conv_general_dilated(
             x if context is None else extended,
             kernel,
@@ -59,10 +59,10 @@ class CausalConv(nn.Module):
 
 
 class Chain:
-    """Threads the contexts of a network's convolutions through its forward pass."""
+    """Passes the contexts of a network's convolutions through its forward pass."""
 
     def __init__(self, context: Context | None):
-        """Begins with the `context` that the block before left, None for silence."""
+        """Starts with the `context` that the previous block returned; None is silence."""
         self._old = context
         self.new: list[jax.Array] = []
 

@@ -1,8 +1,8 @@
-"""Discriminators of SoundStream: one on the STFT, three on the waveform at falling rates (arXiv 2107.03312, III-D).
+"""Discriminators of SoundStream: one on the STFT, three on the waveform at decreasing rates (arXiv 2107.03312, III-D).
 
-`SoundStreamConfig.discriminator_windows` asks for STFTs at several resolutions, which later codecs have in place of
-those on the waveform. Each returns logits over time and the features of its inner layers. They judge crops during
-training only, so their convolutions are padded on both sides.
+`SoundStreamConfig.discriminator_windows` can set STFTs of several resolutions, which later codecs use instead of
+waveform discriminators. Each discriminator returns logits over time and the features of its hidden layers. They only
+see crops during training, so their convolutions are padded on both sides.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from musiclm_jax.data import spectrogram
 from musiclm_jax.tokenizers.soundstream.model import SoundStreamConfig
 
-WAVE_SCALES = (1, 2, 4)  # the audio's rate is divided by these
-SLOPE = 0.2  # of the leaky ReLU where it is negative
+WAVE_SCALES = (1, 2, 4)  # divisors of the sample rate
+SLOPE = 0.2  # negative slope of the leaky ReLU
 
 
 def _conv(config: SoundStreamConfig, features: int, kernel: tuple[int, ...], **arguments: Any) -> nn.Conv:
@@ -28,7 +28,7 @@ def _leaky(x: jax.Array) -> jax.Array:
 
 
 class WaveDiscriminator(nn.Module):
-    """MelGAN's discriminator of one resolution: four strided convolutions between two plain ones at each end."""
+    """MelGAN's discriminator at one resolution: four strided convolutions between unstrided ones."""
 
     config: SoundStreamConfig
 
@@ -50,7 +50,7 @@ class WaveDiscriminator(nn.Module):
 
 
 class STFTDiscriminator(nn.Module):
-    """Residual 2-D convolutions over time and frequency of the complex STFT, the last one over all frequencies."""
+    """Residual 2-D convolutions over time and frequency of the complex STFT; the last one spans all frequencies."""
 
     config: SoundStreamConfig
     window: int = 1024  # samples of the STFT, four times its hop
@@ -61,7 +61,7 @@ class STFTDiscriminator(nn.Module):
         config = self.config
         channels = config.discriminator_channels
         real, imaginary = spectrogram.stft(audio, self.window, self.window // 4)
-        # Without the highest bin the 512 others (of a window of 1024) halve six times.
+        # Without the highest bin, the remaining 512 (for a window of 1024) can be halved six times.
         x = _leaky(_conv(config, channels, (7, 7), name="conv_in")(jnp.stack([real, imaginary], axis=-1)[:, :, :-1]))
         features = [x]
         for i in range(6):
@@ -76,7 +76,7 @@ class STFTDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """All of them: those on STFTs, then those on waveforms."""
+    """All discriminators: those on STFTs, then those on waveforms."""
 
     config: SoundStreamConfig
 
@@ -98,12 +98,12 @@ class Discriminators(nn.Module):
 
 
 def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
-    """Parameters of all discriminators, float32."""
+    """Returns initial parameters of all discriminators, float32."""
     return Discriminators(config).init(key, jnp.zeros((1, 4 * max((1024, *config.discriminator_windows)))))["params"]
 
 
 def discriminate(
     config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array
 ) -> tuple[list[jax.Array], list[list[jax.Array]]]:
-    """Logits and features of `audio` `[b, samples]`, as `Discriminators` returns them."""
+    """Computes logits and features of `audio` `[b, samples]`; see `Discriminators`."""
     return Discriminators(config).apply({"params": params}, audio)

@@ -1,4 +1,4 @@
-"""Training of SoundStream: the generator's step, then the discriminators', in one pure function."""
+"""Training of SoundStream: a step of the generator, then one of the discriminators, in one pure function."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ PAPER = SoundStreamConfig()
 
 
 class SoundStreamState(flax.struct.PyTreeNode):
-    """All that a run needs to go on."""
+    """Training state."""
 
     step: jax.Array  # int32 scalar
     params: Any  # generator: {"encoder", "decoder"}
-    ema_params: Any  # moving average of params, what is exported
+    ema_params: Any  # moving average of params, which is exported
     opt_state: Any
     rvq: RVQState
     discriminator_params: Any
@@ -39,33 +39,33 @@ class SoundStreamState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class SoundStreamLearner:
-    """SoundStream and its losses; batches are {"audio": float32 `[b, samples]`} at 24 kHz."""
+    """Learner (training/learner.py) of SoundStream; batches are {"audio": float32 `[b, samples]`} at 24 kHz."""
 
     config: SoundStreamConfig = PAPER  # the model
     optimizer: OptimizerConfig = ADAM  # of the generator
     discriminator_optimizer: OptimizerConfig = ADAM  # of the discriminators
-    adversarial: bool = True  # False: the discriminators are neither evaluated nor trained
+    adversarial: bool = True  # False: the discriminators are neither run nor trained
     adversarial_weight: float = 1.0
     feature_weight: float = 100.0  # of feature matching
     mel_weight: float = 1.0  # of the reconstruction loss
     waveform_weight: float = 0.0  # of the mean absolute difference of samples (0 in the paper)
-    stft_weight: float = 0.0  # of losses.stft_loss (not in the paper); 0: not evaluated
+    stft_weight: float = 0.0  # of losses.stft_loss (not in the paper); 0: not computed
     commitment_weight: float = 1.0  # open in the paper
     ema_decay: float = 0.999  # of ema_params
-    kmeans_iterations: int = 10  # of warm_start
-    train_encoder: bool = True  # False: encoder and codebooks stay, so that tokens made with them stay valid
+    kmeans_iterations: int = 10  # in warm_start
+    train_encoder: bool = True  # False: encoder and codebooks are frozen, so that existing tokens stay valid
 
     family: ClassVar[str] = "soundstream"
 
     def init(self, key: jax.Array) -> SoundStreamState:
-        """Random parameters and codebooks."""
+        """Returns the state at step 0, with random parameters and codebooks."""
         generator_key, discriminator_key, rvq_key = jax.random.split(key, 3)
         params = model.init_params(self.config, generator_key)
         discriminator_params = discriminator.init_params(self.config, discriminator_key)
         return SoundStreamState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            # A copy: the training loop donates the state, and two names for one buffer cannot both be donated.
+            # A copy: the training loop donates the state, and a buffer can be donated only once.
             ema_params=jax.tree.map(jnp.copy, params),
             opt_state=self.optimizer.make().init(params),
             rvq=RVQState.init(rvq_key, self.config.rvq),
@@ -74,7 +74,7 @@ class SoundStreamLearner:
         )
 
     def start_from(self, state: SoundStreamState, variables: Mapping[str, Any]) -> SoundStreamState:
-        """The state with the weights of a bundle's part (see `export`); optimisers and discriminators are new."""
+        """Returns the state with the weights of a bundle's part (see `export`); optimisers and discriminators stay."""
         params = variables["params"]
         rvq = RVQState.from_codebooks(variables["codebooks"], self.config.rvq)
         return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params), rvq=rvq)
@@ -82,9 +82,8 @@ class SoundStreamLearner:
     def warm_start(self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array) -> SoundStreamState:
         """Fits the codebooks to the embeddings of the first batch by residual k-means.
 
-        A batch with fewer than 4 vectors per code is fitted with fewer codes, which are then copied with a jitter: as
-        many codes as vectors would leave nothing over to fit the later levels to, and their codes would all lie in one
-        place.
+        If the batch has fewer than 4 vectors per code, fewer codes are fitted and then copied with jitter: with as many
+        codes as vectors, no residual would be left for the later levels, and all their codes would coincide.
         """
         fit_key, jitter_key = jax.random.split(key)
         config = self.config.rvq
@@ -100,10 +99,10 @@ class SoundStreamLearner:
     def train_step(
         self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[SoundStreamState, Metrics]:
-        """One step of the generator, then, if `adversarial`, one of the discriminators on what the generator made.
+        """Takes a step of the generator and, if `adversarial`, one of the discriminators on the generator's output.
 
-        Whether there are discriminators is fixed per compilation, and a run in two phases is two runs in one model_dir:
-        inside a conditional XLA's CPU compiler does not find its fast convolutions, and the phase without
+        The use of discriminators is fixed at compilation; a training with two phases is two runs in the same model_dir.
+        Inside a conditional, XLA's CPU compiler does not use its fast convolutions, and the phase without
         discriminators would cost 15 times as much.
         """
         audio = batch["audio"]
@@ -111,7 +110,7 @@ class SoundStreamLearner:
         (loss, (metrics, decoded, rvq)), gradients = grad(state.params, state, audio, key)
         updates, opt_state = self.optimizer.make().update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Short memory at the start, so that the average does not hold on to the random parameters.
+        # A faster decay at the start, so that the average forgets the random initial parameters.
         decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         metrics |= {"loss": loss, "gradient_norm/generator": optax.global_norm(gradients)}
         state = state.replace(
@@ -161,13 +160,13 @@ class SoundStreamLearner:
         return loss, (metrics, decoded, rvq)
 
     def _discriminator_loss(self, params: Any, audio: jax.Array, decoded: jax.Array) -> jax.Array:
-        # Real and decoded in one pass: twice the batch costs less than two passes.
+        # Real and decoded audio in one pass: a batch of twice the size costs less than two passes.
         logits, _ = discriminator.discriminate(self.config, params, jnp.concatenate([audio, decoded]))
         real, fake = zip(*[jnp.split(x, 2) for x in logits], strict=True)
         return losses.discriminator_hinge(real, fake)
 
     def eval_step(self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array) -> Metrics:
-        """Quality of the exported model with all levels: "loss" is the mel loss."""
+        """Measures the quality of the exported model with all levels; "loss" is the mel loss."""
         audio = batch["audio"]
         variables = export(self.config, state)
         codes = model.encode(self.config, variables, audio)
@@ -181,6 +180,6 @@ class SoundStreamLearner:
 
 
 def export(config: SoundStreamConfig, state: SoundStreamState) -> dict[str, Any]:
-    """What a bundle stores and `model.encode` and `model.decode` read: {"params", "codebooks"}, averaged parameters."""
+    """Returns the variables of a bundle, for `model.encode` and `model.decode`: averaged "params", and "codebooks"."""
     del config  # The layout of the variables does not depend on it; other families' export does.
     return {"params": state.ema_params, "codebooks": state.rvq.codebooks}

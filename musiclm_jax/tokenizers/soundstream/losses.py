@@ -1,4 +1,4 @@
-"""Losses of SoundStream: multi-scale mel reconstruction, hinge, feature matching (arXiv 2107.03312, section III-D)."""
+"""Losses of SoundStream: multi-scale mel reconstruction, hinge and feature matching (arXiv 2107.03312, III-D)."""
 
 import math
 from collections.abc import Sequence
@@ -8,31 +8,33 @@ import jax.numpy as jnp
 
 from musiclm_jax.data import spectrogram
 
-MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, 2^6 .. 2^11; hop a quarter
+MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, 2^6 .. 2^11; the hop is a quarter
 NUM_MELS = 64
-STFT_WINDOWS = (256, 512, 1024, 2048)  # samples, of stft_loss; hop a quarter
-LOG_FLOOR = 1e-4  # amplitude of a sine, -80 dB of full scale, added before the logarithm; open in the paper
+STFT_WINDOWS = (256, 512, 1024, 2048)  # samples, for stft_loss; the hop is a quarter
+LOG_FLOOR = 1e-4  # added before the logarithm: amplitude of a sine at -80 dB of full scale; open in the paper
 
 
 def _log_mel(mel: jax.Array, window: int, sample_rate: int) -> jax.Array:
-    # Magnitude of a sine of amplitude a: a * window / 4; unit-area filters sum to about window / sample_rate. So the
-    # same level counts as silence in all windows, and none of them makes the codec spend bits on what nobody hears.
+    # The magnitude of a sine of amplitude a is a * window / 4, and unit-area filters sum to about window / sample_rate.
+    # So the floor is the same level in all windows, and none makes the codec spend bits on inaudible sound.
     return jnp.log(mel + LOG_FLOOR * window / 4 * window / sample_rate)
 
 
 def _pad(audio: jax.Array, window: int) -> jax.Array:
-    # Half a window on both sides, so that the ends of the crop weigh as much as its middle.
+    # Half a window on both sides, so that the ends of the crop count as much as its middle.
     return jnp.pad(audio, ((0, 0), (window // 2, window // 2)))
 
 
 def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS) -> jax.Array:
-    """Sum over windows s of |S(x) - S(y)|_1 + sqrt(s / 2) |log S(x) - log S(y)|_2: norms over mels, mean over frames.
+    """Computes the sum over windows s of |S(x) - S(y)|_1 + sqrt(s / 2) |log S(x) - log S(y)|_2.
+
+    S is the mel spectrogram. Norms are over mels, and their mean is over frames.
 
     Args:
       audio: the reference, float32 `[b, samples]`.
-      decoded: what is compared with it, same shape.
+      decoded: the audio to compare with it, same shape.
       sample_rate: Hz.
-      windows: in samples.
+      windows: window lengths in samples.
 
     Returns:
       float32 scalar.
@@ -49,15 +51,15 @@ def mel_loss(audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Se
 
 
 def stft_loss(audio: jax.Array, decoded: jax.Array, windows: Sequence[int] = STFT_WINDOWS) -> jax.Array:
-    """Mean over windows, frames and bins of the differences of complex spectra and of log magnitudes.
+    """Computes the mean difference of complex spectra and of log magnitudes over windows, frames and bins.
 
-    Mel filters are wide where the ear hears no pitch; here every bin counts by itself, and its phase. Complex spectra
-    are divided by the norm of their window, so that their differences are as large as those of samples.
+    Mel filters are wide at high frequencies; here every bin and its phase count individually. Complex spectra are
+    divided by the norm of their window, so that their differences have the scale of differences of samples.
 
     Args:
       audio: the reference, float32 `[b, samples]`.
-      decoded: what is compared with it, same shape.
-      windows: in samples.
+      decoded: the audio to compare with it, same shape.
+      windows: window lengths in samples.
 
     Returns:
       float32 scalar: mean |X - Y| plus a tenth of mean |log |X| - log |Y||.
@@ -65,7 +67,7 @@ def stft_loss(audio: jax.Array, decoded: jax.Array, windows: Sequence[int] = STF
     total = jnp.zeros(())
     for window in windows:
         both = jnp.concatenate([jax.lax.stop_gradient(audio), decoded])
-        norm = math.sqrt(3 / 8 * window)  # root of the sum of Hann's squares
+        norm = math.sqrt(3 / 8 * window)  # L2 norm of the Hann window
         spectra = [part / norm for part in spectrogram.stft(_pad(both, window), window, window // 4)]
         (real, real_of_decoded), (imaginary, imaginary_of_decoded) = (jnp.split(part, 2) for part in spectra)
         squared = (real - real_of_decoded) ** 2 + (imaginary - imaginary_of_decoded) ** 2
@@ -78,9 +80,9 @@ def stft_loss(audio: jax.Array, decoded: jax.Array, windows: Sequence[int] = STF
 def log_mel_distance(
     audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS
 ) -> jax.Array:
-    """Mean absolute difference of the natural logarithms of mel magnitudes, averaged over the windows.
+    """Computes the mean absolute difference of natural log mel magnitudes, averaged over the windows.
 
-    Args and shapes as `mel_loss`; windows of 64 mel bins leave empty filters out of the mean.
+    Arguments as in `mel_loss`. Filters that are empty, as in short windows, do not count in the mean.
     """
     distances = []
     for window in windows:
@@ -92,7 +94,7 @@ def log_mel_distance(
 
 
 def si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
-    """Scale-invariant signal-to-distortion ratio in dB, `[b]` (Le Roux et al., SDR: half-baked or well done?, 2019)."""
+    """Computes the scale-invariant SDR in dB, `[b]` (Le Roux et al., SDR: half-baked or well done?, 2019)."""
     audio = audio - jnp.mean(audio, axis=-1, keepdims=True)
     decoded = decoded - jnp.mean(decoded, axis=-1, keepdims=True)
     power = jnp.sum(audio**2, axis=-1, keepdims=True)
@@ -102,18 +104,18 @@ def si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
 
 
 def discriminator_hinge(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> jax.Array:
-    """Mean over discriminators of E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(x)))], of logits `[b, ...]`."""
+    """Computes the mean over discriminators of E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(x)))] for logits `[b, ...]`."""
     terms = [jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f)) for r, f in zip(real, fake, strict=True)]
     return jnp.mean(jnp.stack(terms))
 
 
 def generator_hinge(fake: Sequence[jax.Array]) -> jax.Array:
-    """Mean over discriminators of E[max(0, 1 - D(G(x)))]."""
+    """Computes the mean over discriminators of E[max(0, 1 - D(G(x)))]."""
     return jnp.mean(jnp.stack([jnp.mean(jax.nn.relu(1 - f)) for f in fake]))
 
 
 def feature_matching(real: Sequence[Sequence[jax.Array]], fake: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """Mean absolute difference of the discriminators' features `[discriminators][layers]`, mean over all layers."""
+    """Computes the mean absolute difference of the features `[discriminators][layers]`, averaged over all layers."""
     terms = [
         jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - f), dtype=jnp.float32)
         for real_layers, fake_layers in zip(real, fake, strict=True)

@@ -1,10 +1,10 @@
 """SoundStream: a causal convolutional encoder and decoder around a residual vector quantizer (arXiv 2107.03312).
 
-Every layer is one primitive, a causal convolution of stride 1: a strided convolution of kernel 2s folds s frames into
-the channels and looks one folded frame back, a transposed one does the reverse. The layers carry their left context
-explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
+Every layer is a causal convolution of stride 1: a strided convolution with kernel size 2s folds s frames into the
+channels and reads the previous folded frame too, and a transposed convolution does the reverse. Layers carry their left
+context explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
 
-With `SoundStreamConfig.spectral` encoder and decoder work on short-time spectra instead (`spectral`), around the same
+With `SoundStreamConfig.spectral`, encoder and decoder work on short-time spectra instead (`spectral`), with the same
 quantizer.
 """
 
@@ -31,28 +31,28 @@ class SoundStreamConfig:
 
     sample_rate: int = 24_000  # Hz
     patch_size: int = 1  # samples folded into the channels before the first convolution (1 in the paper)
-    channels: int = 32  # C: of the first convolution; doubles with each block
-    strides: tuple[int, ...] = (3, 4, 5, 8)  # of the encoder's blocks; the paper leaves the split of 480 open
-    dilations: tuple[int, ...] = (1, 3, 9)  # one residual unit each per block
+    channels: int = 32  # C, channels of the first convolution; doubles with each block
+    strides: tuple[int, ...] = (3, 4, 5, 8)  # of the encoder's blocks; the paper does not say how 480 is split
+    dilations: tuple[int, ...] = (1, 3, 9)  # of a block's residual units
     kernel_size: int = 7  # of the first, the last and the dilated convolutions
-    embedding_dim: int = 256  # D of the quantized vectors; open in the paper
+    embedding_dim: int = 256  # D, dimensions of the quantized vectors; open in the paper
     num_quantizers: int = 12  # levels of the residual quantizer
-    codebook_size: int = 1024  # codes of one level
+    codebook_size: int = 1024  # codes per level
     ema_decay: float = 0.99  # of the codebooks
-    dead_code_threshold: float = 2.0  # vectors per step under which a code is replaced
+    dead_code_threshold: float = 2.0  # a code with fewer vectors per step is replaced
     quantizer_dropout: bool = True  # train some samples with fewer levels
     dropout_share: float = 1.0  # share of samples that quantizer dropout applies to
     discriminator_channels: int = 32  # of the first convolution of the STFT discriminator
     wave_discriminator_channels: int = 16  # of the first convolution of the waveform discriminators
-    wave_discriminator_max_channels: int = 1024  # widths grow fourfold per layer up to this
-    wave_discriminator_groups: int = 4  # input channels seen by one group of their strided convolutions
-    wave_discriminators: bool = True  # False: those on the STFT alone
-    discriminator_windows: tuple[int, ...] = (1024,)  # samples; one discriminator on the STFT of each, hop a quarter
-    # Encoder and decoder on spectra, in place of patch_size, channels, strides, dilations and kernel_size. A mapping of
-    # its fields is taken, too: what JSON and gin files have.
+    wave_discriminator_max_channels: int = 1024  # channels grow fourfold per layer up to this
+    wave_discriminator_groups: int = 4  # input channels per group of their strided convolutions
+    wave_discriminators: bool = True  # False: use only STFT discriminators
+    discriminator_windows: tuple[int, ...] = (1024,)  # samples; one discriminator per STFT window, the hop is a quarter
+    # Encoder and decoder on spectra, which replace patch_size, channels, strides, dilations and kernel_size. A mapping
+    # of its fields is accepted too, as in JSON and gin files.
     spectral: SpectralConfig | None = None
-    # Of the products in the discriminators and in the spectral networks while they are trained, one of DTYPES: half the
-    # width is twice as fast on accelerators. `encode` and `decode` are float32 whatever it is.
+    # dtype of matrix products in the discriminators and the spectral networks during training, one of DTYPES: bfloat16
+    # is twice as fast on accelerators. `encode` and `decode` always use float32.
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class SoundStreamConfig:
 
     @property
     def rvq(self) -> RVQConfig:
-        """The quantizer's part of this config."""
+        """Config of the quantizer."""
         return RVQConfig(
             num_quantizers=self.num_quantizers,
             codebook_size=self.codebook_size,
@@ -87,33 +87,33 @@ class SoundStreamConfig:
 
 
 def _inlined(parent: nn.Module, child: nn.Module) -> nn.Module:
-    """The child, whose parameters lie among the parent's own under the child's name and theirs: "block0_unit1_dilated".
+    """Makes the child's parameters siblings of the parent's own, with flat names such as "block0_unit1_dilated".
 
-    Weights keep the flat names that bundles and checkpoints have.
+    Bundles and checkpoints have these names.
     """
     nn.share_scope(parent, child)
     return child
 
 
 class ResidualUnit(nn.Module):
-    """A dilated convolution, then one of kernel 1, added to the input."""
+    """A dilated convolution and one with kernel size 1, added to the input."""
 
     kernel_size: int
     dilation: int
 
     @nn.compact
     def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
-        """Returns `[b, t, c]` of `[b, t, c]`."""
+        """Maps `[b, t, c]` to the same shape."""
         channels = x.shape[-1]
         dilated = CausalConv(channels, self.kernel_size, self.dilation, name=f"{self.name}_dilated")
-        # Units start as the identity: without normalisation their sum would grow with depth, and a decoder that starts
-        # loud spends its first thousand steps on becoming silent, in which the codebooks collapse.
+        # Units start as the identity. Without normalisation, their sum would grow with depth, and a decoder that starts
+        # loud spends its first thousand steps on becoming silent, while the codebooks collapse.
         pointwise = CausalConv(channels, 1, init_gain=0.0, name=f"{self.name}_pointwise")
         return x + chain(pointwise, nn.elu(chain(dilated, nn.elu(x))))
 
 
 class EncoderBlock(nn.Module):
-    """Residual units of growing dilation, then a strided convolution of kernel `2 * stride`."""
+    """Residual units with increasing dilation, then a strided convolution with kernel size `2 * stride`."""
 
     config: SoundStreamConfig
     channels: int  # of the output
@@ -121,7 +121,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
-        """Returns `[b, t // stride, channels]` of `[b, t, c]`."""
+        """Maps `[b, t, c]` to `[b, t // stride, channels]`."""
         for i, dilation in enumerate(self.config.dilations):
             x = _inlined(self, ResidualUnit(self.config.kernel_size, dilation, name=f"{self.name}_unit{i}"))(x, chain)
         down = CausalConv(self.channels, 2, name=f"{self.name}_down")
@@ -129,7 +129,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A transposed convolution of kernel `2 * stride`, then residual units of growing dilation."""
+    """A transposed convolution with kernel size `2 * stride`, then residual units with increasing dilation."""
 
     config: SoundStreamConfig
     channels: int  # of the output
@@ -137,8 +137,8 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, chain: Chain) -> jax.Array:
-        """Returns `[b, t * stride, channels]` of `[b, t, c]`."""
-        # Each input frame writes its own and the next output frame.
+        """Maps `[b, t, c]` to `[b, t * stride, channels]`."""
+        # Each input frame contributes to its own and the next folded output frame.
         up = CausalConv(self.stride * self.channels, 2, name=f"{self.name}_up")
         x = unfold(chain(up, nn.elu(x)), self.stride)
         for i, dilation in enumerate(self.config.dilations):
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
-        """Returns the embeddings and the context for the audio that follows; a `context` of None is silence."""
+        """Returns the embeddings and the context for the next block of audio; a `context` of None is silence."""
         config = self.config
         chain = Chain(context)
         x = fold(audio[..., None], config.patch_size)
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
-        """Returns the audio and the context for the embeddings that follow; a `context` of None is silence."""
+        """Returns the audio and the context for the next block of embeddings; a `context` of None is silence."""
         config = self.config
         chain = Chain(context)
         x = chain(CausalConv(config.channels * 2 ** len(config.strides), config.kernel_size, name="conv_in"), x)
@@ -192,12 +192,12 @@ def _decoder(config: SoundStreamConfig) -> nn.Module:
 
 
 def _exact(config: SoundStreamConfig) -> SoundStreamConfig:
-    # A bundle is made with the config of its training and used on all kinds of machines.
+    # A bundle has the config of its training, but is used on all kinds of machines.
     return dataclasses.replace(config, dtype="float32")
 
 
 def init_params(config: SoundStreamConfig, key: jax.Array) -> dict[str, Any]:
-    """{"encoder": ..., "decoder": ...}, float32."""
+    """Returns initial parameters {"encoder": ..., "decoder": ...}, float32."""
     encoder_key, decoder_key = jax.random.split(key)
     audio = jnp.zeros((1, config.total_stride))
     embeddings = jnp.zeros((1, 1, config.embedding_dim))
@@ -216,7 +216,7 @@ def _check_audio(config: SoundStreamConfig, audio: jax.Array) -> None:
 
 
 def embed(config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array) -> jax.Array:
-    """Encoder output before quantization: float32 `[b, samples // total_stride, embedding_dim]`.
+    """Computes the encoder's output before quantization: float32 `[b, samples // total_stride, embedding_dim]`.
 
     Raises:
       ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
@@ -228,16 +228,16 @@ def embed(config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array
 
 
 def synthesize(config: SoundStreamConfig, params: Mapping[str, Any], embeddings: jax.Array) -> jax.Array:
-    """Decoder: `[b, frames, embedding_dim]` -> audio float32 `[b, frames * total_stride]`."""
+    """Runs the decoder on embeddings `[b, frames, embedding_dim]`: audio float32 `[b, frames * total_stride]`."""
     return _decoder(config).apply({"params": params["decoder"]}, embeddings)[0]
 
 
 def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array) -> jax.Array:
-    """Codes of `audio`.
+    """Encodes audio as codes.
 
     Args:
       config: the model.
-      variables: {"params", "codebooks"} as `learner.export` makes them.
+      variables: {"params", "codebooks"} from `learner.export`.
       audio: float32 `[b, samples]` at 24 kHz in [-1, 1], samples a multiple of the total stride.
 
     Returns:
@@ -250,7 +250,7 @@ def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.A
 
 
 def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array) -> jax.Array:
-    """Audio of `codes` int `[b, frames, q]`, q <= quantizers: float32 `[b, frames * total_stride]`, not clipped.
+    """Decodes codes, int `[b, frames, q]` with q <= quantizers, to float32 `[b, frames * total_stride]`, not clipped.
 
     Raises:
       ValueError: if there are more levels than codebooks.
@@ -261,13 +261,13 @@ def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.A
 def _check_streaming(config: SoundStreamConfig) -> None:
     if config.spectral is not None:
         raise ValueError(
-            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, which the end of "
-            "a block does not have: encode the whole audio"
+            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, beyond the end of "
+            "a block: encode the whole audio"
         )
 
 
 def initial_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
-    """Context of silence for `encode_streaming`.
+    """Returns the context of silence for `encode_streaming`.
 
     Raises:
       ValueError: if the model is spectral.
@@ -281,13 +281,13 @@ def initial_context(config: SoundStreamConfig, params: Mapping[str, Any], batch:
 def encode_streaming(
     config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array, context: Context
 ) -> tuple[jax.Array, Context]:
-    """Codes of the next block of a stream; concatenated over the blocks they equal `encode` of the whole.
+    """Encodes the next block of a stream; the concatenated codes of all blocks equal `encode` of the whole.
 
     Args:
       config: the model.
       variables: as for `encode`.
       audio: float32 `[b, samples]`, any whole number of frames.
-      context: of `initial_context`, or of the block before.
+      context: from `initial_context` or the previous block.
 
     Returns:
       int32 `[b, samples // total_stride, quantizers]` and the context for the next block.
@@ -302,7 +302,7 @@ def encode_streaming(
 
 
 def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
-    """Context of silence for `decode_streaming`."""
+    """Returns the context of silence for `decode_streaming`."""
     embeddings = jnp.zeros((batch, 1, config.embedding_dim))
     _, shapes = jax.eval_shape(lambda: _decoder(config).apply({"params": params["decoder"]}, embeddings))
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -311,13 +311,13 @@ def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any]
 def decode_streaming(
     config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.Array, context: Context
 ) -> tuple[jax.Array, Context]:
-    """Audio of the next block of a stream of codes; concatenated over the blocks it equals `decode` of the whole.
+    """Decodes the next block of a stream; the concatenated audio of all blocks equals `decode` of the whole.
 
     Args:
       config: the model.
       variables: as for `encode`.
       codes: int `[b, frames, q]`, q <= quantizers, any number of frames.
-      context: of `initial_decoder_context`, or of the block before.
+      context: from `initial_decoder_context` or the previous block.
 
     Returns:
       float32 `[b, frames * total_stride]` and the context for the next block.
