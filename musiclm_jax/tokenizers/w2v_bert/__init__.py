@@ -1,4 +1,4 @@
-"""w2v-BERT, whose quantized activations are the semantic tokens (arXiv 2108.06209)."""
+"""w2v-BERT, whose clustered activations are the semantic tokens (arXiv 2108.06209)."""
 
 from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
 from musiclm_jax.tokenizers.w2v_bert.model import (

@@ -25,7 +25,7 @@ Metrics = dict[str, jax.Array]
 
 
 def span_mask(key: jax.Array, batch: int, frames: int, start_probability: float, length: int) -> jax.Array:
-    """Random spans: every frame starts a span of `length` frames with `start_probability`; spans may overlap.
+    """Draws random spans: each frame starts a span of `length` frames with `start_probability`; spans may overlap.
 
     Returns:
       bool `[batch, frames]`, True where masked.
@@ -40,16 +40,16 @@ def draw_negatives(key: jax.Array, mask: jax.Array, num_negatives: int) -> jax.A
     """Draws distractors for each masked frame, uniformly and with replacement, from its clip's other masked frames.
 
     Args:
-      key: random key.
+      key: PRNG key.
       mask: bool `[batch, t]`.
       num_negatives: draws per frame.
 
     Returns:
-      float32 `[batch, t, t]`: [b, i, j] is how often frame j was drawn for frame i; zero in rows of unmasked frames and
-      of a frame that is masked alone.
+      float32 `[batch, t, t]`: [b, i, j] counts how often frame j was drawn for frame i. Rows of unmasked frames are
+      zero, and so is the row of a frame that is the only masked one in its clip.
     """
     batch, frames = mask.shape
-    # Masked frames first, in order; a draw is a rank among the others, so the frame's own rank is skipped.
+    # Masked frames come first, in order. A draw is a rank among the other masked frames, so it skips the frame's own.
     order = jnp.argsort(~mask, axis=1, stable=True)
     rank = jnp.cumsum(mask, axis=1) - 1
     others = jnp.sum(mask, axis=1)[:, None, None] - 1
@@ -64,27 +64,27 @@ def draw_negatives(key: jax.Array, mask: jax.Array, num_negatives: int) -> jax.A
 def contrastive_loss(
     key: jax.Array, context: jax.Array, targets: jax.Array, mask: jax.Array, num_negatives: int, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """InfoNCE of each masked frame against other masked frames of its clip.
+    """Computes InfoNCE of each masked frame against other masked frames of its clip.
 
-    Negatives with the positive's own code stay in the softmax (wav2vec 2.0's code leaves them out): otherwise a
-    quantizer that gives every frame the same code has no negatives and a loss of 0; small models run into just that.
+    Negatives with the same code as the positive stay in the softmax (wav2vec 2.0's code excludes them). Otherwise a
+    quantizer that gives all frames the same code has no negatives and a loss of 0, and small models collapse to that.
 
     Args:
-      key: random key of the draws.
-      context: `[batch, t, dim]` outputs of the contrastive module.
-      targets: `[batch, t, dim]` quantized latents.
+      key: PRNG key of the draws.
+      context: outputs of the contrastive module, `[batch, t, dim]`.
+      targets: quantized latents, `[batch, t, dim]`.
       mask: bool `[batch, t]`.
       num_negatives: draws per masked frame.
       temperature: divides the cosine similarities.
 
     Returns:
-      Mean loss over the masked frames in nats, and the share of them whose positive is the most similar.
+      The mean loss over masked frames in nats, and the share of masked frames whose positive is the most similar.
     """
     unit = [x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-8) for x in (context, targets)]
     similarity = jnp.einsum("btd,bsd->bts", *unit) / temperature
     draws = draw_negatives(key, mask, num_negatives)
     positive = jnp.diagonal(similarity, axis1=1, axis2=2)
-    # How often a frame was drawn weighs its term: the gradient of a gather of the draws would be slow.
+    # Terms are weighted by the number of draws, since the gradient of gathering the draws would be slow.
     denominator = jax.nn.logsumexp(similarity, axis=-1, b=draws + jnp.eye(mask.shape[1])[None])
     hardest = jnp.max(jnp.where(draws > 0, similarity, -jnp.inf), axis=-1)
     count = jnp.maximum(jnp.sum(mask), 1)
@@ -94,13 +94,15 @@ def contrastive_loss(
 
 
 def diversity_loss(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """1 - perplexity / size of the mean code distribution: 0 when all entries are used alike, 1 - 1/size when one is.
+    """Computes 1 - perplexity / size of the mean code distribution.
+
+    It is 0 if all entries are used equally, and 1 - 1 / size if only one is used.
 
     Args:
       probabilities: `[..., codebook]`; the mean is over all other axes.
 
     Returns:
-      The loss and the perplexity, 1..codebook.
+      The loss, and the perplexity in 1..codebook.
     """
     mean = probabilities.reshape(-1, probabilities.shape[-1]).mean(axis=0)
     perplexity = jnp.exp(-jnp.sum(mean * jnp.log(mean + 1e-7)))
@@ -116,20 +118,20 @@ def pretraining_losses(
     *,
     noise: bool,
 ) -> dict[str, jax.Array]:
-    """Losses and accuracies of one batch (w2v-BERT section 3.3).
+    """Computes the losses and accuracies of one batch (w2v-BERT section 3.3).
 
     Args:
       config: model config.
       params: parameters of `W2vBert`.
       audio: float32 `[batch, samples]`, samples a multiple of 960.
-      key: random key of masks, negatives and Gumbel noise.
-      temperature: of the Gumbel softmax.
-      noise: whether the quantizer draws Gumbel noise (training) or takes the best entry (evaluation).
+      key: PRNG key of masks, negatives and Gumbel noise.
+      temperature: temperature of the Gumbel softmax.
+      noise: whether the quantizer adds Gumbel noise (training) or takes the best entry (evaluation).
 
     Returns:
-      float32 scalars: "contrastive_loss", "mlm_loss", "unmasked_loss" (the same at the other frames), "diversity_loss",
-      "contrastive_accuracy", "mlm_accuracy" (both on masked frames), "codebook_perplexity" (of the mean distribution),
-      "code_usage_perplexity" (of the chosen codes).
+      float32 scalars: "contrastive_loss", "mlm_loss", "unmasked_loss" (the prediction loss at unmasked frames),
+      "diversity_loss", "contrastive_accuracy", "mlm_accuracy" (both on masked frames), "codebook_perplexity" (of the
+      mean distribution), "code_usage_perplexity" (of the chosen codes).
     """
     mask_key, negative_key, gumbel_key = jax.random.split(key, 3)
     mel = mel_frames(config, audio)
@@ -163,7 +165,7 @@ _ADAM = OptimizerConfig(name="adamw", learning_rate=2e-3, schedule="rsqrt", warm
 
 
 class W2vBertState(flax.struct.PyTreeNode):
-    """What training changes."""
+    """Training state."""
 
     step: jax.Array  # int32 scalar
     params: dict[str, Any]
@@ -178,29 +180,29 @@ class W2vBertLearner:
 
     config: W2vBertConfig
     optimizer: OptimizerConfig = _ADAM
-    mlm_weight: float = 1.0  # of the masked-prediction loss, beside the contrastive loss at 1
-    unmasked_weight: float = 0.0  # of the same prediction at frames that are not masked (HuBERT, arXiv 2106.07447)
+    mlm_weight: float = 1.0  # of the masked-prediction loss; the contrastive loss has weight 1
+    unmasked_weight: float = 0.0  # of the same prediction at unmasked frames (HuBERT, arXiv 2106.07447)
     diversity_weight: float = 0.1  # of the codebook's diversity loss
     gumbel_start: float = 2.0  # temperature of the Gumbel softmax at step 0 (wav2vec 2.0)
-    gumbel_end: float = 0.5  # its lowest value
-    gumbel_decay: float = 0.999995  # its factor per step
+    gumbel_end: float = 0.5  # lowest temperature
+    gumbel_decay: float = 0.999995  # factor of the temperature per step
 
     def init(self, key: jax.Array) -> W2vBertState:
-        """New parameters and optimiser state."""
+        """Returns the state at step 0."""
         model = W2vBert(self.config)
         mel = jnp.zeros((1, 4 * SUBSAMPLING, self.config.num_mels))
         params = model.init(key, mel, jnp.zeros((1, 4), bool), None, 1.0)["params"]
         return W2vBertState(jnp.zeros((), jnp.int32), params, self.optimizer.make().init(params))
 
     def start_from(self, state: W2vBertState, variables: Mapping[str, Any]) -> W2vBertState:
-        """The state with the weights of a bundle's part; the optimiser is new."""
+        """Returns the state with the weights of a bundle's part; the optimiser state is unchanged."""
         return dataclasses.replace(state, params=variables["params"])
 
     def warm_start(self, state: W2vBertState, batch: Batch, key: jax.Array) -> W2vBertState:
-        """Fits the whitening of the mel bins, if there is one, and makes the codes clusters of the batch's latents.
+        """Fits the whitening of the mel bins, if it is used, and initialises the codes as clusters of the latents.
 
         The quantizer's linear layer then computes the log posterior of a Gaussian mixture with the centroids as means.
-        Not in the paper: a short training would spend most of its steps until the codes say something about the music.
+        This is not in the paper: in a short training, most steps would pass before the codes describe the music.
         """
         model = W2vBert(self.config)
         mel = mel_frames(self.config, batch["audio"])
@@ -217,7 +219,7 @@ class W2vBertLearner:
         return state.replace(params=params | {"latent_quantizer": layer})
 
     def train_step(self, state: W2vBertState, batch: Batch, key: jax.Array) -> tuple[W2vBertState, Metrics]:
-        """One update; returns the new state and the batch's metrics before it."""
+        """Takes one optimiser step; returns the new state and the batch's metrics before the step."""
 
         def total(params: dict[str, Any]) -> tuple[jax.Array, Metrics]:
             metrics = self._metrics(params, batch, key, state.step, noise=True)
@@ -230,7 +232,7 @@ class W2vBertLearner:
         return new, metrics
 
     def eval_step(self, state: W2vBertState, batch: Batch, key: jax.Array) -> Metrics:
-        """Metrics with masks drawn from `key` and a quantizer without noise."""
+        """Computes metrics with masks drawn from `key` and a quantizer without noise."""
         return self._metrics(state.params, batch, key, state.step, noise=False)
 
     def _metrics(

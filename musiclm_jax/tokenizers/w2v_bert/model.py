@@ -1,19 +1,18 @@
-"""w2v-BERT: semantic tokens of music from a Conformer trained without labels (arXiv 2108.06209).
+"""w2v-BERT: semantic tokens of music from a self-supervised Conformer (arXiv 2108.06209).
 
-Log-mel frames at 100 Hz pass two strided convolutions to 25 Hz *latents*. Spans of latents are masked; the contrastive
-module (Conformer layers) must tell the quantized latent of a masked frame from those of other masked frames of the
-same clip, and the masked-prediction (MLM) module (Conformer layers on top) must predict its index in the quantizer's
-codebook. After training, the output of one MLM layer, normalised per dimension, is clustered by k-means: the cluster
-is the token. Training itself is in `w2v_bert_learner`.
+Two strided convolutions reduce log-mel frames at 100 Hz to *latents* at 25 Hz. Spans of latents are masked. The
+contrastive module (Conformer layers) must distinguish the quantized latent of a masked frame from those of other masked
+frames of the same clip. The masked-prediction (MLM) module (Conformer layers on top) must predict its index in the
+quantizer's codebook. After training, the output of one MLM layer, normalised per dimension, is clustered by k-means:
+the cluster is the token. Training is in `learner`.
 
-Open in the papers and chosen here:
-* relative position: rotary embedding of queries and keys, which needs no parameters and knows no maximal length;
-* LayerNorm stands where the Conformer has BatchNorm, so that a forward pass is a pure function of parameters and input;
+Choices made here, where the papers give no detail:
+* relative position: rotary embedding of queries and keys, which needs no parameters and has no maximum length;
+* LayerNorm instead of the Conformer's BatchNorm, so that a forward pass is a pure function of parameters and input;
 * the two subsampling convolutions are one-dimensional over frames, with the mel bins as channels;
-* masked latents are replaced by one learned vector (wav2vec 2.0); masks fall on latents, which the quantizer
-  sees unmasked;
-* the log-mel input is normalised per clip with one mean and one deviation over all frames and bins: tokens do not
-  depend on the recording's gain (up to the floor of the logarithm);
+* masked latents are replaced by a learned vector (wav2vec 2.0); the quantizer sees the unmasked latents;
+* the log-mel input is normalised per clip with one mean and one standard deviation over all frames and bins, so that
+  tokens do not depend on the recording's gain (up to the floor of the logarithm);
 * the mel frames come from an FFT: at windows near 2048 it is several times faster than the product in `spectrogram`.
 """
 
@@ -33,13 +32,13 @@ from musiclm_jax.tokenizers import quantization
 Variables = dict[str, Any]
 SUBSAMPLING = 4  # two convolutions of stride 2
 _HOP = SAMPLE_RATE // (SUBSAMPLING * SEMANTIC.frame_rate)  # 240 samples
-FRAME_SAMPLES = SUBSAMPLING * _HOP  # 960 samples of audio a token
+FRAME_SAMPLES = SUBSAMPLING * _HOP  # 960 samples of audio per token
 _NORMALISATIONS = ("dimension", "pca")
 
 
 @dataclasses.dataclass(frozen=True)
 class W2vBertConfig:
-    """Size of the model and of its tokens; the defaults are w2v-BERT XL (0.6B) as MusicLM uses it."""
+    """Sizes of the model and its tokens; the defaults are w2v-BERT XL (0.6B) as MusicLM uses it."""
 
     mel_window: int = 600  # samples of the Hann window (25 ms)
     mel_fft_size: int = 1024  # points of the transform
@@ -47,7 +46,7 @@ class W2vBertConfig:
     mel_min_hz: float = 60.0
     mel_max_hz: float = 11_000.0
     mel_floor: float = 1e-5  # added to the mel magnitudes before the logarithm
-    mel_axes: int = 0  # principal axes of the mel bins, whitened, that the model sees instead of the bins; 0: the bins
+    mel_axes: int = 0  # number of whitened principal axes of the mel bins as input; 0: the bins themselves
     d_model: int = 1024
     contrastive_layers: int = 12
     mlm_layers: int = 12
@@ -55,46 +54,46 @@ class W2vBertConfig:
     ffn_multiplier: int = 4  # width of the feed-forward layers / d_model
     conv_kernel: int = 5  # frames of the depthwise convolution; odd
     codebook_size: int = 1024  # entries of the training target's codebook
-    codebook_dim: int = 1024  # dimension of an entry
-    mask_start_probability: float = 0.065  # chance of a latent frame to start a masked span
+    codebook_dim: int = 1024  # dimensions of an entry
+    mask_start_probability: float = 0.065  # probability that a masked span starts at a latent frame
     mask_length: int = 10  # latent frames of a span (0.4 s)
     num_negatives: int = 100  # distractors per masked frame, drawn with replacement (wav2vec 2.0)
     contrastive_temperature: float = 0.1  # of the cosine similarities (wav2vec 2.0)
-    target_gradient: float = 1.0  # scale of the contrastive loss's gradient into the choice of codes
+    target_gradient: float = 1.0  # scale of the contrastive loss's gradient with respect to the quantizer's logits
     feature_layer: int = 7  # MLM layer whose output is clustered, from 1; 0 = the contrastive module's output
     feature_normalisation: str = (
-        "dimension"  # "dimension": mean and deviation per dimension; "pca": whitened principal axes
+        "dimension"  # "dimension": mean and standard deviation per dimension; "pca": whitened principal axes
     )
     feature_dims: int = 0  # principal axes kept by "pca"; 0 keeps all
     num_clusters: int = 1024  # semantic tokens
     kmeans_iterations: int = 30
-    kmeans_frames: int = 500_000  # feature frames kept, evenly spread over the corpus, to fit the clusters
+    kmeans_frames: int = 500_000  # maximum number of feature frames to fit the clusters, spread evenly over the corpus
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together."""
+        """Raises ValueError if sizes do not fit together."""
         if self.d_model % (2 * self.num_heads):
             raise ValueError(
-                f"d_model {self.d_model} is no multiple of 2 x {self.num_heads} heads: rotary heads are even"
+                f"d_model {self.d_model} is not a multiple of 2 x {self.num_heads} heads: rotary heads are even"
             )
         if not 0 <= self.feature_layer <= self.mlm_layers:
             raise ValueError(f"feature_layer {self.feature_layer} is not within 0..{self.mlm_layers} (mlm_layers)")
         if not 0 <= self.mel_axes <= self.num_mels:
             raise ValueError(f"mel_axes {self.mel_axes} is not within 0..{self.num_mels} (num_mels)")
         if self.feature_normalisation not in _NORMALISATIONS:
-            raise ValueError(f"feature_normalisation {self.feature_normalisation!r} is none of {_NORMALISATIONS}")
+            raise ValueError(f"feature_normalisation {self.feature_normalisation!r} is not one of {_NORMALISATIONS}")
         if self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel {self.conv_kernel} is even: choose an odd one, frames stay centred")
+            raise ValueError(f"conv_kernel {self.conv_kernel} is even: choose an odd one, which keeps frames centred")
 
 
 def mel_frames(config: W2vBertConfig, audio: jax.Array) -> jax.Array:
-    """Log-mel input, normalised per clip.
+    """Computes the log-mel input, normalised per clip.
 
     Args:
       config: window, bins and floor.
       audio: float32 `[batch, samples]`, 24 kHz.
 
     Returns:
-      float32 `[batch, samples // 240, num_mels]`, each clip of mean 0 and variance 1; frame i is centred on hop i.
+      float32 `[batch, samples // 240, num_mels]`, with mean 0 and variance 1 per clip; frame i is centred on hop i.
     """
     window = config.mel_window
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
@@ -109,7 +108,7 @@ def mel_frames(config: W2vBertConfig, audio: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array) -> jax.Array:
-    """Rotary position embedding of `[batch, frames, heads, dim]` (arXiv 2104.09864), one half against the other."""
+    """Applies rotary position embedding to `[batch, frames, heads, dim]` (arXiv 2104.09864), pairing the two halves."""
     frames, half = x.shape[1], x.shape[-1] // 2
     frequency = 10_000.0 ** (-np.arange(half) / half)
     angle = np.arange(frames)[:, None] * frequency[None]
@@ -119,9 +118,9 @@ def rotate(x: jax.Array) -> jax.Array:
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Centred convolution of every channel with its own kernel, zeros outside.
+    """Computes a centred depthwise convolution with zero padding.
 
-    A sum of shifted products: XLA's grouped convolution is far slower on a CPU at these kernel sizes.
+    It is a sum of shifted products: XLA's grouped convolution is much slower on CPUs for these kernel sizes.
 
     Args:
       x: `[batch, frames, channels]`.
@@ -150,7 +149,7 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """LayerNorm and multi-head attention over the whole clip with rotary positions."""
+    """LayerNorm and multi-head attention over the whole clip, with rotary positions."""
 
     config: W2vBertConfig
 
@@ -219,8 +218,8 @@ class W2vBert(nn.Module):
         self.contrastive = [ConformerLayer(config, name=f"contrastive_{i}") for i in range(config.contrastive_layers)]
         self.mlm = [ConformerLayer(config, name=f"mlm_{i}") for i in range(config.mlm_layers)]
         self.latent_norm = nn.LayerNorm()
-        # Large logits (wav2vec 2.0): from the start the codes depend on the latents more than on the Gumbel noise.
-        # W2vBertLearner.warm_start replaces it by clusters of the first batch's latents.
+        # Large logits (wav2vec 2.0), so that the codes depend more on the latents than on the Gumbel noise from the
+        # start. W2vBertLearner.warm_start replaces this layer by clusters of the first batch's latents.
         self.latent_quantizer = nn.Dense(config.codebook_size, kernel_init=nn.initializers.normal(1.0))
         self.codebook = nn.Dense(config.codebook_dim, use_bias=False, kernel_init=nn.initializers.normal(1.0))
         self.context_projection = nn.Dense(config.codebook_dim)
@@ -234,7 +233,7 @@ class W2vBert(nn.Module):
         return self.latent_norm(second(nn.relu(first(mel))))
 
     def layers(self, latents: jax.Array, mask: jax.Array | None = None) -> list[jax.Array]:
-        """Outputs of the contrastive layers, then of the MLM layers, each `[batch, t, d]`; `mask` bool `[batch, t]`."""
+        """Returns the outputs `[batch, t, d]` of the contrastive and the MLM layers; `mask` is bool `[batch, t]`."""
         if mask is not None:
             latents = jnp.where(mask[..., None], self.mask_vector, latents)
         x, outputs = self.input_projection(latents), []
@@ -248,13 +247,13 @@ class W2vBert(nn.Module):
 
         Args:
           latents: `[batch, t, d]`.
-          key: random key of the Gumbel noise; None takes the best entry without noise.
-          temperature: of the Gumbel softmax.
+          key: PRNG key of the Gumbel noise; None takes the best entry without noise.
+          temperature: temperature of the Gumbel softmax.
 
         Returns:
-          {"codes": int32 `[batch, t]`, "vectors": `[batch, t, codebook_dim]`, "probabilities": `[batch, t, codebook]`};
-          codes, the targets of masked prediction, and probabilities, for the diversity loss, are those without noise or
-          temperature.
+          {"codes": int32 `[batch, t]`, "vectors": `[batch, t, codebook_dim]`, "probabilities": `[batch, t, codebook]`}.
+          The codes (targets of masked prediction) and the probabilities (for the diversity loss) are computed without
+          noise and temperature.
         """
         logits = self.latent_quantizer(latents)
         fixed, share = jax.lax.stop_gradient(logits), self.config.target_gradient
@@ -270,10 +269,10 @@ class W2vBert(nn.Module):
     def __call__(
         self, mel: jax.Array, mask: jax.Array, key: jax.Array | None, temperature: jax.Array | float
     ) -> Variables:
-        """Runs training's forward pass on log-mel `[batch, 4 t, mels]` with `mask` bool `[batch, t]`.
+        """Runs the forward pass of training on log-mel `[batch, 4 t, mels]` with `mask` bool `[batch, t]`.
 
         Returns:
-          What `quantize` returns, and "context" `[batch, t, codebook_dim]`, "mlm_logits" `[batch, t, codebook]`.
+          The dict of `quantize`, with "context" `[batch, t, codebook_dim]` and "mlm_logits" `[batch, t, codebook]`.
         """
         latents = self.latents(mel)
         outputs = self.layers(latents, mask)
@@ -282,11 +281,11 @@ class W2vBert(nn.Module):
 
 
 def features(config: W2vBertConfig, variables: Variables, audio: jax.Array) -> jax.Array:
-    """Output of MLM layer `feature_layer`, unnormalised.
+    """Computes the output of MLM layer `feature_layer`, unnormalised.
 
     Args:
       config: model config.
-      variables: {"params": ...}, more is ignored.
+      variables: {"params": ...}; other entries are ignored.
       audio: float32 `[batch, samples]`; padded with zeros to a multiple of 960 samples.
 
     Returns:
@@ -298,7 +297,7 @@ def features(config: W2vBertConfig, variables: Variables, audio: jax.Array) -> j
     if audio.ndim != 2 or audio.shape[1] == 0:
         raise ValueError(f"audio has shape {audio.shape}: give a non-empty [batch, samples] of 24 kHz audio")
     mel = mel_frames(config, jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % FRAME_SAMPLES))))
-    # Parameters that only training reads may be missing: fit_kmeans leaves them out.
+    # Parameters that only training needs may be missing: fit_kmeans removes them.
     shallow = dataclasses.replace(config, mlm_layers=config.feature_layer)
 
     def forward(module: W2vBert) -> jax.Array:
@@ -308,12 +307,12 @@ def features(config: W2vBertConfig, variables: Variables, audio: jax.Array) -> j
 
 
 def semantic_tokens(config: W2vBertConfig, variables: Variables, audio: jax.Array) -> jax.Array:
-    """Semantic tokens at 25 Hz.
+    """Encodes audio as semantic tokens at 25 Hz.
 
     Args:
       config: model config.
       variables: {"params", "feature_mean" [d], "feature_std" [d], "centroids" [k, n]} and, for "pca",
-        "feature_projection" [d, n], of `fit_kmeans`.
+        "feature_projection" [d, n], from `fit_kmeans`.
       audio: float32 `[batch, samples]`, 24 kHz; padded with zeros to a multiple of 960 samples.
 
     Returns:
@@ -324,16 +323,16 @@ def semantic_tokens(config: W2vBertConfig, variables: Variables, audio: jax.Arra
 
 
 def normalise_features(variables: Variables, x: jax.Array) -> jax.Array:
-    """Features `[..., d]` as k-means sees them: per dimension, then onto the whitened axes if there are some."""
+    """Normalises features `[..., d]` for k-means: per dimension, then projected to whitened axes if there are any."""
     x = (x - variables["feature_mean"]) / variables["feature_std"]
     return x @ variables["feature_projection"] if "feature_projection" in variables else x
 
 
 def whitening(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
-    """Mean `[d]` of `[n, d]`, and the principal axes of its correlation matrix scaled to variance 1, the largest first.
+    """Computes the mean of `[n, d]` and the principal axes of its correlation matrix, largest first, of variance 1.
 
     Returns:
-      (mean, rotation `[d, axes]`): (x - mean) @ rotation has the identity as covariance.
+      (mean `[d]`, rotation `[d, axes]`); the covariance of (x - mean) @ rotation is the identity.
     """
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
     normal = (x - mean) / std
@@ -343,7 +342,7 @@ def whitening(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
 
 
 def inference_params(config: W2vBertConfig, params: Variables) -> Variables:
-    """The part of `params` that `features` reads: no training heads, no MLM layers above the feature layer."""
+    """Returns the parameters that `features` needs: without training heads and MLM layers above the feature layer."""
     above = {f"mlm_{i}" for i in range(config.feature_layer, config.mlm_layers)}
     training = {"latent_quantizer", "codebook", "context_projection", "mlm_head"}
     return {name: value for name, value in params.items() if name not in above | training}
@@ -354,12 +353,12 @@ def fit_kmeans(config: W2vBertConfig, variables: Variables, batches: Iterable[ja
 
     Args:
       config: `num_clusters`, `kmeans_*` and `feature_*` fields.
-      variables: holds "params".
-      batches: outputs of `features`, each `[..., d]`, all of them once.
-      key: random key.
+      variables: variables with "params".
+      batches: outputs of `features` for the whole corpus, each `[..., d]`.
+      key: PRNG key.
 
     Returns:
-      {"params" (those of `inference_params`), "feature_mean", "feature_std", "centroids"} and, for "pca",
+      {"params" (from `inference_params`), "feature_mean", "feature_std", "centroids"} and, for "pca",
       "feature_projection".
 
     Raises:
