@@ -73,7 +73,7 @@ def test_parameters_of_bert_base_and_minilm():
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     _, model = torch_model()
     tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"word_embeddings.weight' is \(50, 24\), the configuration expects \(51, 24\)"):
+    with pytest.raises(ValueError, match=r"word_embeddings.weight' is \(50, 24\), .* expects \(51, 24\)"):
         text_tower.bert_params(tensors, dataclasses.replace(TINY, vocab_size=51))
     del tensors["encoder.layer.1.attention.self.key.bias"]
     with pytest.raises(ValueError, match=r"lack 'encoder.layer.1.attention.self.key.bias'"):
