@@ -186,7 +186,7 @@ def test_missing_streams_are_named():
 
 def test_wrong_stages_are_named():
     stream = TokenStream("acoustic", 50, 3, 100)
-    with pytest.raises(ValueError, match=r"level 3 of stream 'acoustic' is asked for, expected 0\.\.2"):
+    with pytest.raises(ValueError, match=r"level 3 of stream 'acoustic' does not exist, expected 0\.\.2"):
         Stage("coarse", 1.0, (stream,), (), StreamSlice("acoustic", 0, 3))
     with pytest.raises(ValueError, match="'semantic' is not in the vocabulary"):
         Stage("coarse", 1.0, (stream,), (StreamSlice("semantic", 0, 0),), StreamSlice("acoustic", 0, 1))

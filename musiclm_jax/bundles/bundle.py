@@ -60,9 +60,9 @@ class GenerationConfig:
     """Default settings for generation. The stages' windows are not among them: each stage's config has its seconds."""
 
     max_seconds: float = 30.0  # longest music the bundle is meant for; longer music may drift
-    temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 3.2)
-    top_p: float = 1.0  # total probability of nucleus sampling; 1 samples from all codes (open)
-    guidance: tuple[float, float] = (1.0, 1.0)  # of the semantic and coarse stage; 1 samples as trained (open)
+    temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 4.2)
+    top_p: float = 1.0  # total probability of nucleus sampling; 1 samples from all codes (not in the paper)
+    guidance: tuple[float, float] = (1.0, 1.0)  # semantic, coarse; 1 samples as trained (not in the paper)
     sample_rate: int = 24_000  # Hz
 
 

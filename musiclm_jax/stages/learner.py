@@ -37,10 +37,10 @@ class StageLearner:
     stage: Stage  # conditioning and target
     config: TransformerConfig  # the model
     optimizer: OptimizerConfig  # optimiser and schedule
-    z_loss: float = 1e-4  # weight of the squared log normalizer, T5X's (open); 0 for none
-    label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (open)
+    z_loss: float = 1e-4  # weight of the squared log normalizer, as in T5X (not in the paper); 0 for none
+    label_smoothing: float = 0.0  # share of the target spread over all codes, in training only (not in the paper)
     microbatches: int = 1  # parts of a batch whose gradients are averaged, which needs less memory for activations
-    hidden_context: float = 0.0  # share of rows trained with hidden target frames, see `hide_frames` (open)
+    hidden_context: float = 0.0  # share of rows trained with hidden target frames, see `hide_frames` (not in the paper)
 
     def __post_init__(self) -> None:
         """Checks the values.

@@ -38,7 +38,7 @@ class TransformerConfig:
     num_heads: int = 16  # attention heads of d_model / num_heads channels
     d_model: int = 1024  # width of the residual stream
     d_ff: int = 4096  # width of the gated feed-forward
-    dropout: float = 0.1  # of embeddings, hidden units, branches and output, not of attention weights (open)
+    dropout: float = 0.1  # of embeddings, hidden units, branches and output, not attention weights (not in the paper)
     relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
     relative_max_distance: int = 128  # further distances share the last bucket
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32

@@ -24,7 +24,7 @@ class Vocabulary:
             if own.name == stream:
                 if not 0 <= level < own.quantizers:
                     raise ValueError(
-                        f"level {level} of stream {stream!r} is asked for, expected 0..{own.quantizers - 1}"
+                        f"level {level} of stream {stream!r} does not exist, expected 0..{own.quantizers - 1}"
                     )
                 return first + level * own.codebook_size
             first += own.quantizers * own.codebook_size

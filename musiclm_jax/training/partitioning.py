@@ -77,7 +77,7 @@ def make_mesh(
             )
         except ValueError as error:
             raise ValueError(
-                f"mesh axis dcn_data is {dcn_data}, but the {count} devices are not in so many equal "
+                f"mesh axis dcn_data is {dcn_data}, but the {count} devices are not in that many equal "
                 f"{'processes' if by_process else 'slices'} ({error})"
             ) from error
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -85,7 +85,7 @@ def make_mesh(
 
 @contextlib.contextmanager
 def activation_rules(mesh: Mesh) -> Iterator[None]:
-    """Context in which traced functions shard their activations over the mesh according to their logical axes."""
+    """Enters a context in which traced functions shard their activations by their logical axes."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 

@@ -25,7 +25,7 @@ class StepProfiler:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Context for the call of step `number`; starts the trace at its first step."""
+        """Enters the context for step `number`; starts the trace at the first step to trace."""
         if self.steps is not None and number == self.steps[0]:
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.running = True

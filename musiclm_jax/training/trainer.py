@@ -112,7 +112,7 @@ def train(
 
         writer = SummaryWriter(model_dir)
         progress = Progress(step, total_steps, peak_flops(mesh.devices.flat))
-        taken: list[TakenStep] = []  # steps since the last look at the metrics, which are still on the device
+        taken: list[TakenStep] = []  # steps since the last check; their metrics are still on the device
         saved_at = time.monotonic()
         saved_step = step if restored else -1
         evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation

@@ -42,7 +42,7 @@ class MelodyLearner:
 
     config: MelodyConfig = dataclasses.field(default_factory=MelodyConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    margin: float = 0.2  # of the triplet loss, FaceNet's (open in the paper)
+    margin: float = 0.2  # of the triplet loss, as in FaceNet (not given in the paper)
     noise_db: float = -30.0  # level of added white noise relative to the audio, since real recordings are never clean
     contrastive_steps: int = 0  # number of first steps that use the softmax loss instead
     temperature: float = 0.1  # of the softmax loss

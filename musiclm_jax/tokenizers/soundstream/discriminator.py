@@ -34,7 +34,7 @@ class WaveDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', c]` of each layer."""
+        """Maps audio `[b, samples]` to logits `[b, t, 1]` and the features `[b, t', c]` of each layer."""
         config = self.config
         channels = config.wave_discriminator_channels
         x = _leaky(_conv(config, channels, (15,), name="conv_in")(audio[..., None]))
@@ -57,7 +57,7 @@ class STFTDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Audio `[b, samples]` -> logits `[b, t, 1]` and features `[b, t', f, c]` of each layer."""
+        """Maps audio `[b, samples]` to logits `[b, t, 1]` and the features `[b, t', f, c]` of each layer."""
         config = self.config
         channels = config.discriminator_channels
         real, imaginary = spectrogram.stft(audio, self.window, self.window // 4)
@@ -82,7 +82,7 @@ class Discriminators(nn.Module):
 
     @nn.compact
     def __call__(self, audio: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
-        """Audio `[b, samples]` -> logits `[discriminators]` of `[b, t, 1]`, features `[discriminators][layers]`.
+        """Maps audio `[b, samples]` to the logits `[b, t, 1]` and the layers' features of each discriminator.
 
         Raises:
           ValueError: if the audio is shorter than the longest STFT's window.

@@ -19,7 +19,7 @@ Metrics = dict[str, jax.Array]
 
 ADAM = OptimizerConfig(
     name="adamw", learning_rate=1e-4, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9, clip_norm=None
-)  # open in the paper
+)  # not given in the paper
 
 
 PAPER = SoundStreamConfig()
@@ -50,7 +50,7 @@ class SoundStreamLearner:
     mel_weight: float = 1.0  # of the reconstruction loss
     waveform_weight: float = 0.0  # of the mean absolute difference of samples (0 in the paper)
     stft_weight: float = 0.0  # of losses.stft_loss (not in the paper); 0: not computed
-    commitment_weight: float = 1.0  # open in the paper
+    commitment_weight: float = 1.0  # not given in the paper
     ema_decay: float = 0.999  # of ema_params
     kmeans_iterations: int = 10  # in warm_start
     train_encoder: bool = True  # False: encoder and codebooks are frozen, so that existing tokens stay valid

@@ -11,7 +11,7 @@ from musiclm_jax.data import spectrogram
 MEL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, 2^6 .. 2^11; the hop is a quarter
 NUM_MELS = 64
 STFT_WINDOWS = (256, 512, 1024, 2048)  # samples, for stft_loss; the hop is a quarter
-LOG_FLOOR = 1e-4  # added before the logarithm: amplitude of a sine at -80 dB of full scale; open in the paper
+LOG_FLOOR = 1e-4  # added before the logarithm: amplitude of a sine at -80 dB of full scale; not in the paper
 
 
 def _log_mel(mel: jax.Array, window: int, sample_rate: int) -> jax.Array:

@@ -35,7 +35,7 @@ class SoundStreamConfig:
     strides: tuple[int, ...] = (3, 4, 5, 8)  # of the encoder's blocks; the paper does not say how 480 is split
     dilations: tuple[int, ...] = (1, 3, 9)  # of a block's residual units
     kernel_size: int = 7  # of the first, the last and the dilated convolutions
-    embedding_dim: int = 256  # D, dimensions of the quantized vectors; open in the paper
+    embedding_dim: int = 256  # D, dimensions of the quantized vectors; not given in the paper
     num_quantizers: int = 12  # levels of the residual quantizer
     codebook_size: int = 1024  # codes per level
     ema_decay: float = 0.99  # of the codebooks
@@ -261,8 +261,8 @@ def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.A
 def _check_streaming(config: SoundStreamConfig) -> None:
     if config.spectral is not None:
         raise ValueError(
-            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, beyond the end of "
-            "a block: encode the whole audio"
+            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, beyond the end "
+            "of a block: encode the whole audio"
         )
 
 
