@@ -1,1 +1,1 @@
-"""Command line programs: the only package that imports gin and absl.flags."""
+"""Command-line programs; the only package that imports gin and absl.flags."""

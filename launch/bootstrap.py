@@ -1,12 +1,12 @@
-"""`musiclm bootstrap`: from scores to a bundle on one accelerator, on a machine without a network.
+"""`musiclm bootstrap`: builds a bundle from scores on one accelerator, on a machine without a network.
 
-    musiclm bootstrap --pack PACK                                                   here: gathers what is needed there
-    python -m launch.bootstrap --from PACK --output OUT --minutes 10        there, in a copy of the repository
+    musiclm bootstrap --pack PACK                                       here: collects the training machine's input
+    python -m launch.bootstrap --from PACK --output OUT --minutes 10    there, in a copy of the repository
 
-There: Python 3.11 or newer, JAX with its accelerator, flax, optax, numpy, scipy, tokenizers, safetensors, numba and
-tinysoundfont (a wheel; `pip install --no-deps`), but no TensorFlow, seqio, gin, librosa or soundfile. OUT/bundle holds
-each model as soon as it is trained, OUT/bootstrap.log says where the time went. `--rehearsal` is the whole chain at toy
-sizes.
+The training machine needs Python 3.11 or newer, JAX with accelerator support, flax, optax, numpy, scipy, tokenizers,
+safetensors, numba and tinysoundfont (a wheel; `pip install --no-deps`), but not TensorFlow, seqio, gin, librosa or
+soundfile. OUT/bundle holds each model as soon as it is trained; OUT/bootstrap.log shows where the time went.
+`--rehearsal` runs the whole chain at toy sizes.
 """
 
 import argparse
@@ -30,31 +30,31 @@ GIN_FILES = {
 SEED_PARTS = ("text_encoder", "melody")
 MUSIC_CLIPS = 240  # excerpts of recordings
 SHORTEST = 20  # seconds of a recording
-QUIET = 0.003  # root mean square below which an excerpt is left out
+QUIET = 0.003  # excerpts with a lower root mean square are left out
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Returns the command's argument parser."""
     p = argparse.ArgumentParser(
         prog="musiclm bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pack", help="folder to make: scores, sound fonts, text encoder, configurations")
-    what.add_argument("--from", dest="source", help="the folder that --pack made: train from it")
+    what.add_argument("--pack", help="folder to create: scores, sound fonts, text encoder, configurations")
+    what.add_argument("--from", dest="source", help="train from this folder, made by --pack")
     p.add_argument(
-        "--bundle", default="tiny", help="--pack: whose text encoder and melody model are taken (default: tiny)"
+        "--bundle", default="tiny", help="--pack: source of the text encoder and the melody model (default: tiny)"
     )
-    p.add_argument("--human_captions", help="--pack: MusicCaps' CSV, for sentences of people (default: none)")
-    p.add_argument("--music", help="--pack: folder of recordings that the codec hears, too (default: none)")
-    p.add_argument("--output", help="--from: folder of the bundle and the log")
-    p.add_argument("--minutes", type=float, default=10.0, help="--from: time for everything (default: 10)")
-    p.add_argument("--seed", type=int, default=0, help="--from: of the corpus and the trainings (default: 0)")
+    p.add_argument("--human_captions", help="--pack: MusicCaps' CSV, for human captions (default: none)")
+    p.add_argument("--music", help="--pack: folder of recordings that also train the codec (default: none)")
+    p.add_argument("--output", help="--from: folder for the bundle and the log")
+    p.add_argument("--minutes", type=float, default=10.0, help="--from: total time budget (default: 10)")
+    p.add_argument("--seed", type=int, default=0, help="--from: seed of the corpus and of training (default: 0)")
     p.add_argument("--blocks", type=int, help="--from: blocks of 2048 clips (5.7 h) to render (default: 16)")
-    p.add_argument("--workers", type=int, help="--from: processes that render (default: 12)")
-    p.add_argument("--work", help="--from: folder of rendered audio, such as /dev/shm/work (default: in OUT)")
-    p.add_argument("--parts", nargs="+", help="--from: train these, further if OUT/bundle has them (default: all)")
+    p.add_argument("--workers", type=int, help="--from: number of rendering processes (default: 12)")
+    p.add_argument("--work", help="--from: folder for rendered audio, such as /dev/shm/work (default: in OUT)")
+    p.add_argument("--parts", nargs="+", help="--from: parts to train, further if OUT/bundle has them (default: all)")
     p.add_argument("--cpu", action="store_true", help="--from: sizes for two CPU cores")
-    p.add_argument("--rehearsal", action="store_true", help="--from: toy sizes, to see that all of it runs")
+    p.add_argument("--rehearsal", action="store_true", help="--from: toy sizes, to test the whole chain")
     return p
 
 
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: if arguments do not fit together.
+      ValueError: if the arguments are inconsistent.
     """
     args = parser().parse_args(arguments)
     if args.pack:
         pack(pathlib.Path(args.pack).expanduser(), args.bundle, args.human_captions, args.music)
         return 0
     if not args.output:
-        raise ValueError("--from needs --output, the folder of the bundle")
+        raise ValueError("--from needs --output, the folder for the bundle")
     from musiclm_jax import bootstrap
 
     sizes = bootstrap.rehearsal() if args.rehearsal else bootstrap.cpu() if args.cpu else bootstrap.Sizes()
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None) -> None:
-    """Gathers what a bare machine needs beside this repository."""
+    """Collects everything that the training machine needs besides this repository."""
     import gin
 
     from musiclm_jax import bootstrap, bundles
@@ -98,7 +98,7 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
         learner = gin.get_bindings("train")["learner"]
         described[name] = json.loads(launch_train.config_files(learner)["config.json"])
     (folder / bootstrap.LEARNERS_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    # The evaluation half of MusicCaps stays unread.
+    # The evaluation half of MusicCaps is left out.
     captions = [caption for caption in human_captions.read(human) if caption.split == "train"] if human else []
     human_captions.save(captions, folder / bootstrap.HUMAN_FILE)
     source, target = bundles.load(bundle), folder / bootstrap.SEED_BUNDLE
@@ -118,16 +118,16 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
 
 
 def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CLIPS, seed: int = 0) -> None:
-    """Excerpts of 10 s from random places of random recordings, in one Ogg Opus file.
+    """Writes random 10 s excerpts of random recordings to one Ogg Opus file.
 
     Args:
-      source: folder of recordings, looked through to its depth.
-      target: the file.
+      source: folder of recordings, searched recursively.
+      target: output file.
       clips: number of excerpts.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
-      ValueError: if no recording is as long as an excerpt.
+      ValueError: if no recording lasts at least `SHORTEST` seconds.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, progress with the time left, the cache of compiled programs."""
+"""Shared parts of the commands: one-line errors, progress with the time left, the compilation cache."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from typing import NoReturn, TextIO
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line."""
+    """Argument parser that reports errors in one line."""
 
     def __init__(self, name: str, description: str, **options):
         super().__init__(prog=f"musiclm {name}", description=description, allow_abbrev=False, **options)
@@ -20,23 +20,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the second start of a command is faster.
+    """Caches compiled programs on disk, so that a command starts faster the second time.
 
-    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. JAX does without when it cannot be written.
+    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. If it is not writable, JAX does not cache.
     """
     import jax
 
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", os.environ.get("MUSICLM_CACHE") or str(base) + "/musiclm_jax")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many are small
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many programs are small
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 class Progress:
-    """Prints "name 40 % (about 12 s left)": one changing line on a terminal, otherwise a line every few seconds.
+    """Prints "name: 40%, about 12 s left": updates one line on a terminal, otherwise prints a line every few seconds.
 
     Attributes:
-      interval: seconds between two lines when the stream is no terminal.
+      interval: seconds between two lines if the stream is not a terminal.
     """
 
     interval = 10.0
@@ -49,7 +49,7 @@ class Progress:
         self._width = 0
 
     def __call__(self, name: str, done: float, total: float) -> None:
-        """Reports that `done` of `total` units of the job `name` are finished; a new first word starts a new job."""
+        """Reports that `done` of `total` units of a job are finished; a new first word of `name` starts a new job."""
         now = time.monotonic()
         if name.split(" ")[0] != self._name:
             self._name, self._begun, self._printed = name.split(" ")[0], now, -self.interval
@@ -73,7 +73,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "45 s", "12 min" or "3.5 h"."""
+    """Formats seconds as "45 s", "12 min" or "3.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,13 +1,13 @@
-"""`musiclm corpus`: builds the audio records of the tiny bundle's corpus, or with --passages the melody model's.
+"""`musiclm corpus`: builds the audio records of the tiny bundle's corpus or, with --passages, of the melody model.
 
-With --pack: what clips are made of, for machines that have neither scores nor sound fonts.
+With --pack it writes the ingredients of clips, for machines that have neither scores nor sound fonts.
 
-Needs the `corpus` extra, tinysoundfont and two Debian packages with music, one with a sound font:
+Needs the `corpus` extra, tinysoundfont and three Debian packages, two with music and one with a sound font:
 
     pip install '.[corpus]' && pip install --no-deps tinysoundfont
     apt install openttd-openmsx freedoom musescore-general-soundfont-small
 
-(--no-deps: tinysoundfont declares pyaudio, which it needs only to play aloud and which needs a compiler and portaudio.)
+(--no-deps: tinysoundfont declares pyaudio, which it needs only for playback and which needs a compiler and portaudio.)
 """
 
 import argparse
@@ -17,31 +17,29 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and builds; returns the exit status."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="musiclm corpus", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--output", required=True, help="folder of the corpus; a second run goes on where the first stopped"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every choice (default: 0)")
+    parser.add_argument("--output", required=True, help="folder of the corpus; an interrupted build resumes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--hours", type=float, default=14.0, help="hours of audio in all splits together (default: 14)")
+    what.add_argument("--hours", type=float, default=14.0, help="hours of audio over all splits (default: 14)")
     what.add_argument(
         "--passages",
         type=int,
-        help="instead of clips: so many passages of tunes, each in four renditions of 4 s that\n"
-        "share its melody and nothing else, for the melody model (5000: 22 h, 3.8 GB)",
+        help="instead of clips: build this many passages of tunes, each in four renditions of 4 s that\n"
+        "share only the melody, for the melody model (5000: 22 h, 3.8 GB)",
     )
     what.add_argument(
         "--pack",
         action="store_true",
-        help="instead of clips: parsed scores and cut sound fonts (11 MB), from which corpus/resident.py\n"
-        "renders clips on machines where neither is installed",
+        help="instead of clips: write parsed scores and reduced sound fonts (11 MB), from which\n"
+        "corpus/resident.py renders clips on machines where neither is installed",
     )
-    parser.add_argument("--worker", type=int, default=0, help="number of this process among --workers (default: 0)")
+    parser.add_argument("--worker", type=int, default=0, help="index of this process among --workers (default: 0)")
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes at work on this folder; start each yourself (default: 1)"
+        "--workers", type=int, default=1, help="processes building this corpus; start each yourself (default: 1)"
     )
     args = parser.parse_args(argv)
     if args.seed < 0 or not 0 <= args.worker < args.workers:
@@ -54,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         pack.pack(pathlib.Path(args.output).expanduser())
         return 0
-    # Late: TensorFlow takes seconds to import, --help should not.
+    # Imported late: TensorFlow takes seconds to import, and --help should be instant.
     from musiclm_jax.corpus import build, build_renditions
 
     worker = (args.worker, args.workers)

@@ -1,4 +1,4 @@
-"""`musiclm describe`: what a recording sounds like to the models, and its tokens."""
+"""`musiclm describe`: shows the tags and captions closest to a recording, and its tokens."""
 
 import argparse
 import sys
@@ -7,12 +7,12 @@ from musiclm_jax.launch import command
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
-    p = command.Parser("describe", "say what a recording sounds like, and show its tokens")
-    p.add_argument("files", nargs="+", metavar="FILE", help="sound file of any format")
+    """Returns the command's argument parser."""
+    p = command.Parser("describe", "show the tags and captions closest to a recording, and its tokens")
+    p.add_argument("files", nargs="+", metavar="FILE", help="audio file of any format")
     p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
     p.add_argument("--top", type=int, default=5, help="number of tags and captions to show (default: 5)")
-    p.add_argument("--tokens", action="store_true", help="print all tokens, not only the first ones")
+    p.add_argument("--tokens", action="store_true", help="print all tokens instead of only the first ones")
     return p
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def print_description(path: str, description, top: int, all_tokens: bool) -> None:
-    """Prints a `describe.Description` for people."""
+    """Prints a `describe.Description`."""
     print(f"{path} ({description.seconds:.1f} s)")
     print("  nearest tags (similarity of the MuLan embeddings):")
     for text, score in description.tags[:top]:

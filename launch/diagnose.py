@@ -1,4 +1,4 @@
-"""`musiclm diagnose`: which part of a bundle is at fault, and what to do about it."""
+"""`musiclm diagnose`: finds the part of a bundle that is at fault, and says what to do about it."""
 
 import argparse
 import dataclasses
@@ -13,20 +13,20 @@ WIDTH = 116  # of the printed lines
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
-    p = command.Parser("diagnose", "say which part of a bundle is at fault, and what to do about it")
+    """Returns the command's argument parser."""
+    p = command.Parser("diagnose", "find the part of a bundle that is at fault, and say what to do about it")
     p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
     p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`)")
     p.add_argument(
         "--tokens", default="", help="folder of token records of that corpus (`musiclm tokenize`), to check them"
     )
     p.add_argument("--split", default="test", help="split that no part was trained on (default: test)")
-    p.add_argument("--clips", type=int, default=64, help="clips of it (default: 64)")
+    p.add_argument("--clips", type=int, default=64, help="clips of the split to measure (default: 64)")
     p.add_argument("--train_clips", type=int, default=128, help="training clips to compare with (default: 128)")
     p.add_argument(
-        "--resynthesis", type=int, default=16, help="clips made again from true tokens; 0 for none (default: 16)"
+        "--resynthesis", type=int, default=16, help="clips to regenerate from true tokens; 0 for none (default: 16)"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the choice of clips, the music and the intervals")
+    p.add_argument("--seed", type=int, default=0, help="seed of the choice of clips, of the music and the intervals")
     p.add_argument("--output", default="", help="JSON file for the findings")
     return p
 
@@ -75,14 +75,14 @@ def main(arguments: list[str]) -> int:
 
 
 def report(found) -> str:
-    """A `diagnose.Diagnosis` for people."""
+    """Formats a `diagnose.Diagnosis` as text."""
     from musiclm_jax.evaluation.diagnose import CHAIN, JUDGES
 
     lines = []
     for part in (*CHAIN, JUDGES):
         of_part = [finding for finding in found.findings if finding.part == part]
         lines += [part] if of_part else []
-        shown: set[str] = set()  # levels share bounds and advice: each is said once
+        shown: set[str] = set()  # levels share bounds and advice: print each once
         for finding in of_part:
             lines.append(f"  {finding.verdict:<7} {finding.name}: {_value(finding.value)}")
             lines += _indented(finding.note)

@@ -1,4 +1,4 @@
-"""`musiclm evaluate`: FAD, KLD and MCC of our models or of any system's clips, as a table, JSON and one page."""
+"""`musiclm evaluate`: reports FAD, KLD and MCC of our models or any system's clips; writes a table, JSON and a page."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ USAGE = """musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'"
        musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'" --generated=CLIPS --system=NAME
        musiclm evaluate --output=DIR --gin_file=evaluate_musiccaps.gin --gin.DATA_DIR="'MUSICCAPS'" ...
 
-Generates a clip for each caption of a task and scores them; with --generated, scores the clips of another system, named
-by the task's ids (ID.wav). The same command goes on where an earlier one stopped. DIR gets report.json, report.html and
-the clips."""
+Generates a clip for each caption of a task and scores the clips. With --generated, scores another system's clips, named
+by the task's ids (ID.wav). The same command resumes an interrupted run. DIR receives report.json, report.html and the
+clips."""
 CONTROLS = ("real", "codec", "shuffled", "noise")
 SAMPLES = 12  # clips that the page plays
 FAULTS = ("missing", "broken", "silent", "loud", "doubles", "strangers")  # of `clips.Clips`, named in full in the JSON
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: for input that cannot be used, in one line.
+      ValueError: if the input cannot be used; the message has one line.
     """
     parser = command.Parser("evaluate", "FAD, KLD and MCC of generated clips", usage=USAGE)
     parser.add_argument(
@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
-    parser.add_argument("--output", required=True, help="folder of the report and the clips; made if it is missing")
+    parser.add_argument("--output", required=True, help="folder for the report and the clips; created if missing")
     parser.add_argument(
-        "--generated", help="folder of clips of another system, named by ids; ours are generated without"
+        "--generated", help="folder of another system's clips, named by id (default: generate with the bundle)"
     )
     parser.add_argument("--system", help="name of the system in the report (default: the bundle or the folder)")
     args, rest = parser.parse_known_args(arguments)
@@ -78,23 +78,23 @@ def evaluate_system(
     kld_direction: str = metrics.KLD_DIRECTIONS[0],
     cache_dir: str | None = None,
 ) -> list[Scores]:
-    """Generates or finds the clips, scores them and writes the report; every argument but the first three is gin's.
+    """Generates or finds the clips, scores them and writes the report; gin sets every argument except the first three.
 
     Args:
       output: folder of the report.
       generated: folder of clips to score; None generates them into output/clips.
       system: its name in the report.
-      task: what is asked, from `corpus_task` or `musiccaps_task`.
-      bundle: generates, and its MuLan gives MCC.
-      embedder_names: what listens; those without weights are named in the report.
+      task: captions and references, from `corpus_task` or `musiccaps_task`.
+      bundle: generates the clips; its MuLan computes MCC.
+      embedder_names: embedders to use; the report names those without weights.
       seconds: length of generated clips.
-      best_of: candidates for each clip, the nearest to the text by MuLan is kept. MCC by the same MuLan flatters it.
+      best_of: candidates for each clip; the closest to the text by MuLan is kept, which inflates MCC by the same MuLan.
       batch_size: clips generated at once.
-      seed: of the music, the intervals and the shuffling.
-      controls: rows beside the system's: "real" clips, the "codec" round trip of them, the system's clips under
-        "shuffled" captions, "noise".
+      seed: seed of the music, the intervals and the shuffling.
+      controls: additional rows: "real" clips, their "codec" round trip, the system's clips under "shuffled" captions,
+        "noise".
       kld_direction: one of `metrics.KLD_DIRECTIONS`.
-      cache_dir: keeps what the embedders heard in the references; output/cache if None.
+      cache_dir: folder for embeddings of the references; output/cache if None.
 
     Returns:
       The scores of the system and of the controls.
@@ -167,7 +167,7 @@ def evaluate_system(
 
 @contextlib.contextmanager
 def writable(folder: pathlib.Path) -> Iterator[None]:
-    """Turns a folder that cannot be written to into an error of one line."""
+    """Turns write errors into a one-line ValueError."""
     try:
         yield
     except OSError as error:
@@ -175,7 +175,7 @@ def writable(folder: pathlib.Path) -> Iterator[None]:
 
 
 def warnings_of(scores: Scores) -> list[str]:
-    """Remarks on the figures themselves: those that are not given, and those of few clips."""
+    """Returns remarks on figures that could not be computed or that come from few clips."""
     return [
         f"{figure.metric} by {figure.embedder}: {figure.note}"
         for figure in scores.figures
@@ -184,7 +184,7 @@ def warnings_of(scores: Scores) -> list[str]:
 
 
 def table(scores: Sequence[Scores]) -> str:
-    """The figures as a markdown table: systems below each other for each metric and embedder."""
+    """Formats the figures as a Markdown table: one row per metric, embedder and system."""
     lines = ["| metric | by | system | value [95 % interval] | at infinite N | clips |", "|---|---|---|---|---|---|"]
     for index, figure in enumerate(scores[0].figures):
         for row in scores:
@@ -201,7 +201,7 @@ def write_report(
     found: clips.Clips,
     settings: dict[str, Any],
 ) -> None:
-    """Writes report.json: figures, remarks, all names behind them, and the values of every clip and tag."""
+    """Writes report.json: figures, remarks, the ids behind them, and the values of every clip and tag."""
     content: dict[str, Any] = {
         "task": task.name,
         "captions": len(task.items),
@@ -217,12 +217,12 @@ def write_report(
 
 
 def samples_of(task: EvaluationSet, found: clips.Clips) -> list[evaluation_page.Sample]:
-    """Clips spread over the task that can be heard, each with its reference if there is one."""
+    """Returns readable clips spread over the task, each with its reference if there is one."""
     readable = [item for item in task.items if item.id in found.seconds]
     step = max(1, len(readable) // SAMPLES)
     chosen = {item.id: item for item in readable[::step][:SAMPLES]}
     audio: dict[str, np.ndarray] = {}
-    for name in chosen:  # one by one: the other clips are not read again
+    for name in chosen:  # one by one, so that the other clips are not read again
         audio |= dict(dataclasses.replace(found, paths={name: found.paths[name]}).read())
     references: dict[str, Any] = {}
     for name, clip in task.references():

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file with figures, plots, players and spectrograms, and nothing to load."""
+"""The page of an evaluation: one self-contained HTML file with figures, plots, players and spectrograms."""
 
 import base64
 import dataclasses
@@ -40,16 +40,16 @@ class Sample:
     id: str
     caption: str
     audio: np.ndarray  # float32 [samples], 24 kHz
-    reference: np.ndarray | None  # the same
+    reference: np.ndarray | None  # in the same format
 
 
 def page(task: EvaluationSet, scores: Sequence[Scores], remarks: Sequence[str], samples: Sequence[Sample]) -> str:
-    """The HTML of the page.
+    """Renders the page as HTML.
 
     Args:
-      task: what was asked.
-      scores: of the system, then of the controls.
-      remarks: what a reader of the figures should know.
+      task: captions and references.
+      scores: scores of the system, then of the controls.
+      remarks: notes for readers of the figures.
       samples: clips to listen to.
     """
     parts = [
@@ -69,7 +69,7 @@ def page(task: EvaluationSet, scores: Sequence[Scores], remarks: Sequence[str], 
     parts += [
         "<h2>The paper's table 1, for orientation</h2>",
         "<p class=note>MusicCaps, other recordings, VGGish, TRILL and the paper's MuLan: <b>another data set and other "
-        "embedders</b>, not to be compared with the figures above.</p>",
+        "embedders</b>. Do not compare with the figures above.</p>",
         _table(PAPER[0], PAPER[1:]),
         "<h2>Listen</h2><div class=samples>",
         *(_sample(sample) for sample in samples),
@@ -81,8 +81,8 @@ def page(task: EvaluationSet, scores: Sequence[Scores], remarks: Sequence[str], 
 
 
 def cells(figure: Figure) -> tuple[str, str, str, str]:
-    """Value with its interval, the value without the bias of the set's size, clips, how to read it."""
-    value = str(figure.estimate) if figure.estimate else "not given"
+    """Returns the cells of a figure: value with interval, value at infinite N, clip counts, note."""
+    value = str(figure.estimate) if figure.estimate else "not available"
     infinity = f"{figure.infinity:.3f}" if figure.infinity is not None else ""
     return value, infinity, f"{figure.clips} of {figure.asked}", figure.note
 
@@ -121,7 +121,7 @@ def _png(figure) -> bytes:
 
 
 def _plot_figures(scores: Sequence[Scores]) -> bytes:
-    """One panel for each metric and embedder: values with their intervals, systems below each other."""
+    """Plots one panel for each metric and embedder: values with intervals, one row per system."""
     count = len(scores[0].figures)
     figure, axes = _pyplot().subplots(1, count, figsize=(3.4 * count, 0.8 + 0.4 * len(scores)), squeeze=False)
     for index, axis in enumerate(axes[0]):
@@ -139,7 +139,7 @@ def _plot_figures(scores: Sequence[Scores]) -> bytes:
 
 
 def _plot_distributions(scores: Sequence[Scores]) -> bytes:
-    """One panel for each value that clips have: the systems' histograms."""
+    """Plots one panel for each per-clip value: the systems' histograms."""
     names = list(scores[0].by_clip)
     figure, axes = _pyplot().subplots(1, len(names), figsize=(5 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
@@ -156,7 +156,7 @@ def _plot_distributions(scores: Sequence[Scores]) -> bytes:
 
 
 def _plot_tags(scores: Scores) -> bytes:
-    """One panel for each value: a bar for each of the commonest tags."""
+    """Plots one panel for each value: a bar for each of the most common tags."""
     names = [name for name, tags in scores.by_tag.items() if tags]
     most = max(min(len(scores.by_tag[name]), MAX_TAGS) for name in names)
     size = (5 * len(names), 1 + 0.22 * most)

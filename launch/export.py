@@ -1,8 +1,8 @@
 """`musiclm export`: adds a trained model to a bundle.
 
-Takes a checkpoint of a training run and keeps what inference needs. For w2v-BERT, MuLan and the melody model it first
-fits to the corpus what training leaves open: normalisation and k-means of the semantic tokens, centring and quantizer
-of the MuLan tokens, quantizer of the melody tokens (to renditions, from `musiclm corpus --passages`).
+Keeps what inference needs from a checkpoint of a training run. For w2v-BERT, MuLan and the melody model it first fits
+to the corpus what training does not: normalisation and k-means of the semantic tokens, centring and quantizer of the
+MuLan tokens, and the quantizer of the melody tokens (to renditions, from `musiclm corpus --passages`).
 """
 
 import argparse
@@ -29,35 +29,35 @@ LEARNERS = {
     "melody": "musiclm_jax.tokenizers.melody:MelodyLearner",
     "stage": "musiclm_jax.stages.learner:StageLearner",
 }
-STAGE_PARTS = (*STAGES, "semantic_melody")  # the last is the semantic stage under a melody
-BATCH_SIZE = 16  # clips at once when something is fitted to the corpus
+STAGE_PARTS = (*STAGES, "semantic_melody")  # the last is the semantic stage with a melody
+BATCH_SIZE = 16  # clips per batch in fits to the corpus
 MAX_TAGS, MAX_CAPTIONS = 120, 96  # candidates for `musiclm describe`
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Returns the command's argument parser."""
     p = command.Parser("export", "add a trained model to a bundle")
-    p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:-1], *STAGE_PARTS), help="which model it is")
+    p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:-1], *STAGE_PARTS), help="model to export")
     p.add_argument("--model_dir", required=True, help="folder of the training run")
-    p.add_argument("--bundle", required=True, help="folder of the bundle; made if it is missing")
-    p.add_argument("--corpus", help="folder of records; needed for w2v_bert, mulan and melody (of renditions)")
-    p.add_argument("--best", action="store_true", help="take the checkpoint of the lowest held-out loss, not the last")
-    p.add_argument("--storage", default="float16", choices=("float16", "int8"), help="of large matrices")
+    p.add_argument("--bundle", required=True, help="folder of the bundle; created if missing")
+    p.add_argument("--corpus", help="folder of records; needed for w2v_bert, mulan and melody (renditions)")
+    p.add_argument("--best", action="store_true", help="use the checkpoint with the lowest held-out loss, not the last")
+    p.add_argument("--storage", default="float16", choices=("float16", "int8"), help="data type of large matrices")
     p.add_argument(
         "--clips", type=int, help="clips of the corpus to fit to (default: 2000 for w2v_bert, all for the others)"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the fits")
-    p.add_argument("--max_seconds", type=float, help="longest music that the bundle is meant for")
-    p.add_argument("--top_p", type=float, help="default of `musiclm generate` with this bundle")
+    p.add_argument("--seed", type=int, default=0, help="seed of the fits")
+    p.add_argument("--max_seconds", type=float, help="intended maximum length of music from the bundle")
+    p.add_argument("--top_p", type=float, help="default for `musiclm generate` with this bundle")
     p.add_argument(
-        "--guidance", type=float, nargs=2, metavar=("SEMANTIC", "COARSE"), help="default of `musiclm generate`, too"
+        "--guidance", type=float, nargs=2, metavar=("SEMANTIC", "COARSE"), help="default for `musiclm generate`"
     )
     p.add_argument(
         "--temperature",
         type=float,
         nargs=3,
         metavar=("SEMANTIC", "COARSE", "FINE"),
-        help="default of `musiclm generate`, too (the paper's 1.0 0.95 0.4 unless set)",
+        help="default for `musiclm generate` (the paper's 1.0 0.95 0.4 if not set)",
     )
     return p
 
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]:
-    """Learner and state of a training run.
+    """Returns the learner and the state of a training run.
 
     Raises:
       ValueError: if there is no run or checkpoint, or the run trained another family.
@@ -127,11 +127,11 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
 
 
 def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
-    """Config and variables of a stage.
+    """Returns config and variables of a stage.
 
     Args:
-      learner: of the run.
-      state: of the run.
+      learner: learner of the run.
+      state: state of the run.
       name: one of STAGE_PARTS.
 
     Raises:
@@ -167,10 +167,10 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
 
 
 def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) -> tuple[Any, dict]:
-    """Fits the quantizer of the melody tokens to all renditions of passages of the training split.
+    """Fits the quantizer of the melody tokens to all renditions in the training split.
 
     Raises:
-      ValueError: if the renditions are of another length than the model's window, or too few.
+      ValueError: if there are too few renditions, or their length differs from the model's window.
     """
     import jax
 
@@ -196,7 +196,7 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
 
 
 def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, clips: int, seed: int) -> dict[str, int]:
-    """Fits centring and quantizer of MuLan to the training split, and writes MuLan and the candidates of `describe`.
+    """Fits MuLan's centring and quantizer to the training split; writes MuLan and the candidates of `describe`.
 
     Each clip is paired with one of its captions, drawn by the seed.
 
@@ -233,7 +233,7 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
 
 
 def candidates(clips: list[dict]) -> dict[str, list[str]]:
-    """What `musiclm describe` chooses from: the commonest aspects as tags, and captions spread over the clips."""
+    """Returns the candidates of `musiclm describe`: the most common aspects as tags, and captions across the clips."""
     counts = collections.Counter(aspect for clip in clips for aspect in clip["aspects"])
     captions = list(dict.fromkeys(clip["caption"] for clip in clips))
     stride = max(1, len(captions) // MAX_CAPTIONS)
@@ -246,18 +246,18 @@ def candidates(clips: list[dict]) -> dict[str, list[str]]:
 def corpus_batches(
     corpus: str, clips: int, seed: int, read: Callable[[list[str]], Iterator[dict]] | None = None
 ) -> Iterator[tuple[int, int, list[dict]]]:
-    """Clips of the training split, drawn at random, in batches.
+    """Yields batches of random clips of the training split.
 
-    Not every n-th clip: the corpus goes through its instruments in turn, so that a stride would leave some out.
+    The draw is random because the corpus cycles through its instruments: taking every n-th clip would skip some.
 
     Args:
       corpus: folder of records.
-      clips: how many; 0 or more than there are for all.
-      seed: of the draw.
+      clips: number of clips; 0, or more than there are, takes all.
+      seed: seed of the draw.
       read: reader of the records; `records.read_audio_records` by default.
 
     Yields:
-      (clips so far, clips in all, batch).
+      (clips so far, total clips, batch).
     """
     import tensorflow as tf
 
@@ -281,5 +281,5 @@ def corpus_batches(
 
 
 def filled(batch: list[dict]) -> list[dict]:
-    """`batch` with its last clip repeated up to `BATCH_SIZE`, so that one shape is compiled."""
+    """Pads a batch to `BATCH_SIZE` by repeating its last clip, so that only one shape is compiled."""
     return batch + batch[-1:] * (BATCH_SIZE - len(batch))

@@ -1,6 +1,6 @@
-"""What gin files can name: the learners, their configs, the tasks. `train` itself is in launch/train.py.
+"""Registers what gin files can name: learners, configs and tasks. `train` itself is in launch/train.py.
 
-Everything is registered from outside, so that the library never imports gin.
+Registration is external, so the library never imports gin.
 """
 
 import gin
@@ -52,6 +52,6 @@ CONFIGURABLES = (
     partitioning.make_mesh,
 )
 
-# A class keeps its name and its type: gin wraps the call, so that dataclasses stay what they are.
+# External registration wraps only the call, so dataclasses keep their name and type.
 for _configurable in CONFIGURABLES:
     gin.external_configurable(_configurable, name=_configurable.__name__)
