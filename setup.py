@@ -4,6 +4,9 @@
 `musiclm_jax.launch` and `musiclm_jax.gin_configs`, so nothing generic lands in site-packages.
 """
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
 MAPPED = {
@@ -12,17 +15,21 @@ MAPPED = {
     "musiclm_jax.gin_configs": "gin_configs",
 }
 
+# Read, not imported: whoever builds the package has none of its dependencies.
+VERSION = re.search(r'^__version__ = "(.+)"$', pathlib.Path("musiclm_jax/__init__.py").read_text(), re.MULTILINE)[1]
+
 setup(
     name="musiclm_jax",
-    version="0.1.0",
+    version=VERSION,
     description="MusicLM (text to music) in JAX and Flax, from a laptop to a TPU pod",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir=MAPPED,
     packages=find_packages(include=["musiclm_jax", "musiclm_jax.*"]) + list(MAPPED),
     package_data={
+        "musiclm_jax": ["py.typed"],
         "musiclm_jax.bundles": ["*/*.json", "*/*.safetensors", "*/*.txt", "*/*.md"],
         "musiclm_jax.gin_configs": ["*.gin"],
         "musiclm_jax.evaluation.listening_test": ["*.html"],
@@ -58,7 +65,7 @@ setup(
             "ruff>=0.9,<1",
             "mypy>=1.14,<3",
             "transformers>=4.50,<6",
-            "torch>=2.6,<3",
+            "torch>=2.6,<2.14",  # 2.14 brings triton 3.8, which segfaults when it is imported after TensorFlow 2.21
             "onnxruntime>=1.20,<2",
             "music21>=10.5,<11",
             "pretty_midi>=0.2.10,<0.3",
