@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+import musiclm_jax
+
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
     "generate": ("musiclm_jax.launch.generate", "make music from a description in words"),
@@ -52,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"musiclm {musiclm_jax.__version__}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
