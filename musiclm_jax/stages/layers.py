@@ -53,8 +53,8 @@ def distance_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array
 def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
     """Returns the bias [h, rows, offset + rows], whose entry (i, j) is the bias of distance i + offset - j.
 
-    The future is masked. Without a gather: one row is repeated and read with a stride that is one shorter, which shifts
-    each row by one.
+    The future is masked. Instead of a gather, one row is repeated and read with a stride that is one shorter, which
+    shifts each row by one.
 
     Args:
       by_distance: bias of each distance, [h, n] with n >= offset + rows.
@@ -195,8 +195,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies x [b, l, d] by a kernel [d, f]; the kernel's gradient sums over b and l in memory order.
 
     JAX's own rule computes a transposed gradient of the kernel. On CPUs, XLA then transposes the gradient of the
-    result, together with the elementwise operations that produce it: a train step of the tiny coarse stage takes 1.4
-    times as long (benchmarks/stage_step.py).
+    result, together with the elementwise operations that produce it: a train step of the tiny coarse stage would take
+    1.4 times as long (benchmarks/stage_step.py).
     """
     return x @ kernel
 
