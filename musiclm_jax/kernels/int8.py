@@ -38,7 +38,7 @@ def int8_kernels(params: Params) -> Params:
 
 
 def rounded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...], such that values = int8 * scale."""
+    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...]; their product approximates it."""
     wide = jnp.asarray(values, jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1), 1e-12) / LARGEST
     return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
