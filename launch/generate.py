@@ -1,4 +1,4 @@
-"""`musiclm generate`: music from a description in words, from a recording, or from both."""
+"""`musiclm generate`: generates music from text, from a recording, or from both."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from musiclm_jax.generation.prompts import Story
     from musiclm_jax.generation.request import Request
 
-SECTION_SECONDS = 15.0  # of the last section of a story, when --seconds is not given (MusicLM's sections have 15 s)
+SECTION_SECONDS = 15.0  # length of a story's last section without --seconds (MusicLM's sections last 15 s)
 EXAMPLES = """examples:
   musiclm generate "a cheerful Irish jig on the fiddle" --seconds 10 --output jig.wav
   musiclm generate "a slow church organ" "steel drums, fast" --num_samples 2 --output songs.flac
@@ -30,69 +30,67 @@ EXAMPLES = """examples:
   musiclm generate "a calm piano piece" --seconds 60 --stream --output - | aplay -r 24000 -f S16_LE
 
 Several prompts or samples are written as songs-1.flac, songs-2.flac, ... in the order of the prompts, each as soon as
-it is finished.
+it is ready.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Returns the command's argument parser."""
     p = command.Parser(
         "generate",
-        "make music from a description in words, from a recording, or from both",
+        "generate music from text, from a recording, or from both",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = p.add_argument_group("what to make")
-    what.add_argument("prompts", nargs="*", metavar="PROMPT", help="what the music should be like, in English")
+    what = p.add_argument_group("what to generate")
+    what.add_argument("prompts", nargs="*", metavar="PROMPT", help="description of the music, in English")
     what.add_argument("--prompts_file", metavar="FILE", help="text file with one prompt per line")
-    what.add_argument("--seconds", type=float, help="length of the music (default: 10, or what a story takes)")
-    what.add_argument("--seed", type=int, default=0, help="another seed gives other music; the same gives the same")
+    what.add_argument("--seconds", type=float, help="length of the music (default: 10, or the length of the story)")
+    what.add_argument("--seed", type=int, default=0, help="the same seed gives the same music (default: 0)")
     what.add_argument("--num_samples", type=int, default=1, help="pieces per prompt (default: 1)")
 
     story = p.add_argument_group("several prompts in one piece")
     story.add_argument(
-        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="what it is like from 0:15 on"
+        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from this time on (0:15)"
     )
+    story.add_argument("--story", metavar="FILE", help='text file with one line per section, such as "0:15 rock band"')
+    story.add_argument("--blend", type=float, metavar="S", help="seconds over which one section blends into the next")
     story.add_argument(
-        "--story", metavar="FILE", help='text file with a line for each section, such as "0:15 rock band"'
-    )
-    story.add_argument("--blend", type=float, metavar="S", help="seconds in which one section goes over into the next")
-    story.add_argument(
-        "--mix", nargs="+", metavar="TEXT:WEIGHT", help='one prompt of several texts, "jazz:0.7" "rock:0.3"'
+        "--mix", nargs="+", metavar="TEXT:WEIGHT", help='one prompt from several texts, "jazz:0.7" "rock:0.3"'
     )
 
     recording = p.add_argument_group("recordings (any format)")
-    recording.add_argument("--continue", dest="continue_from", metavar="FILE", help="go on from the end of a recording")
-    recording.add_argument("--like", metavar="FILE", help="a recording as the prompt")
+    recording.add_argument("--continue", dest="continue_from", metavar="FILE", help="recording to continue")
+    recording.add_argument("--like", metavar="FILE", help="recording to use as the prompt")
     recording.add_argument(
-        "--melody", metavar="FILE", help="a melody, hummed or played, that the music follows; the PROMPT plays it"
+        "--melody", metavar="FILE", help="hummed or played melody for the music to follow; PROMPT says what plays it"
     )
     recording.add_argument(
         "--vary",
         choices=("all", "acoustics"),
         default="all",
-        help="in what samples differ; 'acoustics' keeps the semantic tokens of --like, else of the first sample",
+        help="what differs between samples; 'acoustics' keeps the semantic tokens of --like, or of the first sample",
     )
 
-    draw = p.add_argument_group("how codes are drawn")
+    draw = p.add_argument_group("sampling")
     draw.add_argument(
-        "--best_of", type=int, default=1, metavar="N", help="make N for each piece, keep the one nearest the prompt"
+        "--best_of", type=int, default=1, metavar="N", help="candidates per piece; keeps the closest to the prompt"
     )
     draw.add_argument(
         "--temperature",
         type=float,
         nargs=3,
         metavar=("SEMANTIC", "COARSE", "FINE"),
-        help="of the three stages: lower is safer, higher bolder (default: the bundle's; the paper has 1.0 0.95 0.4)",
+        help="of the three stages: lower is safer, higher bolder (default: the bundle's; the paper uses 1.0 0.95 0.4)",
     )
-    draw.add_argument("--top_k", type=int, default=0, help="draw only from the k likeliest codes (default: from all)")
-    draw.add_argument("--top_p", type=float, help="draw only from the likeliest codes that add up to this probability")
+    draw.add_argument("--top_k", type=int, default=0, help="sample from the k most likely codes (default: 0, all)")
+    draw.add_argument("--top_p", type=float, help="nucleus sampling: probability mass to keep (default: the bundle's)")
     draw.add_argument(
         "--guidance",
         type=float,
         nargs=2,
         metavar=("SEMANTIC", "COARSE"),
-        help="how much the text counts in these stages: 1 as trained, more follows it closer (default: the bundle's)",
+        help="classifier-free guidance: 1 is none, more follows the text more closely (default: the bundle's)",
     )
 
     out = p.add_argument_group("output")
@@ -100,19 +98,19 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--stream",
         action="store_true",
-        help="write one piece while it is made; --output can then be .pcm, or - for standard output, too "
+        help="write one piece while it is generated; --output can then also be .pcm, or - for standard output "
         "(16-bit little-endian, mono, 24 kHz)",
     )
-    out.add_argument("--report", action="store_true", help="print level and spectral centroid of every 15 s")
-    out.add_argument("--spectrogram", metavar="PNG", help="draw the spectrogram into this file, too")
+    out.add_argument("--report", action="store_true", help="print level and spectral centroid for every 15 s")
+    out.add_argument("--spectrogram", metavar="PNG", help="also plot the spectrogram to this file")
     out.add_argument("--force", action="store_true", help="overwrite existing files")
     p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
-    p.add_argument("--batch_size", type=int, default=8, help="pieces made at once (default: 8)")
+    p.add_argument("--batch_size", type=int, default=8, help="pieces generated at once (default: 8)")
     p.add_argument(
         "--weights",
         choices=("float32", "int8"),
         default="float32",
-        help="of the stages: int8 rounds their kernels to 8 bits, which makes large stages faster on a CPU",
+        help="precision of the stages: int8 rounds kernels to 8 bits and speeds up large stages on CPUs",
     )
     return p
 
@@ -130,10 +128,10 @@ def main(arguments: list[str]) -> int:
     from musiclm_jax.generation import generate
     from musiclm_jax.generation.prompts import language_warnings
 
-    # Everything that can be wrong is looked at before anything slow is done.
+    # Validate everything before doing anything slow.
     stories = read_prompts(args)
     if args.output == "-" and not args.stream:
-        raise ValueError("--output - is for music that is written while it is made: add --stream")
+        raise ValueError("--output - needs streaming: add --stream")
     outputs = numbered(args.output, max(1, len(stories)) * args.num_samples)
     pictures = numbered(args.spectrogram, len(outputs)) if args.spectrogram else []
     for path in outputs:
@@ -142,7 +140,7 @@ def main(arguments: list[str]) -> int:
         if path.suffix.lower() != ".png":
             raise ValueError(f"--spectrogram {path}: use a name that ends in .png")
         if args.stream:
-            raise ValueError("--spectrogram needs the whole piece: leave out --stream")
+            raise ValueError("--spectrogram needs the whole piece: remove --stream")
         audio.check_output(path, args.force)
     bundle = bundles.load(args.bundle)
     request = read_request(args, bundle, stories)
@@ -161,7 +159,7 @@ def main(arguments: list[str]) -> int:
     finished = generate.pieces(bundle, stories, request, command.Progress(sys.stderr))
     for index, music in enumerate(finished):
         gain = audio.write(outputs[index], music.audio, args.force)
-        turned_down = "" if gain == 1 else f", turned down by {-20 * np.log10(gain):.1f} dB so that it does not clip"
+        turned_down = "" if gain == 1 else f", turned down by {-20 * np.log10(gain):.1f} dB to avoid clipping"
         print(f"{outputs[index]}: {music.prompt!r}, similarity {music.similarity:.2f}{turned_down}")
         if args.report:
             print_report(music.audio)
@@ -172,10 +170,10 @@ def main(arguments: list[str]) -> int:
 
 
 def read_prompts(args: argparse.Namespace) -> "list[Story]":
-    """What is asked for in words: a story for each piece, none where a recording is the prompt.
+    """Returns one story per piece; none if a recording is the prompt.
 
     Raises:
-      ValueError: if there is none, or too much, or a file cannot be read.
+      ValueError: if prompts are missing or contradict each other, or a file cannot be read.
     """
     from musiclm_jax.generation import prompts
 
@@ -186,9 +184,9 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
     given = {"--mix": args.mix, "--story": args.story, "--at": args.at, "PROMPT": texts}
     names = [name for name, value in given.items() if value]
     if len(names) > 1 and not (names == ["--at", "PROMPT"] and len(texts) == 1):
-        raise ValueError(f"{' and '.join(names)} are both given: give one (--at takes one PROMPT, for its beginning)")
+        raise ValueError(f"{' and '.join(names)} exclude each other: give one (--at takes one PROMPT, the opening)")
     if args.blend is not None and not (args.at or args.story):
-        raise ValueError("--blend is for a story: give --at or --story")
+        raise ValueError("--blend needs a story: give --at or --story")
     if args.mix:
         return [prompts.parse_mix(args.mix)]
     if args.story:
@@ -206,7 +204,7 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
 
 
 def read_text(path: str, option: str) -> str:
-    """Content of a text file.
+    """Reads a text file.
 
     Raises:
       ValueError: if it cannot be read.
@@ -218,7 +216,7 @@ def read_text(path: str, option: str) -> str:
 
 
 def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Story]") -> "Request":
-    """The request, with its recordings.
+    """Builds the request and loads its recordings.
 
     Raises:
       ValueError: if a recording cannot be used.
@@ -262,7 +260,7 @@ def write_stream(
     began: float,
     force: bool,
 ) -> np.ndarray:
-    """Writes a piece while it is made, says when the first of it was there, and returns its audio `[samples]`."""
+    """Writes a piece while it is generated, reports the time to first sound, and returns the audio `[samples]`."""
     from musiclm_jax.data import audio
     from musiclm_jax.generation import generate
 
@@ -272,7 +270,7 @@ def write_stream(
     def blocks() -> Iterator[np.ndarray]:
         done = 0
         for block in generate.stream(bundle, stories, request, command.Progress(sys.stderr)):
-            if done <= known < done + len(block):  # what is continued is there at once
+            if done <= known < done + len(block):  # the continued recording comes first, without generation
                 print(f"first sound after {time.monotonic() - began:.1f} s", file=sys.stderr)
             done += len(block)
             heard.append(block)
@@ -286,14 +284,14 @@ def write_stream(
 
 
 def print_report(audio: np.ndarray, file: TextIO | None = None) -> None:
-    """Prints level and spectral centroid of every 15 s."""
+    """Prints level and spectral centroid for every 15 s."""
     from musiclm_jax.generation import drift
 
     print(drift.table(drift.spans(audio)), file=file)
 
 
 def numbered(path: str, count: int) -> list[pathlib.Path]:
-    """`path` itself for one file, else path-1, path-2, ... before the extension, with as many digits as needed."""
+    """Returns `path` for one file, else path-1, path-2, ... before the extension, padded to equal width."""
     target = pathlib.Path(path).expanduser()
     if count <= 1:
         return [target]
@@ -302,7 +300,7 @@ def numbered(path: str, count: int) -> list[pathlib.Path]:
 
 
 def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> None:
-    """Draws the log-mel spectrogram of audio `[samples]` at 24 kHz into a PNG file."""
+    """Plots the log-mel spectrogram of audio `[samples]` at 24 kHz to a PNG file."""
     import jax.numpy as jnp
     import matplotlib
 
@@ -332,5 +330,5 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
 
 
 def _mel(hz: float) -> float:
-    """Slaney's mel scale, as in `spectrogram.mel_filterbank`."""
+    """Converts Hz to Slaney's mel scale, as in `spectrogram.mel_filterbank`."""
     return hz * 3 / 200 if hz < 1000 else float(15 + 27 * np.log(hz / 1000) / np.log(6.4))

@@ -1,4 +1,4 @@
-"""`musiclm listen`: a blind listening test of two systems on a local web page, and its result."""
+"""`musiclm listen`: runs a blind listening test of two systems on a local web page, and reports the result."""
 
 import argparse
 import pathlib
@@ -11,31 +11,29 @@ EXAMPLES = """examples:
   musiclm listen --a ours --b theirs --captions captions.csv --output answers.jsonl
   musiclm listen --results answers.jsonl
 
-Clips of a pair have the same name in both folders. Answers are kept one by one: the same command goes on where it was
-stopped. The page works with the keyboard: A and B play, 1 to 5 answer, Enter goes on.
+Clips of a pair have the same name in both folders. Each answer is saved at once, and the same command resumes. Keyboard
+of the page: A and B play, 1 to 5 answer, Enter shows the next pair.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Returns the command's argument parser."""
     p = command.Parser(
         "listen",
         "compare two systems by ear: blind pairs on a local web page",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--a", metavar="DIR", help="clips of one system, <id>.wav or another sound file")
-    p.add_argument("--b", metavar="DIR", help="clips of the other system, of the same ids")
-    p.add_argument("--output", metavar="FILE", help="file for the answers, a line of JSON each")
-    p.add_argument(
-        "--captions", metavar="FILE", help="what the clips were asked for: .csv or .jsonl with id and caption"
-    )
-    p.add_argument("--pairs", type=int, default=0, help="pairs to hear, drawn by the seed (default: all)")
-    p.add_argument("--seed", type=int, default=0, help="of the order and the sides (default: 0)")
-    p.add_argument("--listener", default="", help="name that is kept with the answers; each hears all pairs")
-    p.add_argument("--port", type=int, default=8765, help="of the page on this machine; 0 for any (default: 8765)")
+    p.add_argument("--a", metavar="DIR", help="clips of one system, <id>.wav or another audio format")
+    p.add_argument("--b", metavar="DIR", help="clips of the other system, with the same ids")
+    p.add_argument("--output", metavar="FILE", help="file for the answers, one line of JSON each")
+    p.add_argument("--captions", metavar="FILE", help="prompts of the clips: .csv or .jsonl with id and caption")
+    p.add_argument("--pairs", type=int, default=0, help="number of pairs, drawn by the seed (default: all)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the order and the sides (default: 0)")
+    p.add_argument("--listener", default="", help="name stored with the answers; each listener hears all pairs")
+    p.add_argument("--port", type=int, default=8765, help="port of the page; 0 for any free port (default: 8765)")
     p.add_argument("--no_browser", action="store_true", help="only print the address of the page")
-    p.add_argument("--results", nargs="+", metavar="FILE", help="count the answers of these files instead")
+    p.add_argument("--results", nargs="+", metavar="FILE", help="report the answers in these files instead")
     return p
 
 
@@ -48,7 +46,7 @@ def main(arguments: list[str]) -> int:
     args = parser().parse_args(arguments)
     if args.results:
         if args.a or args.b or args.output:
-            raise ValueError("--results counts answers: leave --a, --b and --output out")
+            raise ValueError("--results only reads answers: remove --a, --b and --output")
         return results(args.results)
     missing = [f"--{name}" for name in ("a", "b", "output") if not getattr(args, name)]
     if missing:
@@ -58,7 +56,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--{name} {getattr(args, name)}: give 0 or more")
     output = pathlib.Path(args.output).expanduser()
     if not output.parent.is_dir() or output.is_dir():
-        raise ValueError(f"--output {args.output}: expected a file in a folder that exists")
+        raise ValueError(f"--output {args.output}: expected a file in an existing folder")
     from musiclm_jax.evaluation import listening_test
     from musiclm_jax.evaluation.listening_test.server import Server
 
@@ -68,7 +66,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"--pairs {args.pairs}: the folders share {len(trials)} ids")
     with Server(trials[: args.pairs or None], output, args.listener, args.port) as server:
         total = len(server.trials)
-        print(f"{total} pairs, {server.answered} answered. The page is {server.url} (Ctrl-C ends)", flush=True)
+        print(f"{total} pairs, {server.answered} answered. The page is {server.url} (Ctrl-C stops)", flush=True)
         if not args.no_browser:
             webbrowser.open(server.url)
         try:
@@ -79,10 +77,10 @@ def main(arguments: list[str]) -> int:
 
 
 def results(paths: list[str]) -> int:
-    """Prints wins and the test of significance of files of answers.
+    """Prints wins and the significance test for files of answers.
 
     Raises:
-      ValueError: if a file is missing, damaged or holds no answers.
+      ValueError: if a file is missing, damaged or empty.
     """
     from musiclm_jax.evaluation.listening_test import answers
 
@@ -95,7 +93,7 @@ def results(paths: list[str]) -> int:
 
 
 def report(comparison) -> str:
-    """An `answers.Comparison` for people."""
+    """Formats an `answers.Comparison` as text."""
     first, second = comparison.systems
     words = [f"{first} is much better", f"{first} is better", "no difference"]
     words += [f"{second} is better", f"{second} is much better"]

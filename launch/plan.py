@@ -1,4 +1,4 @@
-"""`musiclm plan`: what a stage's train step costs on a TPU topology, compiled on this machine without a TPU."""
+"""`musiclm plan`: estimates the cost of a stage's train step on a TPU topology by compiling it without a TPU."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from musiclm_jax.training import partitioning
 
 USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
 
-The gin files and values are those of `musiclm train`; no data is read. The topology is that of one slice; there are
-make_mesh.dcn_data of them. Needs libtpu: pip install '.[tpu]' in a checkout."""
+Takes the gin files and bindings of `musiclm train`; reads no data. The topology describes one slice;
+make_mesh.dcn_data is the number of slices. Needs libtpu: pip install '.[tpu]' in a checkout."""
 GIB = 2**30
 
 
@@ -28,24 +28,24 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Args:
-      arguments: of the command line, without the command's name.
+      arguments: command-line arguments without the command's name.
 
     Returns:
       0, or 1 if the step does not fit.
 
     Raises:
-      ValueError: for input that cannot be used, in one line.
+      ValueError: if the input cannot be used; the message has one line.
     """
-    parser = command.Parser("plan", "say what a stage's train step costs on TPUs that are not here", usage=USAGE)
+    parser = command.Parser("plan", "estimate the training cost of a stage on TPUs you do not have", usage=USAGE)
     parser.add_argument("--gin_file", action="append", required=True, help="as for `musiclm train`")
     parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to as well")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
-    # The TPU is described, not used; libtpu would look for one.
+    # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
         learner = gin.query_parameter("train.learner").scoped_configurable_fn()
         batch_size = gin.query_parameter("%BATCH_SIZE")
     if not isinstance(learner, StageLearner):
-        raise ValueError(f"musiclm plan knows the three stages, not {type(learner).__name__}: give a stage's gin file")
+        raise ValueError(
+            f"musiclm plan supports the three stages, not {type(learner).__name__}: give a stage's gin file"
+        )
     bound = gin.get_bindings("make_mesh") if "make_mesh" in gin.config_str() else {}
     devices, chip = planning.topology_devices(args.topology, bound.get("dcn_data", 1))
     mesh = partitioning.make_mesh(**bound, devices=devices)
@@ -77,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report(found: planning.Plan, tokens: float) -> list[str]:
-    """Lines about a plan."""
+    """Returns the report on a plan, line by line."""
     kinds = {
         "parameters": found.parameter_bytes,
         "optimiser": found.optimizer_bytes,

@@ -1,7 +1,7 @@
-"""Imports TensorFlow and seqio without their start-up lines, and keeps them off accelerators; import this module first.
+"""Imports TensorFlow and seqio without their start-up messages and keeps them off accelerators. Import this first.
 
-TensorFlow logs from C++ before any of its own settings counts. Standard error is set aside while it is imported; what
-Python raises meanwhile is raised as ever.
+TensorFlow logs from C++ before its own log settings take effect, so standard error is redirected during the import.
+Python exceptions still propagate.
 """
 
 import os
@@ -19,6 +19,6 @@ finally:
     os.close(_kept)
     os.close(_null)
 
-# JAX has the accelerators' memory and the cores; TensorFlow only reads records.
+# JAX owns the accelerators; TensorFlow only reads records.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)

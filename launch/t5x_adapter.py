@@ -1,8 +1,8 @@
 """The stages as T5X models: `t5x.train`, `t5x.eval` and `t5x.infer` run them on our seqio tasks (docs/t5x.md).
 
-T5X owns the loop, the optimiser, the partitioner and the checkpoints; the loss, the sequence and the sampling are those
-of the stage's learner and of decoding.py. gin files name this module (t5x_semantic.gin, t5x_coarse.gin, t5x_fine.gin);
-nothing else imports it, since t5x is not among the project's dependencies.
+T5X owns the loop, the optimiser, the partitioner and the checkpoints; loss, sequence and sampling come from the stage's
+learner and from decoding.py. Only gin files name this module (t5x_semantic.gin, t5x_coarse.gin, t5x_fine.gin); nothing
+else imports it, because t5x is not a dependency of the project.
 """
 
 from collections.abc import Mapping
@@ -21,20 +21,21 @@ from t5x import models
 from musiclm_jax.data.datasets import TaskSpec, get_task
 from musiclm_jax.data.feature_converter import StreamFeatureConverter
 from musiclm_jax.stages import decoding
-from musiclm_jax.stages.layout import Stage, assemble
+from musiclm_jax.stages.layout import assemble
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.stages.losses import weighted_mean
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training.optimizers import OptimizerConfig
 from musiclm_jax.training.partitioning import unbox
 
-# T5X's rules for partitioning and for Adafactor want a name for every axis of a parameter.
+# T5X's rules for partitioning and for Adafactor need a name for every axis of a parameter.
 _NAMES = {"relative_bias": ("relpos_buckets", "heads"), "qkv": ("layers", "embed", "heads", "stack", "kv")}
-_UNNAMED = "stack"  # neither split nor factored
+_UNNAMED = "stack"  # neither sharded nor factored
 
 
 class StageModel(models.BaseModel):
-    """A stage for T5X; the parameters are those of `transformer.init_params`, stacked."""
+    """A stage for T5X; its parameters are those of `transformer.init_params`, stacked."""
 
     def __init__(
         self,
@@ -49,25 +50,25 @@ class StageModel(models.BaseModel):
         """Wraps a stage.
 
         Args:
-          stage: what is conditioned and modelled.
-          config: the model.
-          task: what `MIXTURE_OR_TASK_NAME` names, from musiclm_jax.tasks.
-          optimizer_def: T5X's optimiser; its rate is T5X's `Trainer.learning_rate_fn`.
-          sampling: how `t5x.infer` draws codes.
+          stage: conditioning and target streams.
+          config: configuration of the Transformer.
+          task: the task named by `MIXTURE_OR_TASK_NAME`, from musiclm_jax.tasks.
+          optimizer_def: T5X's optimiser; `Trainer.learning_rate_fn` sets its learning rate.
+          sampling: sampling options of `t5x.infer`.
           z_loss: as in `StageLearner`.
           label_smoothing: as in `StageLearner`.
         """
         super().__init__(optimizer_def)
-        # T5X updates the parameters itself: the learner's own optimiser is never asked.
+        # T5X updates the parameters; the learner's own optimiser is unused.
         self.learner = StageLearner(stage, config, OptimizerConfig(), z_loss, label_smoothing)
         self.sampling = sampling
         features = get_task(task.name).output_features
-        # T5X compares them with the task's, as it would for text.
+        # T5X checks that these match the task's vocabularies, as for text.
         self.input_vocabulary = self.output_vocabulary = features[stage.target.stream].vocabulary
 
         def converter(pack: bool = False, use_custom_packing_ops: bool = False) -> seqio.FeatureConverter:
             if pack or use_custom_packing_ops:
-                raise ValueError("crops of a stage are equally long and are not packed: set DatasetConfig.pack = False")
+                raise ValueError("a stage's crops have equal length and are not packed: set DatasetConfig.pack = False")
             return StreamFeatureConverter(features)
 
         self.FEATURE_CONVERTER_CLS = converter
@@ -75,7 +76,7 @@ class StageModel(models.BaseModel):
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, Any], input_types: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Parameters and the names of their axes, as T5X's train state takes them; batches do not shape them."""
+        """Returns parameters and their axis names for T5X's train state; input shapes are ignored."""
         del input_shapes, input_types
         boxed = self.learner.init(rng).params
         return {"params": unbox(boxed), "params_axes": axis_metadata(boxed)}
@@ -83,10 +84,10 @@ class StageModel(models.BaseModel):
     def loss_fn(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
     ) -> tuple[jax.Array, dict[str, clu.metrics.Metric]]:
-        """The learner's loss of a batch of raw streams, with dropout if there is a key, and its metrics for T5X."""
+        """Computes the learner's loss for a batch of raw streams, with dropout if there is a key, and T5X metrics."""
         objective, found = self.learner.loss(params, batch, dropout_rng)
         weights = assemble(self.learner.stage, batch).loss_weights
-        count = jnp.sum(weights)  # of real target tokens, so that microbatches and hosts average as they should
+        count = jnp.sum(weights)  # number of real target tokens: weights the average over microbatches and hosts
         metrics = {name: clu.metrics.Average(total=value * count, count=count) for name, value in found.items()}
         metrics["timing/steps_per_second"] = t5x_metrics.StepsPerTime.from_model_output()
         metrics["timing/target_tokens_per_second"] = t5x_metrics.TimeRate.from_model_output(jnp.array(weights.size))
@@ -95,7 +96,7 @@ class StageModel(models.BaseModel):
     def predict_batch_with_aux(
         self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Samples the target: raw codes int32 [b, t, q] of its levels, under the conditioning of the batch."""
+        """Samples the target under the batch's conditioning: raw codes, int32 `[batch, frames, levels]`."""
         stage = self.learner.stage
         rows = next(iter(batch.values())).shape[0]
         key = jax.random.key(0) if rng is None else rng
@@ -107,10 +108,10 @@ class StageModel(models.BaseModel):
         return codes, {}
 
     def score_batch(self, params: Any, batch: Mapping[str, jax.Array], return_intermediates: bool = False) -> jax.Array:
-        """Mean log-likelihood of each row's target codes, float32 [b] in nats.
+        """Computes the mean log-likelihood of each row's target codes, float32 `[batch]` in nats.
 
         Raises:
-          ValueError: if intermediates are asked for, which the stages do not keep.
+          ValueError: if `return_intermediates` is set; stages do not keep intermediates.
         """
         if return_intermediates:
             raise ValueError("the stages keep no intermediates: leave return_intermediates False")
@@ -120,12 +121,12 @@ class StageModel(models.BaseModel):
 
 
 def feature_lengths(task: TaskSpec) -> dict[str, int]:
-    """Length of each feature of a task, T5X's `TASK_FEATURE_LENGTHS`."""
+    """Returns the length of each feature of a task, T5X's `TASK_FEATURE_LENGTHS`."""
     return dict(task.lengths)
 
 
 def axis_metadata(boxed: Any) -> dict[str, Any]:
-    """T5X's "params_axes" of boxed parameters: `name_axes` with the names of every axis, beside each `name`."""
+    """Builds T5X's "params_axes" from boxed parameters: for each `name`, `name_axes` with the names of all axes."""
     axes = {}
     for path, leaf in flatten_dict(boxed, is_leaf=lambda _, value: isinstance(value, nn.Partitioned)).items():
         names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * leaf.ndim

@@ -244,19 +244,19 @@ def test_bad_input_is_one_line(capsys, folders, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     for arguments, message in [
         ((), "--a, --b, --output missing"),
-        (("--a", low, "--b", tmp_path / "no", "--output", out), "no is no folder"),
-        (("--a", low, "--b", empty, "--output", out), "empty holds no sound files"),
+        (("--a", low, "--b", tmp_path / "no", "--output", out), "no is not a folder"),
+        (("--a", low, "--b", empty, "--output", out), "empty contains no sound files"),
         (("--a", low, "--b", tmp_path, "--output", out), "share no id"),
         (("--a", low, "--b", low, "--output", out), "give two folders"),
         (("--a", low, "--b", broken, "--output", out), "clip-0.wav: not a sound file that can be read"),
         (("--a", low, "--b", twice, "--output", out), "clip-0.flac and clip-0.wav"),
-        (("--a", low, "--b", high, "--output", tmp_path / "no" / "out"), "expected a file in a folder that exists"),
+        (("--a", low, "--b", high, "--output", tmp_path / "no" / "out"), "expected a file in an existing folder"),
         (("--a", low, "--b", high, "--output", out, "--pairs", 99), "the folders share 12 ids"),
-        (("--a", low, "--b", high, "--output", out, "--captions", tmp_path / "no.csv"), "no such file of captions"),
-        (("--a", low, "--b", high, "--output", damaged, "--port", 0), "damaged.jsonl, line 2: no answer"),
-        (("--a", low, "--b", high, "--output", out, "--port", 70_000), "port 70000: give 1 to 65535"),
-        (("--results", damaged), "damaged.jsonl, line 2: no answer"),
-        (("--results", tmp_path / "no.jsonl"), "no such file of answers"),
+        (("--a", low, "--b", high, "--output", out, "--captions", tmp_path / "no.csv"), "no such captions file"),
+        (("--a", low, "--b", high, "--output", damaged, "--port", 0), "damaged.jsonl, line 2: not a listening test's"),
+        (("--a", low, "--b", high, "--output", out, "--port", 70_000), "port is 70000: give 1 to 65535"),
+        (("--results", damaged), "damaged.jsonl, line 2: not a listening test's answer"),
+        (("--results", tmp_path / "no.jsonl"), "no such answers file"),
         (("--results", damaged, "--a", low), "leave --a, --b and --output out"),
     ]:
         code, _, err = run(capsys, *arguments)
