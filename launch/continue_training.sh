@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains a tiny bundle of today's configurations further on two CPU cores, from where WORK was left; at first from nothing.
+# Trains a bundle of the current tiny configurations on two CPU cores: from scratch at first, then further from WORK.
 #
 #   launch/continue_training.sh WORK MINUTES [PART...]
 #
-# WORK/pack holds scores and sound fonts (made at first, which takes minutes; see docs/gpu.md), WORK/bundle the bundle. PARTs are
-# those of `musiclm bootstrap --parts`; by default all at first, and then the stages, which have most to gain. Each part is
-# saved when its time is over, so that a run that is stopped keeps those that were done. When a tokenizer is trained, name
-# the stages, too.
+# WORK/pack holds scores and sound fonts (the first run makes it, which takes minutes; see docs/gpu.md), WORK/bundle the
+# bundle. PARTs are those of `musiclm bootstrap --parts`. By default the first run trains all parts, later runs only the
+# stages, which gain most. Each part is saved when its time is up, so an interrupted run keeps the finished ones. If you
+# retrain a tokenizer, name the stages, too.
 set -euo pipefail
 
 if [[ $# -lt 2 || $1 == -* ]]; then

@@ -5,26 +5,26 @@
 #     --topology=TOPOLOGY --chips_per_host=CHIPS --slices=SLICES \
 #     --gin_file=semantic.gin --model_dir=/data/semantic --gin.DATA_DIR="'/data/tokens'"
 #
-# The cluster needs the JobSet controller (0.6 or newer). `kubectl delete jobset NAME` stops the training, which saves a
-# checkpoint first; after that, or when all restarts are used up and the JobSet is deleted, the same command goes on.
+# The cluster needs the JobSet controller (0.6 or newer). `kubectl delete jobset NAME` stops the training after saving a
+# checkpoint. The same command resumes, also after all restarts are used up; delete the JobSet first.
 #
 # Options, written --NAME=VALUE:
 #   --name              name of the JobSet
-#   --context           cluster, as `kubectl config get-contexts` calls it
-#   --image             container image in which the package is installed with its extra: '.[tpu]'
-#   --claim             PersistentVolumeClaim (ReadWriteMany) that every pod sees as /data
+#   --context           cluster, as named by `kubectl config get-contexts`
+#   --image             container image with the package and its TPU extra installed: '.[tpu]'
+#   --claim             PersistentVolumeClaim (ReadWriteMany), mounted as /data in every pod
 #   --accelerator       label cloud.google.com/gke-tpu-accelerator of the nodes
 #   --topology          label cloud.google.com/gke-tpu-topology of the nodes: chips of a slice, such as AxB or AxBxC
-#   --chips_per_host    chips of each node
+#   --chips_per_host    chips per node
 #   --slices            number of slices
 #   --gin_file          gin file: one of the package's, or a path in the pod; may be repeated
-#   --model_dir         folder of the run, beneath /data
-#   --gin.NAME          value of a gin binding; any number of them
-# and, if wanted:
+#   --model_dir         folder of the run, below /data
+#   --gin.NAME          value of a gin binding; may be repeated
+# Optional:
 #   --namespace         namespace of the JobSet (default default)
 #   --service_account   Kubernetes service account of the pods (default default)
 #   --command           the `musiclm` program in the image, split at spaces (default musiclm)
-#   --restarts          how often to start again after a crash (default 3)
+#   --restarts          number of restarts after a crash (default 3)
 #   --dry_run           print the command and the manifest, run nothing
 set -euo pipefail
 
@@ -65,13 +65,13 @@ for option in chips_per_host slices; do
 done
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts is '$restarts', expected a whole number"
 [[ $model_dir == /data/* ]] ||
-  fail "--model_dir is '$model_dir', expected a folder beneath /data: the rest ends with the pods"
+  fail "--model_dir is '$model_dir', expected a folder below /data: everything else is lost with the pods"
 [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || fail "--topology is '$topology', expected chips as AxB or AxBxC"
 chips=$((${topology//x/*}))
 ((chips % chips_per_host == 0)) ||
   fail "the $chips chips of --topology=$topology do not divide into hosts of --chips_per_host=$chips_per_host"
 
-# A value for the single quotes of YAML. Kubernetes reads $(NAME) as a variable and $$ as $.
+# Escapes a value for single quotes in YAML. Kubernetes reads $(NAME) as a variable and $$ as $.
 escape() {
   printf '%s' "$1" | sed "s/'/''/g; s/[\$]/&&/g"
 }
@@ -95,7 +95,7 @@ lines=''
 for argument in "${program[@]}" "${arguments[@]}"; do
   lines+="${lines:+$'\n'}              - '$(escape "$argument")'"
 done
-fill ARGUMENTS "$lines" # the last, as its values may look like names
+fill ARGUMENTS "$lines" # last, because its values may look like names
 
 apply=(kubectl "--context=$context" "--namespace=$namespace" apply -f -)
 if [[ -n $dry_run ]]; then

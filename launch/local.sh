@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains on this machine, and starts again after a crash.
+# Trains on this machine and restarts after a crash.
 #
 #   launch/local.sh --gin_file=semantic_tiny.gin --model_dir=/data/semantic --gin.DATA_DIR="'/data/tokens'"
 #
 # Options, written --NAME=VALUE:
 #   --gin_file      gin file, as `musiclm train` takes it; may be repeated
 #   --model_dir     folder of the run
-#   --gin.NAME      value of a gin binding; any number of them
-# and, if wanted:
-#   --restarts      how often to start again after a crash (default 3)
-#   --pause         seconds before starting again (default 10)
+#   --gin.NAME      value of a gin binding; may be repeated
+# Optional:
+#   --restarts      number of restarts after a crash (default 3)
+#   --pause         seconds before a restart (default 10)
 #   --dry_run       print the command, run nothing
 #
-# SIGTERM and Ctrl-C are passed on: the training saves a checkpoint and ends, and the same command goes on from there.
+# SIGTERM and Ctrl-C are forwarded: the training saves a checkpoint and exits; the same command resumes.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=options.sh
@@ -44,7 +44,7 @@ if [[ -n $dry_run ]]; then
   echo
   exit
 fi
-command -v musiclm >/dev/null || fail "there is no program musiclm here: pip install $(dirname "$0")/.."
+command -v musiclm >/dev/null || fail "musiclm is not installed here: pip install $(dirname "$0")/.."
 
 child='' signals=0
 pass_on() {
@@ -53,11 +53,11 @@ pass_on() {
 }
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
-# A process group of its own: otherwise Ctrl-C reaches the training twice, from the terminal and from the trap, and the
-# second signal ends it before it has saved.
+# Gives the training its own process group. Otherwise Ctrl-C would reach it twice, from the terminal and from the trap,
+# and the second signal would end it before it has saved.
 set -m
 
-# run COMMAND...: waits until the command ends and leaves its exit code in $code. A signal interrupts `wait` alone.
+# run COMMAND...: runs the command to its end and leaves its exit code in $code. A signal interrupts only `wait`.
 run() {
   local seen=-1
   "$@" </dev/null &
@@ -70,7 +70,7 @@ run() {
 
 for ((restart = 1; ; restart++)); do
   run "${train[@]}"
-  # Code 2 is input that cannot be used, or a loss that is no number: another try would end the same way.
+  # Code 2 means unusable input or a NaN loss: another try would end the same way.
   if ((code == 0 || code == 2 || signals > 0)); then
     exit "$code"
   fi

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# What the launch scripts share; read by them with `source`, from the folder that they lie in.
+# Functions shared by the launch scripts, which `source` this file from their own folder.
 
-# fail MESSAGE: one line for input that cannot be used, and exit code 2.
+# fail MESSAGE: reports unusable input in one line and exits with code 2.
 fail() {
   printf 'launch/%s: %s (--help lists the options)\n' "${0##*/}" "$1" >&2
   exit 2
 }
 
-# help: the comment at the head of the script.
+# help: prints the comment at the top of the script.
 help() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 }
 
-# quote WORD...: the words as text that any POSIX shell reads back unchanged; the $'...' of printf %q is for bash alone.
+# quote WORD...: prints the words so that any POSIX shell reads them back unchanged; $'...' from printf %q needs bash.
 quote() {
   local word separator=''
   for word in "$@"; do
@@ -24,7 +24,7 @@ quote() {
   done
 }
 
-# require GIVEN PREFIX NAME...: fails if a name is not among GIVEN, the options that were given as " --NAME  --NAME ".
+# require GIVEN PREFIX NAME...: fails if a NAME is missing from GIVEN, the given options as " --NAME  --NAME ".
 require() {
   local given=$1 prefix=$2 name missing=''
   shift 2

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # Submits a training to a Slurm cluster with GPUs, one process per GPU. Before the time limit the training saves a
-# checkpoint, and the job queues again and goes on from there.
+# checkpoint, and the job requeues and resumes.
 #
 #   launch/slurm.sh --nodes=NODES --gpus_per_node=GPUS --cpus_per_task=CPUS --time=TIME \
 #     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'" \
 #     --gin.TransformerConfig.attention="'blocks'"
 #
-# The job sees the environment that this is called from: activate the one that has `musiclm` and jax[cuda12] before.
+# The job inherits the calling environment: activate one with `musiclm` and jax[cuda12] first.
 #
 # Options, written --NAME=VALUE:
 #   --nodes           number of nodes
-#   --gpus_per_node   GPUs, and processes, of each node
-#   --cpus_per_task   CPUs of each process
-#   --time            time limit of one turn, as sbatch takes it
+#   --gpus_per_node   GPUs, and processes, per node
+#   --cpus_per_task   CPUs per process
+#   --time            time limit of one job, as sbatch takes it
 #   --gin_file        gin file, as `musiclm train` takes it; may be repeated
-#   --model_dir       folder of the run, one that all nodes see
-#   --gin.NAME        value of a gin binding; any number of them
-# and, if wanted:
+#   --model_dir       folder of the run, visible to all nodes
+#   --gin.NAME        value of a gin binding; may be repeated
+# Optional:
 #   --save_seconds    how long before the time limit to save and stop (default 120)
-#   --sbatch          one more option of sbatch, such as --sbatch=--partition=NAME; may be repeated
+#   --sbatch          an additional option of sbatch, such as --sbatch=--partition=NAME; may be repeated
 #   --dry_run         print the commands and the job's script, run nothing
 set -euo pipefail
 
@@ -51,14 +51,14 @@ for name in nodes gpus_per_node cpus_per_task save_seconds; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "--$name is '${!name}', expected a whole number of 1 or more"
 done
 
-# --signal without "B:" reaches the training alone, so the job's script is there to queue it again.
+# --signal without "B:" reaches only the training, so the job's script survives to requeue it.
 submit+=(
   "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node"
   "--cpus-per-task=$cpus_per_task" "--time=$time" "--signal=TERM@$save_seconds" --requeue
   "--output=${model_dir//%/%%}/slurm-%j.log" --open-mode=append
 )
-# jax.distributed takes the GPU with the number of the process on its node, so every process has to see all of them.
-# srun no longer takes --cpus-per-task over from sbatch.
+# jax.distributed picks the GPU by the process's local rank, so every process has to see all GPUs of its node.
+# srun no longer inherits --cpus-per-task from sbatch.
 srun=(srun --kill-on-bad-exit=1 "--cpus-per-task=$cpus_per_task" --gpu-bind=none "${train[@]}")
 script="#!/usr/bin/env bash
 export MUSICLM_DISTRIBUTED=1
@@ -66,7 +66,7 @@ output=\$(mktemp)
 trap 'rm -f \"\$output\"' EXIT
 $(quote "${srun[@]}") 2>&1 | tee \"\$output\"
 code=\${PIPESTATUS[0]}
-# A training that a signal stopped has saved and ends without an error.
+# A training stopped by a signal has saved and exits without an error.
 if ((code == 0)) && grep -q '^stopped by a signal' \"\$output\"; then
   scontrol requeue \"\$SLURM_JOB_ID\"
 fi

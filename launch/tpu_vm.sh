@@ -6,22 +6,22 @@
 #     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'"
 #   launch/tpu_vm.sh stop --name=TPU --zone=ZONE
 #
-# `create` queues for a TPU VM; go on when `gcloud compute tpus queued-resources list` shows it as ACTIVE. `train`
-# installs the last commit of this checkout on all workers and starts the training there. It does not need this machine
-# any more, and writes to ~/musiclm/train.log of each worker. `stop` makes it save a checkpoint and waits until it has
-# ended. After that, or after a crash, the same `train` goes on from the checkpoint.
+# `create` queues for a TPU VM; wait until `gcloud compute tpus queued-resources list` shows it as ACTIVE. `train`
+# installs the last commit of this checkout on all workers and starts the training there. The training no longer needs
+# this machine and logs to ~/musiclm/train.log on each worker. `stop` makes it save a checkpoint and waits until it has
+# exited. After that, or after a crash, the same `train` resumes from the checkpoint.
 #
 # Options, written --NAME=VALUE:
 #   --name               name of the TPU VM
 #   --zone               its zone
-#   --accelerator_type   create: type and size of the TPU, as gcloud calls them
-#   --runtime_version    create: its software, as gcloud calls it
+#   --accelerator_type   create: type and size of the TPU, as gcloud names them
+#   --runtime_version    create: its software, as gcloud names it
 #   --gin_file           train: gin file, one of gin_configs/ or a path on the workers; may be repeated
-#   --model_dir          train: folder of the run, one that all workers see
-#   --gin.NAME           train: value of a gin binding; any number of them
-# and, if wanted:
-#   --project            project of the TPU VM (default: that of gcloud)
-#   --spot               create: capacity that may be taken away
+#   --model_dir          train: folder of the run, visible to all workers
+#   --gin.NAME           train: value of a gin binding; may be repeated
+# Optional:
+#   --project            project of the TPU VM (default: gcloud's)
+#   --spot               create: preemptible capacity
 #   --dry_run            print the commands, run nothing
 set -euo pipefail
 
@@ -76,7 +76,7 @@ on_all_workers() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
 }
 
-# A number in the file may belong to another process by now, hence the look at its command line.
+# The pid in the file may belong to another process by now, so check its command line, too.
 running='-F musiclm/train.pid -f musiclm'
 
 case $mode in
@@ -86,11 +86,11 @@ case $mode in
   train)
     repository=$(cd "$(dirname "$0")/.." && pwd)
     archive=$repository/dist/musiclm_jax.tar.gz
-    refusal='a training runs here already: launch/tpu_vm.sh stop ends it'
+    refusal='a training is already running here: launch/tpu_vm.sh stop ends it'
     install="if pgrep $running >/dev/null 2>&1; then echo '$refusal' >&2; exit 2; fi"
     install+=' && rm -rf musiclm/source && mkdir -p musiclm/source'
     install+=' && tar -xzf musiclm_jax.tar.gz -C musiclm/source && cd musiclm/source'
-    # The Python of the TPU's images is too old. uv brings its own, and is told to look at the sources again.
+    # The Python of TPU images is too old. uv brings its own; --reinstall-package makes it rebuild from the new sources.
     install+=' && { [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh; }'
     install+=' && ~/.local/bin/uv venv --quiet --allow-existing --python 3.11 ../venv'
     install+=' && ~/.local/bin/uv pip install --quiet --python ../venv/bin/python'
@@ -99,14 +99,14 @@ case $mode in
     start+=' echo $! >train.pid; }'
 
     run mkdir -p "$repository/dist"
-    # Without the tiny bundle's weights, which no training reads and each worker would be sent.
+    # Leaves out the tiny bundle's weights: no training reads them, and they would go to each worker.
     run git -C "$repository" archive --format=tar.gz "--output=$archive" HEAD . ':!musiclm_jax/bundles/*.safetensors'
     run gcloud compute tpus tpu-vm scp "$archive" "$name:musiclm_jax.tar.gz" "${where[@]}" --worker=all
     on_all_workers "$install"
     on_all_workers "$start"
     ;;
   stop)
-    nothing="echo 'no training runs here' >&2"
+    nothing="echo 'no training is running here' >&2"
     on_all_workers "if pkill $running; then while pgrep $running >/dev/null; do sleep 1; done; else $nothing; fi"
     ;;
 esac

