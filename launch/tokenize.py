@@ -1,6 +1,6 @@
-"""`musiclm tokenize`: audio records, or a folder of sound files, to token records for training the stages.
+"""`musiclm tokenize`: converts audio records or a folder of audio files to token records for training the stages.
 
-Works shard by shard: run the same command again after an interruption and it goes on at the first unfinished shard.
+Works shard by shard: after an interruption, the same command resumes at the first unfinished shard.
 """
 
 import argparse
@@ -18,35 +18,35 @@ import numpy as np
 
 from musiclm_jax.launch import command
 
-TOKENIZERS_FILE = "tokenizers.json"  # in a folder of token records: which weights made them
+TOKENIZERS_FILE = "tokenizers.json"  # in a folder of token records: hashes of the weights that made them
 RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
+    """Returns the command's argument parser."""
     p = command.Parser("tokenize", __doc__.splitlines()[0].split(": ")[1])
-    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan, and melody if it has one")
-    p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of sound files")
+    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan and optionally melody")
+    p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of audio files")
     p.add_argument("--output", required=True, help="folder for the token records")
     p.add_argument(
         "--reuse",
-        help="folder of token records of the same corpus: streams of tokenizers that have not changed are kept",
+        help="folder of token records of the same corpus: keeps the streams of unchanged tokenizers",
     )
     p.add_argument(
         "--sung",
         action="store_true",
-        help="melody tokens of most clips are those of their lead, sung or whistled by itself",
+        help="make most clips' melody tokens from the lead alone, sung or whistled",
     )
     p.add_argument(
         "--captions",
         type=int,
         default=0,
         metavar="N",
-        help="also the MuLan codes of N captions of each clip, for stages that are trained with a caption_share",
+        help="also store the MuLan codes of N captions per clip, for stages trained with a caption_share",
     )
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
-    p.add_argument("--clip_seconds", type=float, default=10.0, help="sound files are cut into clips of this length")
-    p.add_argument("--shards", type=int, default=16, help="shards of the training split, for sound files (default: 16)")
+    p.add_argument("--clip_seconds", type=float, default=10.0, help="length of the clips cut from audio files")
+    p.add_argument("--shards", type=int, default=16, help="shards of the training split, for audio files (default: 16)")
     return p
 
 
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Raises:
-      ValueError: if the corpus is neither, the bundle lacks a tokenizer, the output holds another bundle's tokens, the
-        tokens to reuse are of other clips, or leads are asked for that are not known.
+      ValueError: if the corpus has neither records nor audio files, the bundle lacks a tokenizer, the output holds
+        another bundle's tokens, the tokens to reuse belong to other clips, or --sung finds no lead.
     """
     args = parser().parse_args(arguments)
     command.enable_compilation_cache()
@@ -66,9 +66,7 @@ def main(arguments: list[str]) -> int:
     bundle = bundles.load(args.bundle)
     tokenizers = Tokenizers.from_bundle(bundle)
     if args.sung and tokenizers.melody is None:
-        raise ValueError(
-            f"--sung: the bundle {bundle.path} has no melody model; give one that has, or leave --sung out"
-        )
+        raise ValueError(f"--sung: the bundle {bundle.path} has no melody model: give another bundle, or remove --sung")
     corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
     jobs = list(shard_jobs(corpus, output, args))
     output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +101,7 @@ def main(arguments: list[str]) -> int:
 
 
 def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
-    """Tuples of `size` items; the last may be shorter (itertools.batched needs Python 3.12)."""
+    """Yields tuples of `size` items; the last may be shorter (itertools.batched needs Python 3.12)."""
     while batch := tuple(itertools.islice(items, size)):
         yield batch
 
@@ -111,17 +109,20 @@ def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
 def tokenize_batch(
     tokenizers: Any, clips: Sequence[dict], batch_size: int, known: Collection[str] = (), sung: bool = False
 ) -> dict[str, np.ndarray]:
-    """Streams of clips with equally long "audio"; a short batch is filled up, so that one shape is compiled.
+    """Tokenizes clips whose "audio" has equal length; pads a short batch, so that only one shape is compiled.
 
     Args:
-      tokenizers: of the bundle.
+      tokenizers: tokenizers of the bundle.
       clips: records.
       batch_size: clips encoded at once.
-      known: streams that are not wanted.
-      sung: the melody is heard from the lead of a clip by itself.
+      known: streams to skip.
+      sung: take melody tokens from the clip's lead alone.
+
+    Returns:
+      Codes by stream, each `[clips, ...]`.
 
     Raises:
-      ValueError: if a lead is asked for and not known.
+      ValueError: if `sung` is set and a clip does not record its lead.
     """
     from musiclm_jax.bundles.encode import encode_melody
     from musiclm_jax.corpus import leads
@@ -140,7 +141,7 @@ def tokenize_batch(
 
 
 def caption_codes(tokenizers: Any, clips: Sequence[dict], count: int) -> list[np.ndarray]:
-    """MuLan codes int `[count, 12]` of captions of each clip, some twice if they are few; `[0, 12]` without any."""
+    """Returns MuLan codes of each clip's captions, int `[count, 12]`: repeated if too few, `[0, 12]` if none."""
     texts = [list(itertools.islice(itertools.cycle(clip["caption"]), count)) for clip in clips]
     known = [[text for text in own if text.strip()] for own in texts]
     if not any(known):
@@ -150,7 +151,7 @@ def caption_codes(tokenizers: Any, clips: Sequence[dict], count: int) -> list[np
 
 
 def made_by(bundle: Any, sung: bool) -> dict[str, str]:
-    """What makes the tokens: a hash of the weights of each tokenizer that the bundle has."""
+    """Identifies what makes the tokens: a hash of the weights of each tokenizer in the bundle."""
     from musiclm_jax.bundles.encode import MADE_BY
 
     used = [part for part in MADE_BY.values() if bundle.has(part)]
@@ -159,10 +160,10 @@ def made_by(bundle: Any, sung: bool) -> dict[str, str]:
 
 
 def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
-    """Streams of a folder of token records that were made with the weights of the bundle, from the same sound.
+    """Returns the streams in a folder of token records that were made with the bundle's weights from the same audio.
 
     Raises:
-      ValueError: if the folder does not tell what made its tokens.
+      ValueError: if the folder does not record what made its tokens.
     """
     from musiclm_jax.bundles.encode import MADE_BY
 
@@ -177,7 +178,7 @@ def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
 
 
 def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """The codes of some streams in a shard of token records, by the clip's id; none where the shard is missing."""
+    """Reads the codes of some streams from a shard of token records, by clip id; empty if the shard is missing."""
     from musiclm_jax.data import records
 
     if not shard.exists():
@@ -186,7 +187,7 @@ def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, 
 
 
 def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
-    """Writes a TFRecord file that appears only when it is whole."""
+    """Writes a TFRecord file atomically."""
     import tensorflow as tf
 
     partial = target.with_name(target.name + ".partial")
@@ -197,10 +198,10 @@ def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
 
 
 def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None:
-    """Refuses to mix tokens of different tokenizers in one folder.
+    """Checks that one folder does not mix tokens of different tokenizers.
 
     Raises:
-      ValueError: if `output` was begun with other weights.
+      ValueError: if `output` was started with other weights.
     """
     parts, path = made_by(bundle, sung), output / TOKENIZERS_FILE
     if not path.exists():
@@ -209,8 +210,8 @@ def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None
     begun = json.loads(path.read_text(encoding="utf-8"))
     if changed := sorted(part for part in begun.keys() | parts.keys() if begun.get(part) != parts.get(part)):
         raise ValueError(
-            f"{output} holds tokens made with another {', '.join(changed)} than {bundle.path}: give another --output, "
-            "or remove that folder"
+            f"{output} holds tokens made with another {', '.join(changed)} than that of {bundle.path}: give another "
+            "--output, or remove that folder"
         )
 
 
@@ -229,7 +230,7 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
     files = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in audio.READABLE)
     if not files:
         raise ValueError(
-            f"--corpus {corpus}: holds neither .tfrecord files nor sound files ({', '.join(audio.READABLE)})"
+            f"--corpus {corpus}: contains neither .tfrecord files nor audio files ({', '.join(audio.READABLE)})"
         )
     for split, own in split_files(files, corpus).items():
         shards = args.shards if split == "train" else 1
@@ -241,7 +242,7 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
 
 
 def split_files(files: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Every 20th file by the hash of its name is validation, every 20th test; a file's clips stay in one split."""
+    """Splits files by a hash of their names: 1 in 20 for validation, 1 in 20 for test, the rest for training."""
     splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
     for path in sorted(files, key=lambda path: hashlib.sha256(path.relative_to(corpus).as_posix().encode()).digest()):
         position = sum(map(len, splits.values())) % 20
@@ -250,9 +251,9 @@ def split_files(files: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, li
 
 
 def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
-    """Cuts sound files into clips; what remains at the end, and files that cannot be read, are reported and left out.
+    """Cuts audio files into clips and drops remainders; reports and skips files that are unreadable or too short.
 
-    Captions are the lines of a text file beside the sound file (song.wav, song.txt), if there is one.
+    Captions are the lines of a text file next to the audio file (song.wav, song.txt), if there is one.
     """
     from musiclm_jax.data import audio
     from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC

@@ -1,4 +1,4 @@
-"""`musiclm train`: trains one model, chosen and configured by gin files."""
+"""`musiclm train`: trains one model, selected and configured by gin files."""
 
 import contextlib
 import dataclasses
@@ -33,22 +33,22 @@ from musiclm_jax.training.learner import Learner
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
-gin files are looked for as given, then among those that come with the package. Values are written as gin wants them,
-strings in quotes of their own: --gin.DATA_DIR="'corpus'" sets a macro, --gin.train.total_steps=10 a parameter.
-The same command goes on where an earlier one stopped. With --dry_run it takes two steps on data that is made up, and
-says how long they take and what memory they need; it needs neither DATA_DIR nor --model_dir, and writes nothing."""
+Each gin file is a path or the name of a file in the package. Values use gin's syntax, so strings need inner quotes:
+--gin.DATA_DIR="'corpus'" sets a macro, --gin.train.total_steps=10 a parameter. The same command resumes an
+interrupted run. --dry_run takes two steps on synthetic data and reports their time and memory; it needs neither
+DATA_DIR nor --model_dir, and writes nothing."""
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command.
 
     Args:
-      arguments: of the command line, without the command's name.
+      arguments: command-line arguments without the command's name.
 
     Raises:
-      ValueError: for input that cannot be used, in one line.
+      ValueError: if the input cannot be used; the message has one line.
     """
-    parser = command.Parser("train", "train one model: a tokenizer or a stage, chosen by a gin file", usage=USAGE)
+    parser = command.Parser("train", "train one model: a tokenizer or a stage, selected by a gin file", usage=USAGE)
     parser.add_argument(
         "--gin_file", action="append", required=True, help="gin file; may be repeated, later ones override"
     )
@@ -56,11 +56,11 @@ def main(arguments: list[str]) -> int:
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
     parser.add_argument("--model_dir", help="folder of the run: checkpoints, configuration, TensorBoard")
-    parser.add_argument("--dry_run", action="store_true", help="two steps on made-up data, without reading or writing")
-    parser.add_argument("--start_from", help="bundle (a folder, or tiny) whose weights a new run begins with")
-    parser.add_argument("--coordinator_address", help="host:port of process 0, for a run of several processes")
-    parser.add_argument("--process_count", type=int, help="number of processes of the run")
-    parser.add_argument("--process_index", type=int, help="which of them this is, from 0")
+    parser.add_argument("--dry_run", action="store_true", help="take two steps on synthetic data, no files")
+    parser.add_argument("--start_from", help="bundle (a folder, or tiny) whose weights a new run starts from")
+    parser.add_argument("--coordinator_address", help="host:port of process 0, for a run with several processes")
+    parser.add_argument("--process_count", type=int, help="number of processes in the run")
+    parser.add_argument("--process_index", type=int, help="index of this process, from 0")
     args, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
     if unknown:
@@ -84,13 +84,13 @@ def main(arguments: list[str]) -> int:
 
 
 def join_processes(coordinator_address: str | None, process_count: int | None, process_index: int | None) -> None:
-    """Joins the other processes of the run; does nothing for a run of one process.
+    """Connects to the other processes of the run; does nothing for a single process.
 
-    With MUSICLM_DISTRIBUTED=1 in the environment JAX finds the others by itself: on TPU VMs, GKE and Slurm. Elsewhere
-    the three arguments say where they are (T5X's flags of these names). To be called before JAX looks for devices.
+    With MUSICLM_DISTRIBUTED=1 in the environment, JAX discovers the other processes on TPU VMs, GKE and Slurm.
+    Elsewhere give all three arguments, named like T5X's flags. Call this before JAX initialises its devices.
 
     Raises:
-      ValueError: if only some of the arguments are given, or the others cannot be reached.
+      ValueError: if only some of the arguments are given, or the other processes cannot be reached.
     """
     given = (coordinator_address, process_count, process_index)
     found = os.environ.get("MUSICLM_DISTRIBUTED", "0") not in ("", "0")
@@ -99,7 +99,7 @@ def join_processes(coordinator_address: str | None, process_count: int | None, p
     if not found and any(value is None for value in given):
         raise ValueError(
             "--coordinator_address, --process_count and --process_index belong together: give all three, or set "
-            "MUSICLM_DISTRIBUTED=1 where JAX finds the processes by itself (TPU VMs, GKE, Slurm)"
+            "MUSICLM_DISTRIBUTED=1 where JAX discovers the processes by itself (TPU VMs, GKE, Slurm)"
         )
     if process_count is not None and process_index is not None and not 0 <= process_index < process_count:
         raise ValueError(f"--process_index is {process_index}, expected 0 to {process_count - 1} (--process_count - 1)")
@@ -107,7 +107,7 @@ def join_processes(coordinator_address: str | None, process_count: int | None, p
         jax.distributed.initialize(*given)
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ValueError(f"the processes of the run did not find each other ({reason})") from error
+        raise ValueError(f"the processes of the run could not connect to each other ({reason})") from error
 
 
 def parse_gin(files: list[str], bindings: list[str]) -> None:
@@ -118,7 +118,7 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
       bindings: lines like `train.total_steps=10`.
 
     Raises:
-      ValueError: if a file is missing, or a name or value cannot be used.
+      ValueError: if a file is missing, or a name or value is invalid.
     """
     gin.clear_config()
     package = pathlib.Path(str(resources.files("musiclm_jax.gin_configs")))
@@ -128,42 +128,42 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
         path = path if path.is_file() else package / path.name
         if not path.is_file():
             shipped = ", ".join(sorted(p.name for p in package.glob("*.gin")))
-            raise ValueError(f"there is no gin file {file!r}, neither here nor in the package, which has {shipped}")
+            raise ValueError(f"there is no gin file {file!r} here or in the package, which has {shipped}")
         paths.append(str(path))
     gin.clear_config()
     with one_line_errors(bindings):
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
-    # gin takes macros that nothing reads in silence: a misspelt --gin.TRAIN_STEP would change nothing.
+    # gin silently accepts unused macros: a misspelt --gin.TRAIN_STEP would have no effect.
     read = set(re.findall(r"%(\w+)", gin.config_str()))
     for name in (binding.split("=")[0].strip() for binding in bindings):
         if name.isidentifier() and name not in read | {"DATA_DIR"}:
-            raise ValueError(f"there is no macro {name!r} in these gin files, which read {', '.join(sorted(read))}")
+            raise ValueError(f"these gin files have no macro {name!r}: they use {', '.join(sorted(read))}")
 
 
 @contextlib.contextmanager
 def one_line_errors(bindings: Sequence[str] = ()) -> Iterator[None]:
-    """Turns gin's errors, whose first line says what is wrong and a later one where, into ValueErrors of one line.
+    """Turns gin's errors into one-line ValueErrors.
+
+    The first line of gin's message names the problem, a later line the place.
 
     Args:
-      bindings: those of the command line, which gin's errors call by their number.
+      bindings: bindings of the command line, which gin's errors refer to by number.
     """
     try:
         yield
     except tokenize.TokenError as error:
-        raise ValueError(
-            f"a gin value is incomplete ({error.args[0]}): strings need quotes, brackets a partner"
-        ) from error
+        raise ValueError(f"a gin value is incomplete ({error.args[0]}): close all quotes and brackets") from error
     except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         place = next((line[3:].split(" (<")[0] for line in lines[1:] if line.startswith("In ")), "")
         if (found := re.match(r"bindings string line (\d+)", place)) and int(found[1]) <= len(bindings):
             place = f"--gin.{bindings[int(found[1]) - 1]}"
-        said = f"a value is of the wrong type: {lines[0]}" if isinstance(error, TypeError) else lines[0]
+        said = f"a value has the wrong type: {lines[0]}" if isinstance(error, TypeError) else lines[0]
         raise ValueError(with_choices(said) + (f" (in {place})" if place else "")) from error
 
 
 def with_choices(message: str) -> str:
-    """What gin says is unknown or missing, and what to write instead."""
+    """Adds the valid choices to gin's message about an unknown or missing name."""
     known = {own.__name__: own for own in (train, *gin_bindings.CONFIGURABLES)}
     if found := re.match(r"Configurable '(\w+)' doesn't have a parameter", message):
         parameters = inspect.signature(known[found[1]]).parameters if found[1] in known else ()
@@ -171,7 +171,7 @@ def with_choices(message: str) -> str:
     if message.startswith("No configurable matching"):
         return f"{message.rstrip('.')}: gin files can name {', '.join(sorted(known))}"
     if found := re.match(r"(\w+)/macro\.value set to `%gin\.REQUIRED`", message):
-        return f"{found[1]} is not set: give --gin.{found[1]}=VALUE, strings in quotes of their own (\"'text'\")"
+        return f"{found[1]} is not set: give --gin.{found[1]}=VALUE; strings need inner quotes (\"'text'\")"
     return message
 
 
@@ -197,9 +197,9 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     keep: int = 3,
 ) -> Any:
-    """Builds the data of a run and trains; every argument but the first three comes from gin. See `trainer.train`.
+    """Builds a run's datasets and trains; gin sets every argument except the first three. See `trainer.train`.
 
-    With `try_out`, takes two steps on made-up data instead, see `dry_run.report`.
+    With `try_out`, takes two steps on synthetic data instead, see `dry_run.report`.
     """
     if not isinstance(task, TaskSpec):
         raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
@@ -245,15 +245,15 @@ def train(
 
 
 def part_name(learner: Learner) -> str:
-    """Name of the bundle's part that a learner trains."""
+    """Returns the name of the bundle part that a learner trains."""
     return learner.stage.name if isinstance(learner, StageLearner) else learner.family
 
 
 def weights_of(bundle: bundles.Bundle, learner: Learner) -> dict[str, Any]:
-    """The variables of a bundle that a run of the learner begins with.
+    """Returns a bundle's variables for the learner to start from.
 
     Raises:
-      BundleError: if the bundle lacks the part, or it is damaged.
+      BundleError: if the bundle lacks the part, or the part is damaged.
     """
     config, variables = bundle.mulan() if learner.family == "mulan" else bundle.part(part_name(learner))
     if not isinstance(learner, StageLearner):
@@ -264,7 +264,7 @@ def weights_of(bundle: bundles.Bundle, learner: Learner) -> dict[str, Any]:
 
 
 def config_files(learner: Learner) -> dict[str, str]:
-    """What a run's folder tells: config.gin (what gin was told and used), config.json (family, config and learner)."""
+    """Returns the settings files of a run: config.gin (all gin values) and config.json (family, config, learner)."""
     described = dataclasses.asdict(learner)
     content = {"family": learner.family, "config": described.pop("config"), "learner": described}
     return {"config.json": json.dumps(content, indent=2) + "\n", "config.gin": gin.config_str()}

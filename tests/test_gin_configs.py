@@ -193,7 +193,7 @@ def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
         ("--gin.make_mesh.data=3", "mesh 3 x 1 x 1"),
         ("--gin.DATA_DIR='/nowhere'", "/nowhere holds no shards of split 'train'"),
         ("--gin_file=nothing.gin", "there is no gin file 'nothing.gin'"),
-        ("--gin.TRAIN_STEP=10", "there is no macro 'TRAIN_STEP' in these gin files, which read BATCH_SIZE, "),
+        ("--gin.TRAIN_STEP=10", "these gin files have no macro 'TRAIN_STEP': they use BATCH_SIZE, "),
         ("--gin.train.learner='fine'", "train.learner is 'fine', expected a learner"),
         ("--gin.train.mesh=(1, 2)", "train.mesh is (1, 2), expected a mesh"),
         ("--gin.BATCH_SIZE=2.5", "train.batch_size is 2.5, expected a whole number"),
@@ -216,7 +216,7 @@ def test_bad_input_is_one_clear_line(command, argument, message, capsys):
 
 def test_a_missing_macro_is_named(command, capsys):
     assert main.main(command[:-1]) == 2
-    assert "DATA_DIR is not set: give --gin.DATA_DIR=VALUE, strings in quotes" in capsys.readouterr().err
+    assert "DATA_DIR is not set: give --gin.DATA_DIR=VALUE; strings need inner quotes" in capsys.readouterr().err
 
 
 def test_an_unknown_argument_is_refused(command, capsys):

@@ -225,7 +225,7 @@ def test_a_folder_of_sound_files_becomes_records(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(None, "no such folder"), ([], "neither .tfrecord files nor sound files")]
+    "content, message", [(None, "no such folder"), ([], "neither .tfrecord files nor audio files")]
 )
 def test_tokenize_refuses_a_folder_without_music(tmp_path, capsys, content, message):
     if content is not None:
