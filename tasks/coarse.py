@@ -1,4 +1,4 @@
-"""Coarse stage: the first acoustic levels under semantic and MuLan tokens (MusicLM section 3.2)."""
+"""Coarse stage: the first acoustic levels given semantic and MuLan tokens (MusicLM section 3.2)."""
 
 from musiclm_jax.data.datasets import TaskSpec
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
@@ -15,14 +15,14 @@ def coarse_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
+      data_dir: folder of token records, from `musiclm tokenize`; None if only shapes are needed.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
-      crops_per_clip: random crops of each clip in an epoch.
-      caption_share: how often the MuLan codes are those of a text about the clip, see `streams.token_task`.
-      name: in seqio's registry.
+      crops_per_clip: random crops of each clip per epoch.
+      caption_share: probability of MuLan codes from a caption, see `streams.token_task`.
+      name: name in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "acoustic" `[b, 50 s, 12]`, "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
+      A task for `datasets.TaskDataset`. Batches: "acoustic" `[b, 50 s, 12]`, "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
     """
     used = (MULAN, SEMANTIC, ACOUSTIC)
     return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))

@@ -1,4 +1,4 @@
-"""The corpus of rendered scores as an evaluation: held-out captions, with their renders as references."""
+"""The rendered corpus as an evaluation: held-out captions, with their renders as references."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from musiclm_jax.tasks import evaluation, streams
 
 @seqio.map_over_dataset
 def as_example(example):
-    """An audio record -> "inputs" (one of its captions, by the clip's id), "targets" (id), "tags"."""
+    """Maps an audio record to "inputs" (one of its captions, chosen by the clip's id), "targets" (id) and "tags"."""
     captions = example["caption"]
     chosen = tf.strings.to_hash_bucket_fast(example["id"], 1 << 20) % tf.shape(captions, tf.int64)[0]
     return {"inputs": [captions[chosen]], "targets": [example["id"]], "tags": example["aspects"]}
@@ -35,20 +35,20 @@ def corpus_task(
 
     Args:
       data_dir: folder of audio records, from `musiclm corpus`.
-      split: whose captions are asked for and whose renders KLD compares with, by id.
-      background_split: whose renders FAD compares with; another split than `split`, so that real renders against it are
-        the floor.
-      background_clips: the first so many of these; 0 takes all. The corpus goes through its instruments in turn.
-      limit: the first so many clips; 0 takes all.
-      embedder_names: for the task's metrics, see `embedders.load`.
-      bundle: whose MuLan gives MCC.
-      name: in seqio's registry.
+      split: split with the captions to generate from, and with KLD's reference renders.
+      background_split: split with FAD's reference renders; differs from `split`, so that real renders give the floor.
+      background_clips: number of FAD's reference clips, from the first; 0 takes all. The corpus cycles through its
+        instruments.
+      limit: number of clips, from the first; 0 takes all.
+      embedder_names: embedders of the task's metrics, see `embedders.load`.
+      bundle: bundle whose MuLan computes MCC.
+      name: name in seqio's registry.
 
     Returns:
-      What `evaluate.Judges` takes.
+      The evaluation set for `evaluate.Judges`.
 
     Raises:
-      ValueError: if the records are missing or there is no such split.
+      ValueError: if the records are missing or the split does not exist.
     """
     if unknown := [given for given in (split, background_split) if given not in records.SPLITS]:
         raise ValueError(f"split is {unknown[0]!r}: expected {', '.join(records.SPLITS)}")
@@ -76,6 +76,6 @@ def corpus_task(
 
 
 def state(data_dir: str | os.PathLike) -> str:
-    """What tells one build of the records from another: names, sizes and times of the shards."""
+    """Identifies a build of the records by the names, sizes and modification times of its shards."""
     shards = sorted(pathlib.Path(data_dir).expanduser().glob("*.tfrecord"))
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in shards)

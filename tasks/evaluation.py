@@ -1,12 +1,12 @@
-"""What the evaluation tasks share: a seqio task of captions whose metrics are FAD, KLD and MCC.
+"""Shared parts of the evaluation tasks: a seqio task of captions with the metrics FAD, KLD and MCC.
 
-A task's examples hold "inputs" (one caption), "targets" (the clip's id) and "tags". Predictions are paths of sound
-files, since the clips of an evaluation together may not fit into memory:
+A task's examples have "inputs" (one caption), "targets" (the clip's id) and "tags". Predictions are paths of audio
+files, because all clips of an evaluation may not fit into memory:
 
     evaluator = seqio.Evaluator(task, evaluation.CaptionConverter(), split, async_compute_metrics=False)
     evaluator.evaluate(compute_metrics=True, predict_fn=evaluation.predict_fn(bundle, folder, request))
 
-Clips that are compared with do not go through the Evaluator either: they are read by id from the task's source.
+Reference clips do not go through the Evaluator either: they are read by id from the task's source.
 """
 
 import functools
@@ -24,7 +24,7 @@ from musiclm_jax.evaluation import clips, embedders, evaluate
 from musiclm_jax.evaluation.evaluate import EvaluationSet, Item
 from musiclm_jax.generation.generate import Request
 
-NO_CLIP = ""  # prediction of an item for which there is no clip
+NO_CLIP = ""  # prediction for an item without a clip
 OUTPUT_FEATURES = {
     name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=1)
     for name in ("inputs", "targets")
@@ -32,7 +32,7 @@ OUTPUT_FEATURES = {
 
 
 class CaptionConverter(seqio.PassThroughFeatureConverter):
-    """Examples as they are; seqio's Evaluator asks a converter for its features before it uses one."""
+    """Passes examples through unchanged; seqio's Evaluator queries a converter's features before use."""
 
     TASK_FEATURES: ClassVar = {
         name: seqio.FeatureConverter.FeatureSpec(feature.dtype, feature.rank)
@@ -49,15 +49,15 @@ def register(
     embedder_names: Sequence[str],
     bundle: str,
 ) -> None:
-    """Adds an evaluation task to seqio's registry, in place of one of the same name.
+    """Adds an evaluation task to seqio's registry, replacing one of the same name.
 
     Args:
-      name: in the registry.
-      source: of the examples.
-      preprocessors: they end in `OUTPUT_FEATURES` and "tags".
-      evaluation_set: makes what the metrics compare with; called when metrics are first computed.
-      embedder_names: names that `embedders.load` knows.
-      bundle: whose MuLan gives MCC: a folder, or the name of a bundle in the package.
+      name: name in the registry.
+      source: source of the examples.
+      preprocessors: preprocessors that produce `OUTPUT_FEATURES` and "tags".
+      evaluation_set: returns the references of the metrics; called when metrics are first computed.
+      embedder_names: names for `embedders.load`.
+      bundle: bundle whose MuLan computes MCC: a folder, or the name of a bundle in the package.
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
@@ -72,17 +72,17 @@ def register(
 
 
 def postprocess(value, example=None, is_target: bool = False):
-    """Targets become the clip's id; predictions stay paths."""
+    """Converts targets to the clip's id; keeps predictions as paths."""
     return value[0].decode() if is_target else str(value)
 
 
 def metric_fn(evaluation_set: Callable[[], EvaluationSet], embedder_names: Sequence[str], bundle: str) -> Callable:
-    """A metric function of seqio's PREDICT mode that gives FAD, KLD and MCC at once.
+    """Builds a metric function for seqio's PREDICT mode that computes FAD, KLD and MCC together.
 
     Returns:
-      (targets: ids, predictions: paths of sound files) -> {"fad_musicnn": value, "fad_musicnn_low": ..., "_high",
-      "_clips", "fad_musicnn_infinity", "kld_musicnn_tags": ..., "mcc_mulan": ...}; a figure that cannot be given is
-      left out, its count is not.
+      (targets: ids, predictions: paths of audio files) -> {"fad_musicnn": value, "fad_musicnn_low": ..., "_high",
+      "_clips", "fad_musicnn_infinity", "kld_musicnn_tags": ..., "mcc_mulan": ...}. For a figure that cannot be
+      computed, only its clip count is present.
     """
 
     @functools.cache
@@ -109,12 +109,12 @@ def metric_fn(evaluation_set: Callable[[], EvaluationSet], embedder_names: Seque
 
 
 def predict_fn(bundle: bundles.Bundle, folder: str | pathlib.Path, request: Request) -> Callable:
-    """Our generator as seqio's Evaluator wants it: a dataset of enumerated examples -> [(index, path)].
+    """Wraps our generator for seqio's Evaluator: a dataset of enumerated examples -> [(index, path)].
 
     Args:
       bundle: the models.
-      folder: where clips are written; those that it holds already are not made again.
-      request: how they are made.
+      folder: folder for the clips; existing clips are reused.
+      request: generation settings.
     """
 
     def predict(dataset: tf.data.Dataset) -> list[tuple[int, str]]:
@@ -129,12 +129,12 @@ def predict_fn(bundle: bundles.Bundle, folder: str | pathlib.Path, request: Requ
 
 
 def items_of(task: str, split: str, limit: int = 0) -> tuple[Item, ...]:
-    """Items of a registered task, in its order.
+    """Returns the items of a registered task, in order.
 
     Args:
       task: name in seqio's registry.
-      split: of the task.
-      limit: the first so many; 0 takes all.
+      split: split of the task.
+      limit: number of items, from the first; 0 takes all.
     """
     dataset = seqio.get_mixture_or_task(task).get_dataset(None, split, shuffle=False)
     if limit:
@@ -150,7 +150,7 @@ def items_of(task: str, split: str, limit: int = 0) -> tuple[Item, ...]:
 
 
 def reference_clips(source: seqio.DataSource, split: str, id_field: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (id, float32 `[samples]` at 24 kHz) of the examples of a source that have audio, int16 or float32."""
+    """Yields (id, float32 `[samples]` at 24 kHz) for the examples of a source that have audio, int16 or float32."""
     for example in source.get_dataset(split, shuffle=False).as_numpy_iterator():
         samples = example["audio"]
         if len(samples):

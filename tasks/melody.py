@@ -1,4 +1,4 @@
-"""The melody model: a few of the renditions of each passage, others each epoch."""
+"""The melody model: random renditions of each passage, redrawn every epoch."""
 
 import functools
 
@@ -11,7 +11,7 @@ from musiclm_jax.data.samples import FULL_SCALE
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tasks import streams
 
-_COMPOSITIONS = 2**31 - 2  # numbers that a composition's name is hashed to
+_COMPOSITIONS = 2**31 - 2  # hash buckets for composition names
 
 
 def melody_task(
@@ -20,17 +20,17 @@ def melody_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of rendition records, from `musiclm corpus --passages`; None for shapes alone.
+      data_dir: folder of rendition records, from `musiclm corpus --passages`; None if only shapes are needed.
       window_seconds: length of a rendition.
-      renditions: drawn of each passage.
-      name: in seqio's registry.
+      renditions: number of renditions to draw for each passage.
+      name: name in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, renditions * samples]`, the renditions one after
-      the other, and "melody" int32 `[b, 1]`, a number for the composition.
+      A task for `datasets.TaskDataset`. Batches: "audio" float32 `[b, renditions * samples]`, the renditions
+      concatenated, and "melody" int32 `[b, 1]`, a number for the composition.
 
     Raises:
-      ValueError: if fewer than 2 renditions are asked for, or the records hold fewer or of another length.
+      ValueError: if `renditions` is below 2, or the records have fewer renditions or another length.
     """
     samples = round(window_seconds * SAMPLE_RATE)
     if renditions < 2 or samples < 1:
@@ -51,10 +51,10 @@ def melody_task(
 
 
 def check_renditions(data_dir: str, renditions: int, samples: int) -> None:
-    """Looks at the first record.
+    """Checks the first record.
 
     Raises:
-      ValueError: if it has fewer renditions, or of another length.
+      ValueError: if it has fewer renditions, or renditions of another length.
     """
     paths = records.shard_paths(data_dir, "train")[:1]
     found = next((record["renditions"].shape for record in records.read_rendition_records(paths)), None)
@@ -67,13 +67,13 @@ def check_renditions(data_dir: str, renditions: int, samples: int) -> None:
 
 @seqio.map_over_dataset(num_seeds=1)
 def draw_renditions(example, seed, count, samples):
-    """Draws `count` different renditions and joins them.
+    """Draws `count` different renditions and concatenates them.
 
     Args:
-      example: as `records.parse_rendition_example` gives it.
+      example: output of `records.parse_rendition_example`.
       seed: pair of integers.
-      count: how many.
-      samples: of one of them.
+      count: number of renditions to draw.
+      samples: length of one rendition.
     """
     pcm = example["renditions"]
     drawn = tf.argsort(tf.random.stateless_uniform([tf.shape(pcm)[0]], seed))[:count]

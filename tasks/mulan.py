@@ -1,4 +1,4 @@
-"""MuLan: pairs of audio and one of its captions, another one each epoch."""
+"""MuLan: pairs of audio and one of its captions, redrawn every epoch."""
 
 import functools
 
@@ -19,15 +19,15 @@ def mulan_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of audio records, from `musiclm corpus`; None for shapes alone.
+      data_dir: folder of audio records, from `musiclm corpus`; None if only shapes are needed.
       vocab: the text encoder's vocab.txt, a path or package:path.
-      max_text_tokens: length of the rows of text; longer texts are cut.
+      max_text_tokens: length of text rows; longer texts are truncated.
       crop_seconds: length of a crop.
-      aspect_probability: how often the text is a random list of aspects instead of a sentence.
-      name: in seqio's registry.
+      aspect_probability: probability that the text is a random list of aspects instead of a caption.
+      name: name in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]`, "text_ids" and "text_mask" int32
+      A task for `datasets.TaskDataset`. Batches: "audio" float32 `[b, samples]`, "text_ids" and "text_mask" int32
       `[b, l]`.
     """
     streams.check_crops(crop_seconds, 1)

@@ -14,36 +14,36 @@ from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation
 from musiclm_jax.tasks.musiccaps_builder import CLIPS_FOLDER, CSV_NAME, MISSING, MusicCaps, clip_files, read_captions
 
-# Those of the dataset, and all captions, as the paper's table has them.
+# The dataset's splits, and all captions as in the paper's table.
 SPLITS = {"train": "train", "test": "test", "all": "train+test"}
 
 
 @seqio.map_over_dataset
 def as_example(example):
-    """A record of the builder -> "inputs" (caption), "targets" (id), "tags"."""
+    """Maps a record of the builder to "inputs" (caption), "targets" (id) and "tags"."""
     return {"inputs": [example["caption"]], "targets": [example["ytid"]], "tags": example["aspects"]}
 
 
 def balanced_subset(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The 1,000 captions that are balanced over genres."""
+    """Keeps the 1,000 genre-balanced captions."""
     return dataset.filter(lambda example: example["is_balanced_subset"])
 
 
 def prepare(data_dir: str | os.PathLike) -> tuple[tfds.core.DatasetBuilder, list[str]]:
-    """Builds the dataset once for each state of the user's folder.
+    """Builds the dataset, again whenever the user's folder changes.
 
     Args:
-      data_dir: holds musiccaps-public.csv and the folder clips.
+      data_dir: folder with musiccaps-public.csv and the folder clips.
 
     Returns:
       The builder, prepared in data_dir/prepared, and remarks on the CSV file.
 
     Raises:
-      ValueError: if there is no CSV file that can be used.
+      ValueError: if there is no usable CSV file.
     """
     folder = pathlib.Path(data_dir).expanduser()
     if not (folder / CSV_NAME).is_file():
-        raise ValueError(f"{folder} holds no {CSV_NAME}: put the public captions of MusicCaps there")
+        raise ValueError(f"{folder} has no {CSV_NAME}: put the public captions of MusicCaps there")
     _, remarks = read_captions(folder / CSV_NAME)
     files = [(path.name, path.stat().mtime, path.stat().length) for path in clip_files(folder).values()]
     state = hashlib.sha256((folder / CSV_NAME).read_bytes() + repr(sorted(files)).encode()).hexdigest()[:16]
@@ -65,19 +65,19 @@ def musiccaps_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder with musiccaps-public.csv and, as far as the user has them, clips/<ytid>.wav.
+      data_dir: folder with musiccaps-public.csv and the clips that the user has, as clips/<ytid>.wav.
       split: "train", "test" (AudioSet's evaluation segments) or "all".
-      balanced: only the 1,000 captions that are balanced over genres.
-      limit: the first so many captions; 0 takes all.
-      embedder_names: for the task's metrics, see `embedders.load`.
-      bundle: whose MuLan gives MCC.
-      name: in seqio's registry.
+      balanced: keep only the 1,000 genre-balanced captions.
+      limit: number of captions, from the first; 0 takes all.
+      embedder_names: embedders of the task's metrics, see `embedders.load`.
+      bundle: bundle whose MuLan computes MCC.
+      name: name in seqio's registry.
 
     Returns:
-      What `evaluate.Judges` takes. Clips are compared by id; FAD compares with all clips of the split.
+      The evaluation set for `evaluate.Judges`. KLD compares clips by id, FAD with all clips of the split.
 
     Raises:
-      ValueError: if the folder, the CSV file or the split cannot be used.
+      ValueError: if the folder, the CSV file or the split is invalid.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: expected {', '.join(SPLITS)}")
@@ -90,7 +90,7 @@ def musiccaps_task(
     def evaluation_set() -> EvaluationSet:
         items = evaluation.items_of(name, split, limit)
         if not items:
-            raise ValueError(f"{data_dir}: split {split!r} of {CSV_NAME} holds no captions")
+            raise ValueError(f"{data_dir}: split {split!r} of {CSV_NAME} has no captions")
         return EvaluationSet(
             name=name,
             items=items,
@@ -105,7 +105,7 @@ def musiccaps_task(
 
 
 def coverage(builder: tfds.core.DatasetBuilder, split: str, ids: set[str]) -> list[str]:
-    """How many of the captions `ids` have a clip to compare with, and which clips cannot be read."""
+    """Returns remarks on how many of the captions `ids` have a reference clip, and on unreadable clips."""
     kept = tfds.decode.PartialDecoding({"ytid": True, "clip": True})
     rows = builder.as_dataset(split=SPLITS[split], decoders=kept).as_numpy_iterator()
     states = {row["ytid"].decode(): row["clip"].decode() for row in rows}

@@ -1,8 +1,7 @@
 """TFDS builder of MusicCaps: the public captions and the clips that the user has.
 
-The captions are a CSV file of 5,521 rows; the recordings are not public. Clips are found by their names: <ytid>.wav,
-.flac, .mp3, ..., ten seconds each, at any sample rate. A clip that is missing or broken leaves its caption in the set,
-without audio.
+The captions are a CSV file with 5,521 rows; the recordings are not public. Clips are found by name: <ytid>.wav, .flac,
+.mp3, ..., ten seconds each, at any sample rate. If a clip is missing or broken, its caption stays without audio.
 """
 
 import ast
@@ -21,7 +20,7 @@ from musiclm_jax.data.tokens import SAMPLE_RATE
 CSV_NAME = "musiccaps-public.csv"
 CLIPS_FOLDER = "clips"
 REQUIRED_COLUMNS = ("ytid", "caption")
-# The others and what stands for them where a file lacks them.
+# Optional columns and their defaults.
 OPTIONAL_COLUMNS = {
     "start_s": "0",
     "end_s": "10",
@@ -38,13 +37,13 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
     """Reads the CSV file.
 
     Args:
-      path: a file with the columns of the public release; others are ignored.
+      path: file with the columns of the public release; others are ignored.
 
     Returns:
-      Rows, and what a reader of the figures should know: columns that the file lacks and rows that were left out.
+      Rows, and remarks for readers of the figures: missing columns and rows that were left out.
 
     Raises:
-      ValueError: if it is no CSV file, or has no ids or captions.
+      ValueError: if the file is not CSV, or has no ids or captions.
     """
     path = epath.Path(path)
     try:
@@ -100,7 +99,7 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
 class MusicCaps(tfds.core.GeneratorBasedBuilder):
     """MusicCaps (Agostinelli et al., arXiv 2301.11325): captions by musicians, with the user's clips at 24 kHz."""
 
-    # TFDS looks for a folder by the module's name, which is not that of the sources.
+    # TFDS would look for a folder with the module's name, which differs from the source folder's.
     pkg_dir_path = epath.Path(__file__).parent
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -124,7 +123,7 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
                     "author_id": np.int32,
                     "is_balanced_subset": np.bool_,
                     "is_audioset_eval": np.bool_,
-                    # "" where there is audio, MISSING, or why the clip cannot be read.
+                    # "" with audio, MISSING, or the reason why the clip cannot be read.
                     "clip": tfds.features.Text(),
                     "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES),
                 }
@@ -135,7 +134,7 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        """The captions of AudioSet's training and evaluation segments."""
+        """Splits the captions by AudioSet's training and evaluation segments."""
         rows, _ = read_captions(dl_manager.manual_dir / CSV_NAME)
         files = clip_files(dl_manager.manual_dir)
         return {
@@ -158,7 +157,7 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
 
 
 def clip_files(folder: epath.PathLike) -> dict[str, epath.Path]:
-    """Sound files of the subfolder of clips by their names without extension; empty if there is no such folder."""
+    """Returns the audio files in the clips folder by name without extension; empty if there is no such folder."""
     clips = epath.Path(folder) / CLIPS_FOLDER
     if not clips.is_dir():
         return {}

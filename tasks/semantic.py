@@ -1,4 +1,4 @@
-"""Semantic stage: semantic tokens under MuLan tokens (MusicLM section 3.2)."""
+"""Semantic stage: semantic tokens given MuLan tokens (MusicLM section 3.2)."""
 
 from musiclm_jax.data.datasets import TaskSpec
 from musiclm_jax.data.tokens import MELODY, MULAN, SEMANTIC
@@ -16,18 +16,18 @@ def semantic_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of token records, from `musiclm tokenize`; None for shapes alone.
+      data_dir: folder of token records, from `musiclm tokenize`; None if only shapes are needed.
       crop_seconds: length of a crop (the paper's by default), a multiple of 0.04 s.
-      crops_per_clip: random crops of each clip in an epoch.
-      melody: for a stage that is conditioned on melody tokens, too. They are those of a clip's first 10 s.
-      caption_share: how often the MuLan codes are those of a text about the clip, see `streams.token_task`.
-      name: in seqio's registry.
+      crops_per_clip: random crops of each clip per epoch.
+      melody: include melody tokens as a condition, those of a clip's first 10 s.
+      caption_share: probability of MuLan codes from a caption, see `streams.token_task`.
+      name: name in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "semantic" `[b, 25 s]`, "mulan" `[b, 12]`, "melody" `[b, 72]`.
+      A task for `datasets.TaskDataset`. Batches: "semantic" `[b, 25 s]`, "mulan" `[b, 12]`, "melody" `[b, 72]`.
 
     Raises:
-      ValueError: if `melody` is asked for and the records have none.
+      ValueError: if `melody` is set and the records have no melody tokens.
     """
     used = (MULAN, MELODY, SEMANTIC) if melody else (MULAN, SEMANTIC)
     return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))

@@ -10,12 +10,12 @@ def soundstream_task(
     """Registers the task with seqio.
 
     Args:
-      data_dir: folder of audio records, from `musiclm corpus`; None for shapes alone.
+      data_dir: folder of audio records, from `musiclm corpus`; None if only shapes are needed.
       crop_seconds: length of a crop.
-      crops_per_clip: random crops of each clip in an epoch.
-      name: in seqio's registry.
+      crops_per_clip: random crops of each clip per epoch.
+      name: name in seqio's registry.
 
     Returns:
-      What `datasets.TaskDataset` takes. Batches: "audio" float32 `[b, samples]` in [-1, 1].
+      A task for `datasets.TaskDataset`. Batches: "audio" float32 `[b, samples]` in [-1, 1].
     """
     return TaskSpec(name, streams.audio_task(name, data_dir, crop_seconds, crops_per_clip))

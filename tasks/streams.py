@@ -1,6 +1,6 @@
-"""What the tasks share: features, sources and the preprocessors of token and audio records.
+"""Shared parts of the tasks: features, sources and preprocessors of token and audio records.
 
-Every random choice of a task is made in one `map_over_dataset(num_seeds=1)`, so that it follows from the epoch's seed.
+Every random choice of a task uses `map_over_dataset(num_seeds=1)`, so the epoch's seed determines it.
 """
 
 import functools
@@ -14,32 +14,32 @@ from musiclm_jax.data import records
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
 
 CAPTION_MULAN = "caption_mulan"  # field of token records: MuLan codes of texts about the clip
-SHUFFLE_BYTES = 128 * 2**20  # of a shuffle buffer, whatever the size of its examples
+SHUFFLE_BYTES = 128 * 2**20  # size of a shuffle buffer, whatever the size of its examples
 MAX_SHUFFLE_EXAMPLES = 8192
 
 
 def codes_feature(stream: TokenStream) -> seqio.Feature:
-    """Feature of a stream's code + 1 (0 is padding): `[frames, quantizers]` for streams of several levels in time."""
+    """Returns the feature of codes + 1 (0 is padding): `[frames, quantizers]`, `[frames]` or `[quantizers]`."""
     rank = 2 if stream.frame_rate and stream.quantizers > 1 else 1
     vocabulary = seqio.PassThroughVocabulary(stream.codebook_size + 1)
     return seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32, rank=rank)
 
 
 def audio_feature() -> seqio.Feature:
-    """Feature of float32 audio `[samples]`."""
+    """Returns the feature of float32 audio `[samples]`."""
     return seqio.ContinuousFeature(dtype=tf.float32, rank=1)
 
 
 def caption_feature() -> seqio.Feature:
-    """Feature of one caption, a string."""
+    """Returns the feature of one caption, a string."""
     return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
 
 
 def source(folder: str | os.PathLike | None, parse) -> seqio.DataSource:
-    """All splits of a folder of records.
+    """Returns a data source of all splits in a folder of records.
 
     Args:
-      folder: of shards named as records.py says; None for a task without data, whose shapes alone are wanted.
+      folder: folder of shards, named as in records.py; None for a task without data, when only shapes are needed.
       parse: serialized record -> dict of tensors.
 
     Raises:
@@ -55,10 +55,10 @@ def source(folder: str | os.PathLike | None, parse) -> seqio.DataSource:
 
 
 def bits(targets, scores) -> dict[str, float]:
-    """seqio's metric of a stage: held-out bits per token.
+    """Computes a stage's seqio metric, held-out bits per token.
 
     Args:
-      targets: of each example; not read, seqio tells by the arguments' names that scores are wanted.
+      targets: unused; seqio infers from the argument names that this metric needs scores.
       scores: mean log-likelihood of each example's target tokens, in nats.
     """
     del targets
@@ -73,7 +73,7 @@ def register(
     example_bytes: int,
     metric_fns: tuple = (),
 ) -> None:
-    """Adds a task to seqio's registry, in place of one of the same name (another folder or crop)."""
+    """Adds a task to seqio's registry, replacing one of the same name (with another folder or crop)."""
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     buffer = max(16, min(SHUFFLE_BYTES // example_bytes, MAX_SHUFFLE_EXAMPLES))
@@ -100,30 +100,30 @@ def check_crops(crop_seconds: float, crops_per_clip: int) -> None:
 
 
 def repeat(dataset: tf.data.Dataset, times: int) -> tf.data.Dataset:
-    """Repeats every example in place, for several crops of a clip in an epoch."""
+    """Repeats every example in place, for several crops of a clip per epoch."""
     if times == 1:
         return dataset
     return dataset.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(times))
 
 
 def keep(dataset: tf.data.Dataset, names: tuple[str, ...]) -> tf.data.Dataset:
-    """Drops what the model does not read, before anything is buffered."""
+    """Drops fields that the model does not read, before anything is buffered."""
     return dataset.map(lambda example: {name: example[name] for name in names})
 
 
 @seqio.map_over_dataset(num_seeds=1)
 def crop_streams(example, seed, seconds):
-    """Cuts the same random stretch out of the streams in time; streams per clip stay whole.
+    """Takes the same random crop of all streams with a time axis; per-clip streams stay whole.
 
     Args:
-      example: {"semantic": `[t]`, "acoustic": `[2 t, q]`, "mulan": `[q]`} or some of them.
+      example: {"semantic": `[t]`, "acoustic": `[2 t, q]`, "mulan": `[q]`}, or some of these.
       seed: pair of integers.
       seconds: length of the crop; shorter clips stay whole.
     """
     rates = {"semantic": SEMANTIC.frame_rate, "acoustic": ACOUSTIC.frame_rate}
     in_time = {name: rate for name, rate in rates.items() if name in example}
     slowest = min(in_time.values())
-    # Counted in frames of the slowest stream, so that the others begin at a frame of theirs too.
+    # Counted in frames of the slowest stream, so that all streams start at a whole frame.
     length = tf.reduce_min([tf.shape(example[name])[0] // (rate // slowest) for name, rate in in_time.items()])
     frames = round(seconds * slowest)
     start = tf.random.stateless_uniform([], seed, 0, tf.maximum(length - frames, 0) + 1, tf.int32)
@@ -136,7 +136,7 @@ def crop_streams(example, seed, seconds):
 
 @seqio.map_over_dataset(num_seeds=1)
 def choose_mulan(example, seed, caption_share):
-    """Makes one "mulan" `[q]` of "mulan" and "caption_mulan" `[n, q]`: with caption_share that of one of the texts."""
+    """With probability `caption_share`, replaces "mulan" `[q]` by a random row of "caption_mulan" `[n, q]`, if any."""
     seeds = tf.unstack(tf.random.experimental.stateless_split(tf.stack(seed), 2))
     of_texts = example["caption_mulan"]
     chosen = tf.random.stateless_uniform([], seeds[0], 0, tf.maximum(tf.shape(of_texts)[0], 1), tf.int32)
@@ -147,13 +147,13 @@ def choose_mulan(example, seed, caption_share):
 
 @seqio.map_over_dataset
 def codes_plus_one(example):
-    """Frees 0 for padding: int64 codes become int32 code + 1."""
+    """Converts int64 codes to int32 code + 1, which frees 0 for padding."""
     return {name: tf.cast(codes, tf.int32) + 1 for name, codes in example.items()}
 
 
 @seqio.map_over_dataset(num_seeds=1)
 def crop_audio(example, seed, seconds):
-    """Cuts a random stretch of `seconds` out of "audio" `[samples]`; shorter clips stay whole."""
+    """Takes a random crop of `seconds` from "audio" `[samples]`; shorter clips stay whole."""
     samples = round(seconds * SAMPLE_RATE)
     room = tf.maximum(tf.shape(example["audio"])[0] - samples, 0)
     start = tf.random.stateless_uniform([], seed, 0, room + 1, tf.int32)
@@ -164,8 +164,8 @@ def crop_audio(example, seed, seconds):
 def choose_caption(example, seed, aspect_probability):
     """Replaces "caption" `[n]` and "aspects" `[m]` by one string "caption".
 
-    With aspect_probability it is a random non-empty subset of the aspects in random order, joined by ", " (as a list of
-    tags is typed); otherwise, or if there are no aspects, one of the captions.
+    With probability `aspect_probability` it is a random non-empty subset of the aspects in random order, joined by ", "
+    like a typed list of tags. Otherwise, or without aspects, it is one of the captions.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(tf.stack(seed), 4))
     captions, aspects = example["caption"], example["aspects"]
@@ -189,19 +189,19 @@ def token_task(
     """Registers a task of token records.
 
     Args:
-      name: in seqio's registry.
+      name: name in seqio's registry.
       data_dir: folder of token records; None for no data.
       streams: the streams of the stage.
       crop_seconds: length of a crop; whole frames of all streams.
-      crops_per_clip: random crops of each clip in an epoch.
-      caption_share: how often the MuLan codes are those of a text about the clip, as they are at generation, instead of
-        those of its sound. 0 in the paper, whose training music has no texts.
+      crops_per_clip: random crops of each clip per epoch.
+      caption_share: probability that a crop gets the MuLan codes of one of its captions, as in generation, instead of
+        the codes of its audio. 0 in the paper, whose training music has no captions.
 
     Returns:
-      frames (or codes per clip) of each stream.
+      Frames (or codes per clip) of each stream.
 
     Raises:
-      ValueError: if a share or a length is impossible, or the records lack what is asked for.
+      ValueError: if a share or a length is impossible, or the records lack a required stream.
     """
     check_crops(crop_seconds, crops_per_clip)
     if not 0 <= caption_share <= 1:
@@ -230,19 +230,19 @@ def token_task(
 
 
 def check_has(data_dir: str, stream: str, what: str, how: str) -> None:
-    """Looks at the first record for a stream that records may lack; `how` makes records that have it.
+    """Checks that the first record has an optional stream; `how` tells the user how to make records with it.
 
     Raises:
-      ValueError: if it lacks the stream.
+      ValueError: if the stream is missing.
     """
     for record in records.read_token_records(records.shard_paths(data_dir, "train")[:1]):
         if not len(record[stream]):
-            raise ValueError(f"{data_dir} holds tokens without {what}: make them with {how}")
+            raise ValueError(f"{data_dir} has tokens without {what}: make them with {how}")
         return
 
 
 def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:
-    """Registers a task of the audio of audio records; returns the samples of a crop."""
+    """Registers a task with the audio of audio records; returns the number of samples per crop."""
     check_crops(crop_seconds, crops_per_clip)
     samples = round(crop_seconds * SAMPLE_RATE)
     register(

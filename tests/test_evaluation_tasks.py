@@ -58,7 +58,7 @@ def test_clips_that_are_added_later_count(tmp_path):
 
 
 def test_what_cannot_be_used_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no musiccaps-public\.csv"):
+    with pytest.raises(ValueError, match=r"has no musiccaps-public\.csv"):
         musiccaps.musiccaps_task(str(tmp_path))
     with pytest.raises(ValueError, match="split is 'dev'"):
         musiccaps.musiccaps_task(str(folder), "dev")
@@ -153,7 +153,7 @@ def test_our_generator_answers_the_evaluator_and_goes_on_where_it_stopped(tmp_pa
     metrics, _ = evaluator("corpus", "test").evaluate(compute_metrics=True, predict_fn=predict)
     assert made == [item.caption for item in found.items if item.id == "test4"]
     other = evaluation.predict_fn(bundle, tmp_path / "clips", generate.Request(seconds=2.0))
-    with pytest.raises(ValueError, match=r"holds clips made otherwise \(other seconds\)"):
+    with pytest.raises(ValueError, match=r"contains clips generated with other settings \(seconds\)"):
         evaluator("corpus", "test").evaluate(compute_metrics=False, predict_fn=other)
 
 

@@ -109,7 +109,7 @@ def test_a_clip_without_texts_keeps_the_codes_of_its_sound():
 
 def test_codes_of_texts_that_are_not_there_are_refused(tmp_path):
     without = str(record_folders.token_folder(tmp_path / "without", texts=False))
-    message = "holds tokens without codes of captions: make them with `musiclm tokenize --captions 3`"
+    message = "has tokens without codes of captions: make them with `musiclm tokenize --captions 3`"
     for make in (coarse.coarse_task, semantic.semantic_task):
         with pytest.raises(ValueError, match=message) as error:
             make(without, crop_seconds=0.4, caption_share=0.5)
@@ -182,6 +182,14 @@ def test_melody_draws_different_renditions_of_one_passage(renditions):
     assert numbers[0] == numbers[1] and len(set(numbers)) == record_folders.CLIPS - 1
     again = [example["audio"] for example in epoch(task, 3)]
     np.testing.assert_array_equal(again, [example["audio"] for example in epoch(task, 3)])
+
+
+def test_melody_takes_all_renditions_once_when_all_are_asked_for(renditions):
+    examples = epoch(melody.melody_task(renditions, window_seconds=0.01, renditions=4))
+    assert len(examples) == record_folders.CLIPS
+    for example in examples:
+        numbers = [round(float(audio[1]) / 0.1) for audio in example["audio"].reshape(4, 240)]
+        assert sorted(numbers) == [0, 1, 2, 3]
 
 
 def test_melody_names_what_does_not_fit(renditions):
