@@ -1,4 +1,4 @@
-"""The `musiclm` command: one subcommand per job, each imported only when it is asked for."""
+"""The `musiclm` command: one subcommand per job, each imported only when it is called."""
 
 import importlib
 import os
@@ -8,36 +8,35 @@ import musiclm_jax
 
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
-    "generate": ("musiclm_jax.launch.generate", "make music from a description in words"),
-    "describe": ("musiclm_jax.launch.describe", "say what a recording sounds like, and show its tokens"),
+    "generate": ("musiclm_jax.launch.generate", "generate music from text or a recording"),
+    "describe": ("musiclm_jax.launch.describe", "show the tags and captions closest to a recording, and its tokens"),
     "corpus": ("musiclm_jax.launch.corpus", "build the corpus of rendered scores that the tiny models train on"),
-    "train": ("musiclm_jax.launch.train", "train one model: a tokenizer or a stage, chosen by a gin file"),
-    "plan": ("musiclm_jax.launch.plan", "say what training a stage costs on TPUs that are not here"),
+    "train": ("musiclm_jax.launch.train", "train one model: a tokenizer or a stage, selected by a gin file"),
+    "plan": ("musiclm_jax.launch.plan", "estimate the training cost of a stage on TPUs you do not have"),
     "export": ("musiclm_jax.launch.export", "add a trained model to a bundle"),
     "evaluate": ("musiclm_jax.launch.evaluate", "score music: FAD, KLD and MCC of a bundle or of any system's clips"),
-    "diagnose": ("musiclm_jax.launch.diagnose", "say which part of a bundle is at fault, and what to do about it"),
+    "diagnose": ("musiclm_jax.launch.diagnose", "find the part of a bundle that is at fault, and say what to do"),
     "listen": ("musiclm_jax.launch.listen", "compare two systems by ear: blind pairs on a local web page"),
-    "tokenize": ("musiclm_jax.launch.tokenize", "turn audio into the token records that the stages train on"),
+    "tokenize": ("musiclm_jax.launch.tokenize", "convert audio to the token records that the stages train on"),
     "bootstrap": ("musiclm_jax.launch.bootstrap", "train a whole bundle from scores on one accelerator in minutes"),
 }
 USAGE = """musiclm: music from text, with MusicLM in JAX.
 
 usage: musiclm COMMAND ...
 
-To hear something:
+Try it:
   musiclm generate "a cheerful Irish jig on the fiddle" --seconds 10 --output jig.wav
   musiclm describe jig.wav
 
 Commands:
 {commands}
 
-`musiclm COMMAND --help` explains one command. The models that come with the package are used unless --bundle names
-others.
+`musiclm COMMAND --help` explains one command. Without --bundle, commands use the models in the package.
 """
 
 
 def usage() -> str:
-    """Help for newcomers."""
+    """Returns the help text of `musiclm`."""
     return USAGE.format(commands="\n".join(f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()))
 
 
@@ -45,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-      argv: arguments without the program's name; those of the process by default.
+      argv: arguments without the program's name; the process's arguments by default.
 
     Returns:
-      Exit code: 0, 2 for input that cannot be used (one line on standard error says why), 130 when interrupted.
-      With MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
+      Exit code: 0, 2 for unusable input (one line on standard error says why), 130 if interrupted. With
+      MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -68,13 +67,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nmusiclm {name}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        # ValueErrors of this project are one line for the user: what was given, what was expected, what to do.
+        # This project's ValueErrors are one line for the user: what was given, what was expected, what to do.
         if os.environ.get("MUSICLM_TRACEBACK") == "1":
             raise
         print(f"musiclm {name}: {one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
-        # Whole weights that lack a layer, or have one of another shape, come to light when a model is applied.
+        # Undamaged weights with a missing layer or another shape fail only when a model is applied.
         if os.environ.get("MUSICLM_TRACEBACK") == "1" or type(error).__module__ != "flax.errors":
             raise
         print(f"musiclm {name}: the weights do not fit the models of this release: {one_line(error)}", file=sys.stderr)
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line; an error of a library may have more."""
+    """Returns an error as one line; errors from libraries may have more."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
     return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if len(lines) > 1 else "")
