@@ -11,6 +11,7 @@ where it was. The judges of judges.py hear the music and the real renders of the
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -30,6 +31,7 @@ from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
 
+GENERATED, RENDERED = "generated", "real renders"
 HELD_OUT_SHARE = 0.25  # of the prompts
 SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as silent
 STUCK_BITS = 1.0  # entropy of a clip's codes under which it counts as stuck: two codes in turns have 1 bit
@@ -160,8 +162,101 @@ def contact_sheet(path: str, titles: list[str], made: list[np.ndarray], real: li
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Runs the benchmark."""
+@dataclasses.dataclass(frozen=True)
+class Music:
+    """Clips of one origin, one per prompt.
+
+    Attributes:
+      origin: GENERATED or RENDERED.
+      clips: float32 `[samples]`, 24 kHz.
+      codes: "semantic" `[t]` and "acoustic" `[2 t, 12]` of each clip.
+      heard: what the judges heard in each clip.
+    """
+
+    origin: str
+    clips: list[np.ndarray]
+    codes: list[dict[str, np.ndarray]]
+    heard: list[judges.Hearing]
+
+    def figure(self, name: str, value: Any, target: str = "", passed: bool | None = None, note: str = "") -> Figure:
+        """A figure of this music; the target is asked of generated music alone."""
+        asked = {"target": target, "passed": passed} if self.origin == GENERATED else {}
+        return Figure(f"{name}, {self.origin}", value, **asked, note=note)
+
+
+def judged(music: Music, instruments: list[str], random_fit: float, seed: int) -> tuple[list[Figure], dict[str, float]]:
+    """Figures of what the judges heard, and the AUC by instrument.
+
+    Args:
+      music: what was heard.
+      instruments: instrument of each prompt.
+      random_fit: upper bound of the key fit of random pitches.
+      seed: of the intervals.
+    """
+    auc, by_instrument = instrument_auc(music.heard, instruments, seed)
+    share = metrics.bootstrap([heard.shares["music"] for heard in music.heard], seed=seed)
+    fit = metrics.bootstrap([metrics.key_fit(heard.pitch_classes) for heard in music.heard], seed=seed)
+    used = metrics.bootstrap([metrics.pitch_classes_in_use(heard.pitch_classes) for heard in music.heard], seed=seed)
+    figures = [
+        music.figure("AUC of the asked instrument's tags", auc, ">= 0.75", auc.value >= 0.75),
+        music.figure("music share", share, ">= 0.9", share.value >= 0.9),
+        music.figure("key fit", fit, f"> {random_fit:.3f} (random pitches)", fit.low > random_fit),
+        music.figure("pitch classes in use", used, note="effective number; a hum on few pitches fits a key too"),
+    ]
+    return figures, by_instrument
+
+
+def levels(music: Music) -> list[Figure]:
+    """Numbers of silent and of clipped clips."""
+    silent = sum(level_db(clip) < SILENT_DB for clip in music.clips)
+    clipped = sum(clipped_share(clip) > 1e-3 for clip in music.clips)
+    return [
+        music.figure("silent clips", silent, "0", silent == 0),
+        music.figure("clipped clips", clipped, "0", clipped == 0),
+    ]
+
+
+def variety(music: Music, renders: Music, seed: int) -> list[Figure]:
+    """Entropy of the codes, and numbers of clips whose codes are stuck, beside those of real renders."""
+    figures = []
+    for stream, of in (("semantic", lambda c: c["semantic"]), ("coarse level 1", lambda c: c["acoustic"][:, 0])):
+        bits = np.array([metrics.entropy_bits(of(codes)) for codes in music.codes])
+        note = f"bits a clip, lowest {bits.min():.2f}"
+        estimate = metrics.bootstrap(bits, seed=seed)
+        figures.append(music.figure(f"entropy of {stream} codes", estimate, note=note))
+        # Music may hold a chord for ten seconds: renders say how often it does.
+        stuck = sum(bits < STUCK_BITS)
+        allowed = sum(metrics.entropy_bits(of(codes)) < STUCK_BITS for codes in renders.codes)
+        name, target = f"clips stuck below {STUCK_BITS} bit, {stream} codes", f"<= {allowed} (real renders)"
+        figures.append(music.figure(name, stuck, target, bool(stuck <= allowed)))
+    return figures
+
+
+def details_of(music: Music, by_instrument: dict[str, float]) -> dict[str, Any]:
+    """Values of each clip."""
+    return {
+        "auc_by_instrument": by_instrument,
+        "key_fit": [metrics.key_fit(heard.pitch_classes) for heard in music.heard],
+        "music": [heard.shares["music"] for heard in music.heard],
+        "tags": [heard.tags.round(4).tolist() for heard in music.heard],
+    }
+
+
+def held_out_auc(made: Music, instruments: list[str], unseen: np.ndarray, seed: int) -> Figure:
+    """The AUC of the prompts whose pair of instrument and kind was never trained on, `unseen` bool `[prompts]`."""
+    names = sorted(set(instruments))
+    scores = np.stack([judges.group_scores(heard.tags, names) for heard in made.heard])
+    wins = metrics.matched_wins(scores, np.array([names.index(name) for name in instruments]))
+    estimate = metrics.bootstrap(wins[unseen], seed=seed)
+    return Figure("AUC of the asked instrument's tags, held-out pairs alone", estimate, note=f"{unseen.sum()} prompts")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line.
+
+    Raises:
+      ValueError: if --seconds is too short for the tagger.
+    """
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--work", required=True, help="folder that keeps the generated music")
     parser.add_argument("--prompts", type=int, default=128)
@@ -178,81 +273,47 @@ def main() -> None:
     args = parser.parse_args()
     if args.seconds < 3:
         raise ValueError(f"--seconds is {args.seconds}: the tagger needs at least 3")
+    return args
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    args = parse_arguments()
     judges.require()
     bundle = bundles.load(args.bundle)
     records = choose_prompts(args.corpus, args.prompts, args.seed, args.split)
     prompts, instruments = [r["prompt"] for r in records], [r["instrument"] for r in records]
     generate_missing(bundle, prompts, args)
     work = pathlib.Path(args.work).expanduser()
-    made = [sound.load(work / f"{index:03d}.wav") for index in range(len(prompts))]
+    clips = [sound.load(work / f"{index:03d}.wav") for index in range(len(prompts))]
     tokens = [dict(np.load(work / f"{index:03d}.npz")) for index in range(len(prompts))]
-    real = [record["audio"] for record in records]
-    heard = {"generated": [judges.hear(clip) for clip in made], "real renders": [judges.hear(clip) for clip in real]}
-    codes = {"generated": tokens, "real renders": codes_of_renders(bundle, real)}
-    sounds = {"generated": made, "real renders": real}
+    made = Music(GENERATED, clips, tokens, [judges.hear(clip) for clip in clips])
+    clips = [record["audio"] for record in records]
+    renders = Music(RENDERED, clips, codes_of_renders(bundle, clips), [judges.hear(clip) for clip in clips])
 
-    figures, details = [], {"prompts": prompts, "instruments": instruments}
     controls = {
         name: metrics.bootstrap([metrics.key_fit(judges.pitch_classes(clip)) for clip in clips], seed=args.seed)
         for name, clips in judges.controls(args.seed).items()
     }
-    random_fit = controls["random pitches"].high
-    for origin, hearings in heard.items():
-        own = origin == "generated"
-        auc, by_instrument = instrument_auc(hearings, instruments, args.seed)
-        target, passed = (">= 0.75", auc.value >= 0.75) if own else ("", None)
-        figures.append(Figure(f"AUC of the asked instrument's tags, {origin}", auc, target, passed))
-        music = metrics.bootstrap([h.shares["music"] for h in hearings], seed=args.seed)
-        target, passed = (">= 0.9", music.value >= 0.9) if own else ("", None)
-        figures.append(Figure(f"music share, {origin}", music, target, passed))
-        fit = metrics.bootstrap([metrics.key_fit(h.pitch_classes) for h in hearings], seed=args.seed)
-        target, passed = (f"> {random_fit:.3f} (random pitches)", fit.low > random_fit) if own else ("", None)
-        figures.append(Figure(f"key fit, {origin}", fit, target, passed))
-        used = [metrics.pitch_classes_in_use(h.pitch_classes) for h in hearings]
-        note = "effective number; a hum on few pitches fits a key too"
-        figures.append(Figure(f"pitch classes in use, {origin}", metrics.bootstrap(used, seed=args.seed), note=note))
-        silent = sum(level_db(clip) < SILENT_DB for clip in sounds[origin])
-        flat = sum(clipped_share(clip) > 1e-3 for clip in sounds[origin])
-        figures.append(Figure(f"silent clips, {origin}", silent, "0" if own else "", silent == 0 if own else None))
-        figures.append(Figure(f"clipped clips, {origin}", flat, "0" if own else "", flat == 0 if own else None))
-        for stream, of in (("semantic", lambda c: c["semantic"]), ("coarse level 1", lambda c: c["acoustic"][:, 0])):
-            bits = np.array([metrics.entropy_bits(of(c)) for c in codes[origin]])
-            estimate = metrics.bootstrap(bits, seed=args.seed)
-            note = f"bits a clip, lowest {bits.min():.2f}"
-            figures.append(Figure(f"entropy of {stream} codes, {origin}", estimate, note=note))
-            # Music may hold a chord for ten seconds: renders say how often it does.
-            stuck = sum(bits < STUCK_BITS)
-            allowed = sum(metrics.entropy_bits(of(c)) < STUCK_BITS for c in codes["real renders"])
-            target, passed = (f"<= {allowed} (real renders)", bool(stuck <= allowed)) if own else ("", None)
-            figures.append(
-                Figure(f"clips stuck below {STUCK_BITS} bit, {stream} codes, {origin}", stuck, target, passed)
-            )
-        details[origin] = {
-            "auc_by_instrument": by_instrument,
-            "key_fit": [metrics.key_fit(h.pitch_classes) for h in hearings],
-            "music": [h.shares["music"] for h in hearings],
-            "tags": [h.tags.round(4).tolist() for h in hearings],
-        }
-        print(
-            f"{origin}, AUC by instrument: " + ", ".join(f"{n} {v:.2f}" for n, v in by_instrument.items()), flush=True
-        )
+    figures: list[Figure] = []
+    details: dict[str, Any] = {"prompts": prompts, "instruments": instruments}
+    for music in (made, renders):
+        own, by_instrument = judged(music, instruments, controls["random pitches"].high, args.seed)
+        figures += [*own, *levels(music), *variety(music, renders, args.seed)]
+        details[music.origin] = details_of(music, by_instrument)
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in by_instrument.items())
+        print(f"{music.origin}, AUC by instrument: {shown}", flush=True)
     unseen = np.array([record["held_out_pair"] for record in records], bool)
     if unseen.any():
-        names = sorted(set(instruments))
-        scores = np.stack([judges.group_scores(h.tags, names) for h in heard["generated"]])
-        wins = metrics.matched_wins(scores, np.array([names.index(i) for i in instruments]))
-        estimate = metrics.bootstrap(wins[unseen], seed=args.seed)
-        figures.append(
-            Figure("AUC of the asked instrument's tags, held-out pairs alone", estimate, note=f"{unseen.sum()} prompts")
-        )
+        figures.append(held_out_auc(made, instruments, unseen, args.seed))
     figures += [Figure(f"key fit, {name}", fit) for name, fit in controls.items()]
-    peaks = np.array([float(t["peak"]) for t in tokens])
-    figures.append(
-        Figure("pieces scaled down when written", float(np.mean(peaks > 1)), note="share with a peak above 1")
-    )
+    loud = float(np.mean([float(codes["peak"]) > 1 for codes in tokens]))
+    figures.append(Figure("pieces scaled down when written", loud, note="share with a peak above 1"))
     if args.sheet:
         ten = np.linspace(0, len(prompts) - 1, min(10, len(prompts))).astype(int)
-        contact_sheet(args.sheet, [prompts[i] for i in ten], [made[i] for i in ten], [real[i] for i in ten])
+        contact_sheet(
+            args.sheet, [prompts[i] for i in ten], [made.clips[i] for i in ten], [renders.clips[i] for i in ten]
+        )
         print(f"spectrograms: {args.sheet}")
     publish("generation", figures, args.output, details)
 
