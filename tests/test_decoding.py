@@ -233,7 +233,7 @@ def test_wrong_calls_are_named(params, conditioning, keys):
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, None, 4, keys)
     with pytest.raises(ValueError, match="num_frames is 5, expected 1 to 4"):
         decoding.decode_frames(CONFIG, STAGE, params, state, 5)
-    with pytest.raises(ValueError, match=r"guidance is 2\.0: prefill must be told"):
+    with pytest.raises(ValueError, match=r"guidance is 2\.0: prefill must be called with guided"):
         decoding.decode_frames(CONFIG, STAGE, params, state, 1, Sampling(guidance=2.0))
     never_dropped = dataclasses.replace(STAGE, condition_dropout=0.0)
     with pytest.raises(ValueError, match="the coarse stage never saw its conditioning dropped"):

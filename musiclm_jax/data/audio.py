@@ -138,7 +138,7 @@ def check_output(path: str | os.PathLike, force: bool = False) -> None:
         raise AudioError(f"{path}: exists already: choose another name or add --force")
     folder = path.parent
     if not folder.is_dir():
-        raise AudioError(f"{path}: there is no folder {folder}: make it first")
+        raise AudioError(f"{path}: there is no folder {folder}: create it first")
     try:
         # Permission bits do not tell the truth for root or on read-only mounts; a real file does.
         with tempfile.TemporaryFile(dir=folder):

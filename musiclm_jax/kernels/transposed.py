@@ -43,7 +43,7 @@ def change_kernels(params: Params, change: Callable[[str, jax.Array], dict[str, 
       ValueError: if the layers are stacked.
     """
     if "layers" in params:
-        raise ValueError("the layers are stacked: take them apart with transformer.unstack_layers first")
+        raise ValueError("the layers are stacked: unstack them with transformer.unstack_layers first")
     changed: dict[str, Any] = {}
     for name, value in params.items():
         plain = name.removesuffix(TRANSPOSED)

@@ -104,7 +104,7 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
 
     family = name.split(":")[0]
     if family not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)*", name):
-        raise ValueError(f"topology {name!r}: expected one like v4:4x4x4, of {', '.join(CHIPS)}")
+        raise ValueError(f"topology {name!r}: expected one like v4:4x4x4, for one of {', '.join(CHIPS)}")
     if slices > 1 and not CHIPS[family].network_rate:
         known = ", ".join(name for name, chip in CHIPS.items() if chip.network_rate)
         raise ValueError(

@@ -204,9 +204,9 @@ def decode_frames(
     last = state.position + num_frames * levels
     if num_frames < 1 or last > state.end:
         left = (state.end - state.position) // levels
-        raise ValueError(f"num_frames is {num_frames}, expected 1 to {left}, the frames that prefill left to draw")
+        raise ValueError(f"num_frames is {num_frames}, expected 1 to {left}, the frames left to sample")
     if (sampling.guidance != 1) != (len(state.token) == 2 * len(state.keys)):
-        raise ValueError(f"guidance is {sampling.guidance}: prefill must be told with `guided` that it is not 1")
+        raise ValueError(f"guidance is {sampling.guidance}: prefill must be called with guided=True if it is not 1")
     top_k = None if not sampling.top_k or sampling.top_k >= size else int(sampling.top_k)
     top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
     params, pieces, counts = unstacked(params), [], []

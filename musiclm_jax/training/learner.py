@@ -85,10 +85,10 @@ def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str
     """Returns the state with the weights of a bundle's part.
 
     Raises:
-      ValueError: if the family cannot be started from a bundle, or the bundle's model has another shape.
+      ValueError: if the family cannot start from a bundle, or the bundle's model does not fit.
     """
     if not hasattr(learner, "start_from"):
-        raise ValueError(f"a {learner.family} model cannot be started from a bundle: train it from its beginning")
+        raise ValueError(f"a {learner.family} model cannot start from a bundle: train it from random weights")
     started = learner.start_from(state, variables)
     check_fits(started, state)
     return jax.device_put(started, shardings(abstract))

@@ -54,7 +54,7 @@ class OptimizerConfig:
         if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"OptimizerConfig.total_steps is {self.total_steps}, expected more than warmup_steps "
-                f"({self.warmup_steps}), for the cosine to have room"
+                f"({self.warmup_steps}), so that steps remain for the cosine"
             )
 
     def make_schedule(self) -> optax.Schedule:

@@ -68,7 +68,7 @@ class BertEncoder(nn.Module):
         """
         c = self.config
         if ids.shape[-1] > c.text_positions:
-            raise ValueError(f"{ids.shape[-1]} tokens exceed the {c.text_positions} learned positions: cut the text")
+            raise ValueError(f"{ids.shape[-1]} tokens exceed the {c.text_positions} learned positions: shorten it")
         words = nn.Embed(c.vocab_size, c.text_width, name="words")(ids)
         positions = nn.Embed(c.text_positions, c.text_width, name="positions")(jnp.arange(ids.shape[-1]))
         types = nn.Embed(2, c.text_width, name="types")(jnp.zeros((), jnp.int32))

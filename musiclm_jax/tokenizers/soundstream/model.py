@@ -61,7 +61,7 @@ class SoundStreamConfig:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, expected one of {DTYPES}")
         if not self.discriminator_windows and not self.wave_discriminators:
-            raise ValueError("no discriminator is left: discriminator_windows is empty, wave_discriminators False")
+            raise ValueError("no discriminators: discriminator_windows is empty and wave_discriminators is False")
         if self.patch_size < 1 or not self.strides or min(self.strides) < 1:
             raise ValueError(f"patch_size {self.patch_size} and strides {self.strides} must be at least 1")
 
