@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.musicgen import musicgen_step
 from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import bundles
 from musiclm_jax.data.tokens import STAGES
@@ -45,9 +46,9 @@ from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
 from musiclm_jax.generation.request import WEIGHTS
 from musiclm_jax.kernels.int8 import SCALE, int8_kernels, int8_product
-from musiclm_jax.kernels.transposed import TRANSPOSED, kernel_first, transposed_kernels, transposed_product
+from musiclm_jax.kernels.transposed import TRANSPOSED, transposed_kernels, transposed_product, transposed_product_xla
 from musiclm_jax.stages import decoding, layout
-from musiclm_jax.stages.layers import attend_to_past, attention_to_past, bits16
+from musiclm_jax.stages.layers import attention_to_past, attention_to_past_xla, bits16
 from musiclm_jax.stages.transformer import TransformerConfig, unstack_layers
 
 POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
@@ -55,7 +56,6 @@ KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs and how many
 PASTS = ((8, 16, 2048, 64), (10, 2, 512, 128))  # rows, heads, positions and channels
 FRAMES = 2  # of the coarse stage, in one call
 PARTS = ("stage", "kernels", "layout", "loss", "bundle")
-MUSICGEN_CONDITION = 12  # tokens that MusicGen's cross-attention looks at, as many as MuLan's
 
 
 def random_params(config: TransformerConfig, rows: int, seed: int) -> decoding.Params:
@@ -120,42 +120,6 @@ def stage_step(config: TransformerConfig, params: decoding.Params, position: int
 
     run()  # compiles
     return run
-
-
-def musicgen_step(layers: int, position: int, rows: int) -> Callable[[], float]:
-    """A step of transformers' MusicGen decoder behind a random past, and its processor time."""
-    import torch
-    from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM
-    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
-
-    torch.set_num_threads(1)
-    model = _musicgen(layers, MusicgenForCausalLM, MusicgenDecoderConfig)
-    ids = torch.zeros((4 * rows, 1), dtype=torch.long)
-    condition = torch.randn(rows, MUSICGEN_CONDITION, 1024)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    arguments_ = {"encoder_hidden_states": condition, "past_key_values": cache, "use_cache": True}
-    with torch.inference_mode():
-        model(input_ids=ids, **arguments_)
-    past = [(torch.randn(rows, 16, position - 1, 64), torch.randn(rows, 16, position - 1, 64)) for _ in range(layers)]
-
-    def run() -> float:
-        for layer, (keys, values) in zip(cache.self_attention_cache.layers, past, strict=True):
-            layer.keys, layer.values = keys, values
-        with torch.inference_mode():
-            began = time.process_time()
-            logits = model(input_ids=ids, **arguments_).logits
-            spent = time.process_time() - began
-        assert logits.shape[-1] == 1024
-        return spent
-
-    run()
-    return run
-
-
-@functools.cache
-def _musicgen(layers: int, model: Any, config: Any) -> Any:
-    own = config(vocab_size=1024, num_hidden_layers=layers, hidden_size=1024, ffn_dim=4096, num_attention_heads=16)
-    return model(own).eval()
 
 
 def kernels_read(params: decoding.Params, layers: int) -> Callable[[], float]:
@@ -247,7 +211,7 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
         kinds = {
             "tokens first": (usual, functools.partial(product, 0, sums)),
             "tokens first, transposed": (transposed, functools.partial(product, 1, sums)),
-            "kernel first": (transposed, functools.partial(kernel_first, sums=sums)),
+            "kernel first": (transposed, functools.partial(transposed_product_xla, sums=sums)),
             "ours": (transposed, int8_rows if dtype is jnp.int8 else transposed_product),
         }
         for (kind, (kernels, own)), count in itertools.product(kinds.items(), (1, 2, 8, 64)):
@@ -261,7 +225,9 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
                 return (time.process_time() - began) / len(kernels)
 
             parties[f"{inward} x {outward}, {jnp.dtype(dtype).name}, {kind}, {count} rows"] = run
-    for shape, (kind, own) in itertools.product(PASTS, {"XLA": attend_to_past, "ours": attention_to_past}.items()):
+    for shape, (kind, own) in itertools.product(
+        PASTS, {"XLA": attention_to_past_xla, "ours": attention_to_past}.items()
+    ):
         keys, values = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
         bias, valid = jnp.zeros(shape[1:3]), jnp.ones((shape[0], shape[2]), bool)
         operands = (keys[:, :, :1], keys, values, bias, valid, jnp.int32(shape[2] - 1))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def normal(seed, *shape):
 @pytest.mark.parametrize(("outputs", "inward"), [(1, 250), (8, 256), (131, 64), (131, 250)])
 def test_a_product_in_float32_has_the_sums_of_float64(tokens, outputs, inward):
     x, kernel = normal(tokens, tokens, inward), normal(outputs, outputs, inward)
-    found = jax.jit(cpu_decoding.float_product)(x, kernel)
+    found = jax.jit(cpu_decoding.transposed_product_numba)(x, kernel)
     assert found.shape == (tokens, outputs) and found.dtype == jnp.float32
     np.testing.assert_allclose(found, x.astype(float) @ kernel.T.astype(float), rtol=1e-5, atol=1e-4)
 
@@ -30,7 +31,7 @@ def test_a_product_in_float32_has_the_sums_of_float64(tokens, outputs, inward):
 @pytest.mark.parametrize("tokens", [1, 4, 6])
 def test_rows_of_a_table_are_multiplied_where_they_lie(tokens):
     x, table = normal(1, tokens, 32), normal(2, 100, 32)
-    product = jax.jit(cpu_decoding.rows_product, static_argnums=3)
+    product = jax.jit(cpu_decoding.rows_product_numba, static_argnums=3)
     for first in (0, 7, 90):
         np.testing.assert_allclose(product(x, table, first, 10), x @ table[first : first + 10].T, rtol=1e-5, atol=1e-5)
 
@@ -43,18 +44,18 @@ def test_a_product_in_8_bits_has_exact_sums(tokens, inward):
     values, own = int8.rounded(x)
     whole = np.asarray(values, np.int64) @ np.asarray(kernel, np.int64).T
     expected = (whole.astype(np.float32) * np.asarray(own)[:, None]) * np.asarray(scale)
-    np.testing.assert_allclose(cpu_decoding.int8_product(x, kernel, scale), expected, rtol=5e-7, atol=1e-9)
+    np.testing.assert_allclose(cpu_decoding.int8_product_numba(x, kernel, scale), expected, rtol=5e-7, atol=1e-9)
 
 
 def test_the_largest_sum_in_8_bits_does_not_overflow():
     kernel, x = np.full((2, 4096), -127, np.int8), np.full((1, 4096), 127, np.float32)
-    found = cpu_decoding.int8_product(x, kernel, np.ones(2, np.float32))
+    found = cpu_decoding.int8_product_numba(x, kernel, np.ones(2, np.float32))
     np.testing.assert_allclose(found, -(127.0**2) * 4096, rtol=1e-6)
 
 
 def test_silence_in_8_bits_is_silence():
     kernel, scale = int8.rounded(normal(5, 8, 16))
-    assert not np.asarray(cpu_decoding.int8_product(np.zeros((1, 16), np.float32), kernel, scale)).any()
+    assert not np.asarray(cpu_decoding.int8_product_numba(np.zeros((1, 16), np.float32), kernel, scale)).any()
 
 
 @pytest.mark.parametrize("kept", [jnp.asarray, layers.bits16])
@@ -67,7 +68,7 @@ def test_attention_is_a_softmax_over_the_past(rows, position, kept):
     bias[:, future] = layers.MASKED
     keys[:, :, future], values[:, :, future] = np.nan, np.nan  # must not be read
     past = [kept(jnp.asarray(own)) for own in (keys, values)]
-    found = jax.jit(cpu_decoding.attention)(q, *past, bias, valid, position)
+    found = jax.jit(cpu_decoding.attention_to_past_numba)(q, *past, bias, valid, position)
     keys, values = (np.asarray(layers.wide(own, jnp.float32)) for own in past)
     scores = np.einsum("bhqc,bhkc->bhqk", q.astype(float), np.nan_to_num(keys)) + bias[:, None]
     scores = np.where(valid[:, None, None] & ~future, scores, -np.inf)
@@ -81,7 +82,7 @@ def test_attention_and_logits_are_those_that_other_platforms_compute():
     bias = np.where(np.arange(20) > 9, layers.MASKED, normal(14, 2, 20))
     operands = (q, keys, values, bias, np.ones((2, 20), bool), jnp.int32(9))
     np.testing.assert_allclose(
-        layers.attention_to_past(*operands), layers.attend_to_past(*operands), rtol=1e-5, atol=1e-6
+        layers.attention_to_past(*operands), layers.attention_to_past_xla(*operands), rtol=1e-5, atol=1e-6
     )
     params, hidden = {"embedding": normal(15, 50, 8)}, normal(16, 2, 8)
     expected = transformer.level_logits(params, hidden[:, None, None], 20, 1, 16)[:, 0, 0]
@@ -94,7 +95,7 @@ from musiclm_jax.kernels import cpu_decoding
 names = ("float_product", "int8_product", "attention")
 ones = jax.numpy.ones((1, 3))
 hits = [getattr(cpu_decoding, "musiclm_" + name).cache_hits for name in names]
-print(sum(hits), cpu_decoding.float_product(ones, ones)[0, 0])
+print(sum(hits), cpu_decoding.transposed_product_numba(ones, ones)[0, 0])
 """
 
 
@@ -116,3 +117,24 @@ def test_exponentials_are_those_of_float64():
     found = np.array([cpu_decoding._exponential(value) for value in x])
     np.testing.assert_allclose(found[:-2], np.exp(x[:-2].astype(float)), rtol=1e-6)
     assert (found[-2:] < 1e-37).all()
+
+
+def test_the_layout_of_xlas_structs_is_that_of_its_header():
+    header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    header = re.sub(r"//.*", "", header)
+    structs = dict(re.findall(r"struct XLA_FFI_(\w+) \{(.*?)\}", header, re.DOTALL))
+
+    def words(struct):
+        for kind, name in re.findall(r"([^;]+?)\s*\b(\w+);", structs[struct]):
+            if name == "minor_version":  # an int beside major_version in one word
+                continue
+            inner = kind.strip().removeprefix("struct ").removeprefix("XLA_FFI_")
+            yield from [f"{name}.{own}" for own in words(inner)] if inner in structs else [name]
+
+    for struct, fields in cpu_decoding.LAYOUT.items():
+        known = fields.split()
+        assert known == list(words(struct))[: len(known)], struct
+    # Frames end with their attributes; a later version adds fields behind them.
+    assert "XLA_FFI_DEFINE_STRUCT_TRAITS(XLA_FFI_CallFrame, attrs)" in header
+    assert cpu_decoding.LAYOUT["CallFrame"].endswith("attrs.attrs")
+    assert int(re.search(r"XLA_FFI_DataType_F32 = (\d+)", header)[1]) == cpu_decoding.FLOAT32

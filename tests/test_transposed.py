@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musiclm_jax.kernels.transposed import FEW, FEW_ON_CPU, INPUT_AXES, transposed_kernels, transposed_product
+from musiclm_jax.kernels.transposed import FEW, FLOAT_TOKENS_ON_CPU, INPUT_AXES, transposed_kernels, transposed_product
 from musiclm_jax.stages import decoding, transformer
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training.partitioning import unbox
@@ -20,7 +20,7 @@ def stacked():
     return unbox(jax.jit(lambda key: transformer.init_params(CONFIG, 40, key))(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("rows", [1, 8, FEW_ON_CPU + 1, FEW + 1])
+@pytest.mark.parametrize("rows", [1, 8, FLOAT_TOKENS_ON_CPU + 1, FEW + 1])
 def test_the_product_is_that_of_the_kernel(rows):
     rng = np.random.default_rng(rows)
     x, kernel = rng.normal(size=(rows, 12)).astype(np.float32), rng.normal(size=(12, 7)).astype(np.float32)

@@ -27,36 +27,62 @@ from numba.extending import intrinsic, overload
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
 WIDTH = 16  # numbers per vector; processors with shorter vectors use several
-# Positions of words in the structs of XLA's interface, valid for call frames of FRAME_BYTES.
-FRAME_BYTES = 168
-FRAME, EXTENSION, API, OPERANDS, RESULTS = 15, 1, 2, 9, 14
-BUFFER, DTYPE, DATA, DIMENSIONS = 6, 2, 3, 5
-FLOAT32 = 11  # XLA's number for the dtype, in the lower half of the word at DTYPE
-METADATA, VERSION, TRAITS, API_VERSION = 3, 3, 4, 4
+# Layout of the structs of XLA's interface, XLA_FFI_CallFrame and so on: their fields in order, one per 8-byte word. The
+# fields of an embedded struct follow its name. tests/test_cpu_decoding.py compares the table with the header.
+LAYOUT = {
+    "CallFrame": (
+        "struct_size extension_start api ctx stage "
+        "args.struct_size args.extension_start args.size args.types args.args "
+        "rets.struct_size rets.extension_start rets.size rets.types rets.rets "
+        "attrs.struct_size attrs.extension_start attrs.size attrs.types attrs.names attrs.attrs"
+    ),
+    "Buffer": "struct_size extension_start dtype data rank dims",
+    "Metadata_Extension": "extension_base.struct_size extension_base.type extension_base.next metadata",
+    # The minor version is the upper half of the word of the major version.
+    "Metadata": ("struct_size api_version.struct_size api_version.extension_start api_version.major_version traits"),
+    "Api": "struct_size extension_start api_version.struct_size api_version.extension_start api_version.major_version",
+}
+
+
+def _word(struct: str, field: str) -> int:
+    """Position of a field, in words of 8 bytes."""
+    return LAYOUT[struct].split().index(field)
+
+
+# Numba compiles these as constants.
+FRAME_WORDS, BUFFER_WORDS, EXTENSION_WORDS, METADATA_WORDS, API_WORDS = (len(own.split()) for own in LAYOUT.values())
+FRAME_SIZE, FRAME_EXTENSION = _word("CallFrame", "struct_size"), _word("CallFrame", "extension_start")
+FRAME_API = _word("CallFrame", "api")
+FRAME_OPERANDS, FRAME_RESULTS = _word("CallFrame", "args.args"), _word("CallFrame", "rets.rets")
+BUFFER_DTYPE, BUFFER_DATA, BUFFER_DIMS = (_word("Buffer", field) for field in ("dtype", "data", "dims"))
+EXTENSION_METADATA = _word("Metadata_Extension", "metadata")
+METADATA_VERSION, METADATA_TRAITS = _word("Metadata", "api_version.major_version"), _word("Metadata", "traits")
+API_VERSION = _word("Api", "api_version.major_version")
+FLOAT32 = 11  # XLA_FFI_DataType_F32, in the lower half of a buffer's dtype
 
 _sums = numba.njit(fastmath=True, boundscheck=False, error_model="numpy")
 _exact = numba.njit(boundscheck=False, error_model="numpy")
 _inline = numba.njit(inline="always")
 
 
-def float_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def transposed_product_numba(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies x float32 [n, d] by a kernel float32 [f, d]: float32 [n, f]."""
-    return rows_product(x, kernel, jnp.int32(0), len(kernel))
+    return rows_product_numba(x, kernel, jnp.int32(0), len(kernel))
 
 
-def rows_product(x: jax.Array, table: jax.Array, first: jax.Array, count: int) -> jax.Array:
+def rows_product_numba(x: jax.Array, table: jax.Array, first: jax.Array, count: int) -> jax.Array:
     """Multiplies x float32 [n, d] by `count` rows of a float32 table [rows, d], from row `first` on: [n, count]."""
     result = jax.ShapeDtypeStruct((len(x), count), jnp.float32)
     return jax.ffi.ffi_call("musiclm_float_product", result)(table, x, jnp.asarray(first, jnp.int32).reshape(1))
 
 
-def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+def int8_product_numba(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
     """Quantizes x float32 [n, d] per row and multiplies it by an int8 kernel [f, d] with scales [f]: float32 [n, f]."""
     result = jax.ShapeDtypeStruct((len(x), len(kernel)), jnp.float32)
     return jax.ffi.ffi_call("musiclm_int8_product", result)(kernel, scale, x)
 
 
-def attention(
+def attention_to_past_numba(
     q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
     """Computes softmax attention of one query to the KV cache; positions after `position` are not read.
@@ -256,22 +282,22 @@ def _words(address: int, count: int) -> np.ndarray:
 
 @_inline
 def _vector(buffer_address: int, dtype: Any) -> np.ndarray:
-    buffer = _words(buffer_address, BUFFER)
-    return numba.carray(_pointer(buffer[DATA]), (_words(buffer[DIMENSIONS], 1)[0],), dtype)
+    buffer = _words(buffer_address, BUFFER_WORDS)
+    return numba.carray(_pointer(buffer[BUFFER_DATA]), (_words(buffer[BUFFER_DIMS], 1)[0],), dtype)
 
 
 @_inline
 def _matrix(buffer_address: int, dtype: Any) -> np.ndarray:
-    buffer = _words(buffer_address, BUFFER)
-    n = _words(buffer[DIMENSIONS], 2)
-    return numba.carray(_pointer(buffer[DATA]), (n[0], n[1]), dtype)
+    buffer = _words(buffer_address, BUFFER_WORDS)
+    n = _words(buffer[BUFFER_DIMS], 2)
+    return numba.carray(_pointer(buffer[BUFFER_DATA]), (n[0], n[1]), dtype)
 
 
 @_inline
 def _array4(buffer_address: int, dtype: Any) -> np.ndarray:
-    buffer = _words(buffer_address, BUFFER)
-    n = _words(buffer[DIMENSIONS], 4)
-    return numba.carray(_pointer(buffer[DATA]), (n[0], n[1], n[2], n[3]), dtype)
+    buffer = _words(buffer_address, BUFFER_WORDS)
+    n = _words(buffer[BUFFER_DIMS], 4)
+    return numba.carray(_pointer(buffer[BUFFER_DATA]), (n[0], n[1], n[2], n[3]), dtype)
 
 
 @_inline
@@ -280,11 +306,12 @@ def _is_question(frame: np.ndarray) -> bool:
 
     The answer is XLA's own version, or, if its frames do not have the size that is expected here, one that it refuses.
     """
-    if frame[EXTENSION] == 0:
+    if frame[FRAME_EXTENSION] == 0:
         return False
-    metadata = _words(_words(frame[EXTENSION], METADATA + 1)[METADATA], TRAITS + 1)
-    metadata[VERSION] = _words(frame[API], API_VERSION + 1)[API_VERSION] if frame[0] == FRAME_BYTES else -1
-    metadata[TRAITS] = 0
+    metadata = _words(_words(frame[FRAME_EXTENSION], EXTENSION_WORDS)[EXTENSION_METADATA], METADATA_WORDS)
+    version = _words(frame[FRAME_API], API_WORDS)[API_VERSION]
+    metadata[METADATA_VERSION] = version if frame[FRAME_SIZE] == 8 * FRAME_WORDS else -1
+    metadata[METADATA_TRAITS] = 0
     return True
 
 
@@ -309,9 +336,9 @@ def _operation(function: Callable[[Any], int]) -> Any:
 
 @_operation
 def musiclm_float_product(pointer: Any) -> int:  # noqa: D103
-    frame = numba.carray(pointer, (FRAME,))
+    frame = numba.carray(pointer, (FRAME_WORDS,))
     if not _is_question(frame):
-        given, made = _words(frame[OPERANDS], 3), _words(frame[RESULTS], 1)
+        given, made = _words(frame[FRAME_OPERANDS], 3), _words(frame[FRAME_RESULTS], 1)
         x, out, first = _matrix(given[1], np.float32), _matrix(made[0], np.float32), _vector(given[2], np.int32)[0]
         _float_sums(_matrix(given[0], np.float32)[first : first + out.shape[1]], x, out)
     return 0
@@ -319,9 +346,9 @@ def musiclm_float_product(pointer: Any) -> int:  # noqa: D103
 
 @_operation
 def musiclm_int8_product(pointer: Any) -> int:  # noqa: D103
-    frame = numba.carray(pointer, (FRAME,))
+    frame = numba.carray(pointer, (FRAME_WORDS,))
     if not _is_question(frame):
-        given, made = _words(frame[OPERANDS], 3), _words(frame[RESULTS], 1)
+        given, made = _words(frame[FRAME_OPERANDS], 3), _words(frame[FRAME_RESULTS], 1)
         kernel, scale, x = _matrix(given[0], np.int8), _vector(given[1], np.float32), _matrix(given[2], np.float32)
         _int8_sums(kernel, scale, x, _matrix(made[0], np.float32))
     return 0
@@ -329,10 +356,10 @@ def musiclm_int8_product(pointer: Any) -> int:  # noqa: D103
 
 @_operation
 def musiclm_attention(pointer: Any) -> int:  # noqa: D103
-    frame = numba.carray(pointer, (FRAME,))
+    frame = numba.carray(pointer, (FRAME_WORDS,))
     if not _is_question(frame):
-        given, made = _words(frame[OPERANDS], 6), _words(frame[RESULTS], 1)
-        if _words(given[1], BUFFER)[DTYPE] & 0xFFFFFFFF == FLOAT32:
+        given, made = _words(frame[FRAME_OPERANDS], 6), _words(frame[FRAME_RESULTS], 1)
+        if _words(given[1], BUFFER_WORDS)[BUFFER_DTYPE] & 0xFFFFFFFF == FLOAT32:
             _call_attend(given, made, np.float32)
         else:
             _call_attend(given, made, np.uint16)

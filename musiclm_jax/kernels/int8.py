@@ -10,11 +10,11 @@ each step reads too, is bfloat16, whose rounding is finer than that of the activ
 import jax
 import jax.numpy as jnp
 
-from musiclm_jax.kernels.transposed import TRANSPOSED, Params, change_kernels, kernel_first
+from musiclm_jax.kernels.transposed import TRANSPOSED, Params, change_kernels, transposed_product_xla
 
 SCALE = "_scale"  # suffix of the parameter that holds a kernel's scales
 LARGEST = 127
-FEW_ON_CPU = 2  # tokens; for more of them, XLA is as fast as `cpu_decoding`
+INT8_TOKENS_ON_CPU = 2  # for more tokens, the int8 product of XLA is as fast as that of `cpu_decoding`
 
 
 def int8_kernels(params: Params) -> Params:
@@ -47,16 +47,18 @@ def rounded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
     """Multiplies x [b, l, d] by an int8 kernel [f, d] with float32 scales [f]: [b, l, f] in the dtype of x."""
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= FEW_ON_CPU and x.dtype == jnp.float32:
+    if len(rows) <= INT8_TOKENS_ON_CPU and x.dtype == jnp.float32:
         from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
 
-        found = jax.lax.platform_dependent(rows, kernel, scale, cpu=cpu_decoding.int8_product, default=product)
+        found = jax.lax.platform_dependent(
+            rows, kernel, scale, cpu=cpu_decoding.int8_product_numba, default=int8_product_xla
+        )
     else:
-        found = product(rows, kernel, scale)
+        found = int8_product_xla(rows, kernel, scale)
     return found.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
-def product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+def int8_product_xla(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
     """Computes `int8_product` of x [n, d] with XLA: [n, f]."""
     rows, own = rounded(x)
-    return kernel_first(rows, kernel, jnp.int32) * own[:, None] * scale
+    return transposed_product_xla(rows, kernel, jnp.int32) * own[:, None] * scale

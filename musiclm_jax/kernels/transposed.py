@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 TRANSPOSED = "_transposed"  # suffix of a parameter that holds a kernel [out_features, in_features]
 INPUT_AXES = {"qkv": 1, "out": 2, "gate": 1, "up": 1, "down": 1}  # number of leading axes that are input features
-FEW_ON_CPU = 16  # tokens; for more of them, XLA is as fast as `cpu_decoding`
+FLOAT_TOKENS_ON_CPU = 16  # for more tokens, the float32 product of XLA is as fast as that of `cpu_decoding`
 LARGE = 2**20  # float32 weights; larger kernels are bound by memory, and `cpu_decoding` is no faster
 FEW = 64  # tokens; for more of them, the usual product is as fast or faster
 Params = Mapping[str, Any]
@@ -63,16 +63,18 @@ def transposed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if few_on_cpu(x, kernel):
         from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
 
-        return jax.lax.platform_dependent(x, kernel, cpu=cpu_decoding.float_product, default=kernel_first)
-    return kernel_first(x, kernel)
+        return jax.lax.platform_dependent(
+            x, kernel, cpu=cpu_decoding.transposed_product_numba, default=transposed_product_xla
+        )
+    return transposed_product_xla(x, kernel)
 
 
 def few_on_cpu(x: jax.Array, kernel: jax.Array) -> bool:
     """Returns whether `cpu_decoding` is the fastest on CPUs for tokens [n, d] and a kernel [f, d]."""
-    return len(x) <= FEW_ON_CPU and kernel.size <= LARGE and x.dtype == kernel.dtype == jnp.float32
+    return len(x) <= FLOAT_TOKENS_ON_CPU and kernel.size <= LARGE and x.dtype == kernel.dtype == jnp.float32
 
 
-def kernel_first(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
+def transposed_product_xla(x: jax.Array, kernel: jax.Array, sums: Any = None) -> jax.Array:
     """Computes `transposed_product` with XLA; `sums` is the dtype of the sums and the result, by default that of x."""
     if len(x) > FEW:
         return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=sums)

@@ -152,13 +152,15 @@ def attention_to_past(
     """
     operands = (q, k, v, bias, valid, position)
     if q.dtype != jnp.float32 or k.dtype not in (jnp.float32, jnp.uint16):
-        return attend_to_past(*operands)
+        return attention_to_past_xla(*operands)
     from musiclm_jax.kernels import cpu_decoding  # compiles when it is imported
 
-    return jax.lax.platform_dependent(*operands, cpu=cpu_decoding.attention, default=attend_to_past)
+    return jax.lax.platform_dependent(
+        *operands, cpu=cpu_decoding.attention_to_past_numba, default=attention_to_past_xla
+    )
 
 
-def attend_to_past(
+def attention_to_past_xla(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, valid: jax.Array, position: jax.Array
 ) -> jax.Array:
     """Computes `attention_to_past` with XLA."""

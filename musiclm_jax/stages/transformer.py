@@ -20,7 +20,7 @@ import numpy as np
 from musiclm_jax.kernels.flash_attention import SAVED
 from musiclm_jax.kernels.transposed import few_on_cpu
 from musiclm_jax.stages.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
-from musiclm_jax.stages.layout import ConditionSpan
+from musiclm_jax.stages.stage import ConditionSpan
 
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("blocks", "flash")
@@ -375,7 +375,7 @@ def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook
         return level_logits({"embedding": table}, hidden[:, None, None], first_id, 1, codebook_size)[:, 0, 0]
 
     def on_cpu(hidden: jax.Array, table: jax.Array, first_id: jax.Array) -> jax.Array:
-        return cpu_decoding.rows_product(hidden * hidden.shape[-1] ** -0.5, table, first_id, codebook_size)
+        return cpu_decoding.rows_product_numba(hidden * hidden.shape[-1] ** -0.5, table, first_id, codebook_size)
 
     table = params["embedding"]
     if not few_on_cpu(hidden, table[:codebook_size]):
