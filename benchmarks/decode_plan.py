@@ -65,7 +65,7 @@ def steps_of(stage: Stage, window: int, seconds: float) -> tuple[int, int]:
 
 
 def shapes(config: TransformerConfig, stage: Stage, rows: int, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """Shapes of the arguments of `decoding._decode` from its parameters to its features."""
+    """Shapes of the parameters, caches, token, keys, valid positions and features of `decoding._decode`."""
     own, everywhere = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
 
     def shape(size: tuple[int, ...], dtype: Any, sharding: Any = own) -> jax.ShapeDtypeStruct:
@@ -105,10 +105,11 @@ def make(name: str, topology: str) -> Row:
     rows = MUSIC_ROWS * side_by_side * len(devices)
     traced_arguments = shapes(config, stage, rows, mesh)
 
-    def step(*arguments: Any) -> Any:
-        start = stage.condition_length()
-        position = traced_arguments[4].shape[1] - 1
-        return decoding._decode.__wrapped__(config, stage, None, False, *arguments, start, position, 1, 1.0, 1.0, 1.0)
+    def step(params: Any, caches: Any, token: Any, keys: Any, valid: Any, features: Any) -> Any:
+        end = valid.shape[1]
+        state = decoding.DecodeState(stage.condition_length(), end - 1, end, token, keys, valid, features, [])
+        drawing = decoding.Drawing.of(decoding.Sampling())
+        return decoding._decode.__wrapped__(config, stage, None, params, caches, state, 1, drawing)
 
     with partitioning.activation_rules(mesh):
         traced = jax.jit(step, donate_argnums=1).trace(*traced_arguments)

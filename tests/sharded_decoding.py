@@ -16,7 +16,7 @@ import sharded_steps
 
 from musiclm_jax.kernels.transposed import transposed_kernels
 from musiclm_jax.stages import decoding, transformer
-from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.training import partitioning
 
 ROWS, FRAMES = 8, 8

@@ -8,8 +8,8 @@ import pytest
 
 from musiclm_jax.kernels.transposed import transposed_kernels
 from musiclm_jax.stages import decoding, transformer
-from musiclm_jax.stages.decoding import Sampling
 from musiclm_jax.stages.layout import coarse_stage, flatten, shift_right
+from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training.partitioning import unbox
 
@@ -165,25 +165,19 @@ def test_padding_in_the_conditioning_is_not_seen(params, conditioning, keys):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_step_does_not_copy_its_cache_for_each_use(params, rows):
     shape = (rows, 2, 32, 8)
-    text = decoding._decode.lower(
-        CONFIG,
-        STAGE,
-        None,
-        False,
-        params,
-        [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(CONFIG.num_layers)],
-        jnp.zeros(rows, jnp.int32),
-        jax.random.split(jax.random.key(0), rows),
-        jnp.ones((rows, 32), bool),
-        jnp.zeros((1, 32, 16)),
-        13,
-        20,
-        4,
-        1.0,
-        1.0,
-        1.0,
+    state = decoding.DecodeState(
+        start=13,
+        position=20,
+        end=32,
+        token=jnp.zeros(rows, jnp.int32),
+        keys=jax.random.split(jax.random.key(0), rows),
+        valid=jnp.ones((rows, 32), bool),
+        features=jnp.zeros((1, 32, 16)),
+        caches=[],
     )
-    text = text.compile().as_text()
+    caches = [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(CONFIG.num_layers)]
+    drawing = decoding.Drawing.of(Sampling())
+    text = decoding._decode.lower(CONFIG, STAGE, None, params, caches, state, 4, drawing).compile().as_text()
     copies = re.findall(r"= f32\[(?:\d,)?2,32,8\]\S* copy\(", text)
     assert len(copies) <= 2 * CONFIG.num_layers
     if jax.default_backend() == "cpu":  # XLA's own operations are several times slower

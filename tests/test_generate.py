@@ -17,7 +17,7 @@ from musiclm_jax.generation import conditions, generate, prompts, windows
 from musiclm_jax.generation.generate import Request
 from musiclm_jax.generation.pipeline import Pipeline
 from musiclm_jax.stages import layout
-from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.tokenizers import mulan, soundstream
 
 SECONDS = 1.1  # 28 semantic frames: two coarse windows, and three fine ones

@@ -6,8 +6,8 @@ import pytest
 from musiclm_jax.kernels.int8 import int8_kernels, int8_product, rounded
 from musiclm_jax.kernels.transposed import FEW, transposed_kernels
 from musiclm_jax.stages import decoding, transformer
-from musiclm_jax.stages.decoding import Sampling
 from musiclm_jax.stages.layout import condition_ids, flatten, semantic_stage, shift_right
+from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training.partitioning import unbox
 

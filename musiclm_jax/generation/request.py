@@ -7,7 +7,7 @@ import numpy as np
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data.audio import AudioError
 from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE, STAGES
-from musiclm_jax.stages.decoding import Sampling
+from musiclm_jax.stages.sampling import Sampling
 
 MIN_SECONDS = 1.0
 MAX_SECONDS = 600.0  # per piece; music longer than the bundle's max_seconds may drift

@@ -10,6 +10,7 @@ __all__ = [
     "layout",
     "learner",
     "losses",
+    "sampling",
     "transformer",
     "vocabulary",
     "weights",

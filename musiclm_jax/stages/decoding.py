@@ -4,14 +4,11 @@
 pass frames on in between. The cache grows in steps of CACHE_STEP tokens, and all shapes are multiples of it: a step
 reads little more than the filled part, and few programs are compiled for sequences of any length.
 
-MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
-
 Classifier-free guidance (arXiv 2207.12598, on logits as in arXiv 2306.05284): each row is decoded twice in parallel,
 with its conditioning and with the streams per clip dropped. The difference of the two logits is multiplied by
 `guidance`, and both copies continue with the same code.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,6 +19,7 @@ import numpy as np
 
 from musiclm_jax.kernels.transposed import transposed_kernels
 from musiclm_jax.stages.layout import ConditionSpan, Stage, condition_ids, flatten
+from musiclm_jax.stages.sampling import AS_TRAINED, Drawing, Sampling, choose
 from musiclm_jax.stages.transformer import (
     KeysValues,
     Params,
@@ -34,31 +32,6 @@ from musiclm_jax.stages.transformer import (
 
 CACHE_STEP = 256  # tokens
 DRAWN_STEP = 16  # tokens whose random numbers are drawn together: XLA takes five times as long for one at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How codes are sampled."""
-
-    temperature: float = 1.0  # divides the logits; 0 takes the most likely code
-    top_k: int | None = None  # sample from the k most likely codes only; None or 0 for all
-    top_p: float | None = None  # nucleus sampling: the most likely codes with this total probability; None for all
-    guidance: float = 1.0  # classifier-free guidance; 1 samples as trained, more follows the conditioning closer
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-          ValueError: if a value is not allowed; names the field, its value and what is expected.
-        """
-        if not 0 <= self.temperature < np.inf:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 (the most likely code) or more")
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, expected 1 or more, or 0 for all codes")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
-        if not 0 <= self.guidance < np.inf:
-            raise ValueError(f"guidance is {self.guidance}, expected 0 or more (1 samples as trained)")
 
 
 class DecodeState(NamedTuple):
@@ -96,7 +69,7 @@ def sample(
     prefix: jax.Array | None,
     num_frames: int,
     keys: jax.Array,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_TRAINED,
 ) -> jax.Array:
     """Samples the target codes of a stage.
 
@@ -190,7 +163,7 @@ def decode_frames(
     params: Params,
     state: DecodeState,
     num_frames: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_TRAINED,
 ) -> tuple[DecodeState, jax.Array]:
     """Samples the next frames. Arguments as in `sample`; the codes do not depend on how they are split into calls.
 
@@ -208,62 +181,19 @@ def decode_frames(
     if (sampling.guidance != 1) != (len(state.token) == 2 * len(state.keys)):
         raise ValueError(f"guidance is {sampling.guidance}: prefill must be called with guided=True if it is not 1")
     top_k = None if not sampling.top_k or sampling.top_k >= size else int(sampling.top_k)
-    top_p = 1.0 if sampling.top_p is None else float(sampling.top_p)
+    drawing = Drawing.of(sampling)
     params, pieces, counts = unstacked(params), [], []
     while state.position < last:
         length = _round_up(state.position + 1)
         caches = _grown(length, state.caches) if state.caches[0][0].shape[2] < length else state.caches
         features, valid = _first(length, state.features, state.valid)
         count = min(length, last) - state.position
-        codes, token, caches = _decode(
-            config,
-            stage,
-            top_k,
-            top_p < 1,
-            params,
-            caches,
-            state.token,
-            state.keys,
-            valid,
-            features,
-            state.start,
-            state.position,
-            count,
-            float(sampling.temperature),  # an int would compile a second program
-            top_p,
-            float(sampling.guidance),
-        )
+        known = state._replace(valid=valid, features=features, caches=[])
+        codes, token, caches = _decode(config, stage, top_k, params, caches, known, count, drawing)
         pieces.append(codes)
         counts.append(count)
         state = state._replace(position=state.position + count, token=token, caches=caches)
     return state, _joined(levels, tuple(counts), pieces)
-
-
-def choose(
-    logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | None, top_p: jax.Array | None
-) -> jax.Array:
-    """Samples a code.
-
-    Args:
-      logits: float32 [k].
-      noise: float32 [k] from a Gumbel distribution; the code with the largest sum of logit and noise is taken.
-      temperature: scalar, 0 for the most likely code.
-      top_k: static; None for all codes.
-      top_p: scalar; None for all codes.
-
-    Returns:
-      int32 scalar in [0, k).
-    """
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    if top_k is not None:
-        scaled = jnp.where(scaled < jax.lax.top_k(scaled, top_k)[0][-1], -jnp.inf, scaled)
-    if top_p is not None:
-        likeliest = jnp.sort(scaled)[::-1]
-        before = jnp.cumsum(jax.nn.softmax(likeliest)) - jax.nn.softmax(likeliest)
-        # No probability comes before the most likely code, so it is always kept.
-        lowest = jnp.min(jnp.where(before < top_p, likeliest, jnp.inf))
-        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
-    return jnp.argmax(jnp.where(temperature > 0, scaled + noise, logits)).astype(jnp.int32)
 
 
 def _round_up(length: int) -> int:
@@ -351,58 +281,55 @@ def _prefill(
     return model.apply({"params": params}, tokens, features, valid, True, True)[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _decode(
     config: TransformerConfig,
     stage: Stage,
     top_k: int | None,
-    use_top_p: bool,
     params: Params,
     caches: list[KeysValues],
-    token: jax.Array,
-    keys: jax.Array,
-    valid: jax.Array,
-    features: jax.Array,
-    start: jax.Array,
-    position: jax.Array,
+    state: DecodeState,
     count: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    guidance: jax.Array,
+    drawing: Drawing,
 ) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
-    """Samples `count` tokens; returns codes [b, CACHE_STEP], `count` of them filled, the last token and the caches."""
+    """Samples `count` tokens; returns codes [b, CACHE_STEP], `count` of them filled, the last token and the caches.
+
+    The caches are not in the state: they alone are donated.
+    """
     target = stage.target
     size = stage.stream(target.stream).codebook_size
     offset = stage.vocabulary.offset(target.stream, target.first_level)
     model = Transformer(config, params["embedding"].shape[0], stacked=False)
-    copies = len(token) // len(keys)  # 2 with guidance
+    copies = len(state.token) // len(state.keys)  # 2 with guidance
     draw = jax.vmap(choose, in_axes=(0, 0, None, None, None))
 
     def gumbel(numbers: jax.Array) -> jax.Array:
-        own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, numbers)
+        own_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(state.keys, numbers)
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(own_keys)
 
     def body(noise: jax.Array, first: jax.Array, i: jax.Array, carry: tuple) -> tuple:
         codes, token, caches = carry
-        place = position + i
-        number = place - start  # index of the target token to sample
-        added = jax.lax.dynamic_index_in_dim(features, place, axis=1, keepdims=False)
-        hidden, caches = model.apply({"params": params}, token, added, valid, caches, place, method=Transformer.step)
+        place = state.position + i
+        number = place - state.start  # index of the target token to sample
+        added = jax.lax.dynamic_index_in_dim(state.features, place, axis=1, keepdims=False)
+        hidden, caches = model.apply(
+            {"params": params}, token, added, state.valid, caches, place, method=Transformer.step
+        )
         first_id = size * (number % target.levels) + offset
         logits = step_logits(params, hidden, first_id, size)
         if copies == 2:
             conditioned, dropped = jnp.split(logits, 2)
-            logits = dropped + guidance * (conditioned - dropped)
-        code = draw(logits, noise[i - first], temperature, top_k, top_p if use_top_p else None)
+            logits = dropped + drawing.guidance * (conditioned - dropped)
+        code = draw(logits, noise[i - first], drawing.temperature, top_k, drawing.top_p)
         codes = jax.lax.dynamic_update_slice(codes, code[:, None], (0, i))
         return codes, jnp.tile(first_id + code, copies), caches
 
     def several(block: jax.Array, carry: tuple) -> tuple:
         first = block * DRAWN_STEP
-        noise = gumbel(position - start + first + jnp.arange(DRAWN_STEP))
+        noise = gumbel(state.position - state.start + first + jnp.arange(DRAWN_STEP))
         last = jnp.minimum(first + DRAWN_STEP, count)
         return jax.lax.fori_loop(first, last, functools.partial(body, noise, first), carry)
 
-    codes = jnp.zeros((len(keys), CACHE_STEP), jnp.int32)
+    codes = jnp.zeros((len(state.keys), CACHE_STEP), jnp.int32)
     blocks = (count + DRAWN_STEP - 1) // DRAWN_STEP
-    return jax.lax.fori_loop(0, blocks, several, (codes, token, caches))
+    return jax.lax.fori_loop(0, blocks, several, (codes, state.token, caches))
