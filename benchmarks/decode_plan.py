@@ -25,7 +25,7 @@ from musiclm_jax.data.tokens import SEMANTIC, STAGES
 from musiclm_jax.generation import windows
 from musiclm_jax.planning import plan
 from musiclm_jax.stages import decoding, layout, transformer
-from musiclm_jax.stages.layout import Stage
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training import partitioning
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from musiclm_jax.stages import transformer
-from musiclm_jax.stages.layout import ConditionSpan, coarse_stage, fine_stage, semantic_stage
+from musiclm_jax.stages.layout import coarse_stage, fine_stage, semantic_stage
+from musiclm_jax.stages.stage import ConditionSpan
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training.partitioning import unbox
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from musiclm_jax.data.samples import from_pcm16
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, MULAN, SAMPLE_RATE, SEMANTIC
-from musiclm_jax.stages.layout import Stage
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.training import partitioning
 from musiclm_jax.training.learner import Learner
 

@@ -11,6 +11,7 @@ __all__ = [
     "learner",
     "losses",
     "sampling",
+    "stage",
     "transformer",
     "vocabulary",
     "weights",

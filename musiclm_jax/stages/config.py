@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from musiclm_jax.stages.layout import Stage
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import TransformerConfig
 
 

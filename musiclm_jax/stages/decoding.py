@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.kernels.transposed import transposed_kernels
-from musiclm_jax.stages.layout import ConditionSpan, Stage, condition_ids, flatten
+from musiclm_jax.stages.layout import condition_ids, flatten
 from musiclm_jax.stages.sampling import AS_TRAINED, Drawing, Sampling, choose
+from musiclm_jax.stages.stage import ConditionSpan, Stage
 from musiclm_jax.stages.transformer import (
     KeysValues,
     Params,

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from musiclm_jax.stages.layout import LMBatch, Stage, assemble
+from musiclm_jax.stages.layout import LMBatch, assemble
 from musiclm_jax.stages.losses import TokenLosses, token_losses, weighted_mean
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import Params, TransformerConfig, hidden_states, init_params, level_logits
 from musiclm_jax.training.optimizers import OptimizerConfig
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from musiclm_jax.stages.layout import Stage
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import CONDITION_GAIN, Params
 
 WINDOW_SHARE = 0.25  # size of the vector that identifies a window of the melody, relative to a row

@@ -18,8 +18,9 @@ from musiclm_jax.bundles import Part
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.finding import Finding, grade
-from musiclm_jax.stages.layout import Stage, assemble
+from musiclm_jax.stages.layout import assemble
 from musiclm_jax.stages.losses import token_losses
+from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, level_logits
 
 BATCH = 8
