@@ -1,9 +1,8 @@
-"""The codec against Opus: python -m benchmarks.codec --corpus DIR --bundle tiny
+"""Compares the codec with Opus: python -m benchmarks.codec --corpus DIR --bundle tiny
 
-Clips of compositions that were never trained on pass through SoundStream (12 levels at 50 frames/s: 6 kbit/s) and
-through Opus at 6 and at 12 kbit/s (ffmpeg with libopus, its defaults). Each decoded clip is shifted by its best lag
-of up to 50 ms before it is compared. Then the codes: perplexity and share of the codebook in use, level by level,
-over all clips.
+Clips of held-out compositions pass through SoundStream (12 levels at 50 frames/s: 6 kbit/s) and through Opus at 6 and
+12 kbit/s (ffmpeg with libopus and its defaults). Each decoded clip is aligned by its best lag of up to 50 ms before the
+comparison. The benchmark also reports perplexity and codebook usage of each level over all clips.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""Runs every benchmark and writes one table: python -m benchmarks.evidence --corpus DIR --tokens DIR --work DIR
+"""Runs the benchmarks below and writes one table: python -m benchmarks.evidence --corpus DIR --tokens DIR --work DIR
 
-Each benchmark is a process of its own and leaves <work>/<name>.json; one that is finished is not run again (delete its
-file for that). The music of the generation benchmark stays in <work>/generated. Hours on two cores, mostly generation.
+Each benchmark runs in its own process and writes <work>/<name>.json; delete that file to run it again. The music of the
+generation benchmark stays in <work>/generated. Takes hours on two cores, mostly for generation.
 
-With --card MODEL_CARD.md the tables are also written into that file, between the lines `<!-- figures -->` and
-`<!-- /figures -->`, each below the command that makes it: no figure of other weights stays in it.
+--card MODEL_CARD.md also writes the tables into that file, between the lines `<!-- figures -->` and
+`<!-- /figures -->`, each below the command that makes it. This replaces all earlier figures there.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import sys
 
 from benchmarks.report import arguments, read_published, table
 
-# Title in the table, module, whether it reads audio records or token records.
+# Title in the table, module, kind of records that it reads.
 BENCHMARKS = (
     ("Codec", "codec", "corpus"),
     ("MuLan", "mulan_retrieval", "corpus"),
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def command(module: str, reads: str, args, output: pathlib.Path) -> list[str]:
-    """The command line of a benchmark."""
+    """Returns the command line of a benchmark."""
     line = [sys.executable, "-m", f"benchmarks.{module}", "--output", str(output)]
     line += ["--corpus", args.corpus] if reads == "corpus" else ["--tokens", args.tokens]
     line += ["--bundle", args.bundle] if module != "judges" else []
@@ -39,7 +39,7 @@ def command(module: str, reads: str, args, output: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs what is missing and writes the table."""
+    """Runs the missing benchmarks and writes the table."""
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--tokens", required=True, help="folder of token records, made by `musiclm tokenize`")
     parser.add_argument("--work", required=True, help="folder for the figures and the generated music")
@@ -72,16 +72,16 @@ def main() -> None:
 
 
 def write_into(card: pathlib.Path, figures: str) -> None:
-    """Replaces what lies between the two marks of a card.
+    """Replaces the text between the two marks of a card.
 
     Raises:
-      SystemExit: if it lacks them.
+      SystemExit: if a mark is missing.
     """
     text = card.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{card} lacks the lines {BEGIN} and {END}: put them where the figures are to stand")
+        raise SystemExit(f"{card} lacks the lines {BEGIN} and {END}: add them where the figures belong")
     card.write_text(f"{before}{BEGIN}\n\n{figures}\n{END}{after}", encoding="utf-8")
 
 

@@ -1,13 +1,13 @@
-"""FAD against PyPI's frechet-audio-distance: the same clips from disk, the same VGGish, the time of each and the ratio.
+"""Compares our FAD with PyPI's frechet-audio-distance on the same clips and the same VGGish: values and times.
 
     pip install --no-deps frechet-audio-distance==0.3.4 torchvggish==0.2 resampy==0.4.3
     python -m benchmarks.fad --corpus DIR [--clips 64] [--rounds 3] [--clock processor]
 
-(`--no-deps`: what its VGGish does not use, such as CLAP and EnCodec, is replaced by empty modules.) The network is
-VGGish as published, with random weights, or those at $MUSICLM_VGGISH if they are torchvggish's; its time does not
-depend on them. Clips are 24 kHz files; both sides read, resample, embed and compare two folders of them, with as many
-threads as there are processors for this process (`taskset -c 0` leaves one). One uncounted round first, so that neither
-side's compilation counts. Both sides then take turns; the figures are medians.
+(`--no-deps`: empty modules replace what its VGGish does not use, such as CLAP and EnCodec.) The network is the
+published VGGish with random weights, or with torchvggish's weights from $MUSICLM_VGGISH; the time does not depend on
+them. Both sides read, resample, embed and compare two folders of 24 kHz files, with one thread for each CPU of this
+process (`taskset -c 0` leaves one). A warm-up round excludes compilation. Then both sides alternate; figures are
+medians.
 """
 
 import importlib
@@ -35,7 +35,7 @@ UNUSED += ("torchlibrosa.augmentation",)
 
 
 def published() -> Any:
-    """frechet-audio-distance with torchvggish's network, put together without its downloads.
+    """Builds frechet-audio-distance's scorer with torchvggish's network, without its downloads.
 
     Raises:
       ValueError: if a package is missing.
@@ -44,7 +44,7 @@ def published() -> Any:
     try:
         import torch
 
-        # By their full names: the package's own namespace hides the modules behind functions.
+        # Imported by full name: in the package's namespace, functions shadow the modules.
         torchvggish = importlib.import_module("torchvggish.torchvggish")
         vggish_input = importlib.import_module("torchvggish.vggish_input")
 
@@ -59,7 +59,7 @@ def published() -> Any:
             f"{error.name} is not installed: pip install --no-deps frechet-audio-distance==0.3.4 torchvggish==0.2 "
             "resampy==0.4.3"
         ) from error
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA uses
     torch.manual_seed(0)
     network = torchvggish.VGG(torchvggish.make_layers(), postprocess=False)
     if path := os.environ.get(vggish.VARIABLE):
@@ -78,12 +78,12 @@ def published() -> Any:
 
 
 def ours(network: Any) -> Embedder:
-    """Our VGGish with the parameters of a torch network."""
+    """Returns our VGGish with the parameters of a torch network."""
     return vggish.embedder(vggish.from_torch({n: t.numpy() for n, t in network.state_dict().items()}), "benchmark")
 
 
 def our_score(embedder: Embedder, background: pathlib.Path, evaluated: pathlib.Path) -> float:
-    """FAD of two folders, from the files on."""
+    """Computes the FAD of two folders of audio files."""
     gaussians = []
     for folder in (background, evaluated):
         clips = (sound.load(path, embedder.sample_rate) for path in sorted(folder.iterdir()))
@@ -92,7 +92,7 @@ def our_score(embedder: Embedder, background: pathlib.Path, evaluated: pathlib.P
 
 
 def timed(call: Callable[[], float], clock: str) -> tuple[float, float]:
-    """Result and seconds of a call."""
+    """Returns the result of a call and its seconds."""
     now = time.perf_counter if clock == "wall" else time.process_time
     began = now()
     result = call()
@@ -100,7 +100,7 @@ def timed(call: Callable[[], float], clock: str) -> tuple[float, float]:
 
 
 def arithmetic(scorer: Any, dim: int, seed: int) -> tuple[float, float, float]:
-    """Greatest difference of the two distances on the same embeddings, and the seconds of each for one distance."""
+    """Returns the largest difference of the two distances on the same embeddings, and the seconds that each takes."""
     rng = np.random.default_rng(seed)
     differences, seconds = [], []
     for _ in range(5):
@@ -123,7 +123,7 @@ def arithmetic(scorer: Any, dim: int, seed: int) -> tuple[float, float, float]:
 
 
 def scoring_seconds(clips: int, clock: str, seed: int) -> float:
-    """Seconds to score clips of 10 s from their vectors: FAD with interval and limit, KLD and MCC with intervals."""
+    """Times scoring of 10 s clips from their embeddings: FAD with interval and limit, KLD and MCC with intervals."""
     rng = np.random.default_rng(seed)
     embeddings = list(rng.normal(size=(clips, 10, 128)).astype(np.float32))  # VGGish: ten vectors a clip
     reference = frechet.fit(rng.normal(size=(10 * clips, 128)))
@@ -141,9 +141,11 @@ def scoring_seconds(clips: int, clock: str, seed: int) -> float:
 def main() -> None:
     """Runs the benchmark."""
     parser = report.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=64, help="of each of the two folders")
+    parser.add_argument("--clips", type=int, default=64, help="clips in each folder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clock", default="wall", choices=("wall", "processor"), help="processor: on a busy machine")
+    parser.add_argument(
+        "--clock", default="wall", choices=("wall", "processor"), help="use processor on a busy machine"
+    )
     args = parser.parse_args()
     scorer = published()
     embedder = ours(scorer.model.network)
@@ -159,7 +161,7 @@ def main() -> None:
         }
         values = {name: call() for name, call in sides.items()}
         if values["frechet-audio-distance"] == -1:
-            raise ValueError("frechet-audio-distance could not score the clips: it says above why")
+            raise ValueError("frechet-audio-distance could not score the clips: see its message above")
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, call in sides.items():

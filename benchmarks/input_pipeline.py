@@ -1,9 +1,9 @@
-"""Input pipeline of the three stages: tokens/s of one core against what the chips of a v4-8 host could consume at most.
+"""Compares the input pipeline's tokens/s on one core with the most that a v4-8 host could consume, for each stage.
 
-Records of 30 s clips, made up, go through the tasks and datasets of a training: read, parsed, cropped, shuffled, padded
-and batched. What an epoch of one batch takes is taken off: starting a pipeline costs the same whatever its length. The
-rate is per second of processor time over all threads, so other work on the machine does not count. No training step can
-be faster than the chips' peak; `--consumed` takes a figure from `musiclm plan --topology=v4:2x2x1` instead.
+Synthetic records of 30 s clips pass through the tasks and datasets of a training run: read, parsed, cropped, shuffled,
+padded and batched. The time of a one-batch epoch is subtracted, because start-up costs the same for any length. Rates
+are per second of processor time over all threads, so other work on the machine does not count. By default the host
+consumes tokens at its chips' peak; `--consumed` sets another rate, such as that of `musiclm plan --topology=v4:2x2x1`.
 
   python -m benchmarks.input_pipeline [--batch 64] [--clips 4096] [--rounds 3] [--consumed TOKENS_PER_SECOND]
 """
@@ -41,7 +41,7 @@ TASKS = {
 
 
 class Rate(NamedTuple):
-    """Tokens of the model a second: what one core makes of a stage's records, what the chips of a host consume."""
+    """Tokens per second of a stage: produced by one core, consumed by the chips of a host."""
 
     stage: str
     produced: float
@@ -49,7 +49,7 @@ class Rate(NamedTuple):
 
 
 def write_records(folder: pathlib.Path, batch: int, clips: int) -> None:
-    """Writes a training split of `clips` and a validation split of one batch; all shards of a split are alike."""
+    """Writes a training split of `clips` and a validation split of one batch; shards of a split are copies."""
     rng = np.random.default_rng(0)
     for split, count in (("train", clips // SHARDS), ("validation", batch), ("test", 1)):
         shards = SHARDS if split == "train" else 1
@@ -75,21 +75,21 @@ def write_records(folder: pathlib.Path, batch: int, clips: int) -> None:
 
 
 def epoch_cost(task: TaskSpec, split: str, batch: int) -> tuple[int, float]:
-    """Runs an epoch: its examples, and the processor seconds they took."""
+    """Runs an epoch and returns its number of examples and its processor seconds."""
     start = time.process_time()
     examples = sum(len(next(iter(arrays.values()))) for arrays in TaskDataset(task, split, batch).epoch(0))
     return examples, time.process_time() - start
 
 
 def peak_consumption(stage: layout.Stage) -> float:
-    """Tokens/s of the paper's model at the peak FLOP/s of the chips of a v4-8 host."""
+    """Returns the paper model's tokens/s at the peak FLOP/s of a v4-8 host's chips."""
     learner = StageLearner(stage, TransformerConfig(), OptimizerConfig())
     length = stage.condition_length() + stage.target_length()
     return HOST_CHIPS * chips.CHIPS["v4"].flops / (learner.model_flops(1) / length)
 
 
 def produced(tokens: int, few: tuple[int, float], many: tuple[int, float]) -> float:
-    """Tokens/s from the (examples, seconds) of a short and a long epoch, without what both take to start.
+    """Computes tokens/s from the (examples, seconds) of a short and a long epoch, without their start-up time.
 
     Raises:
       ValueError: if the long epoch did not take longer.
@@ -100,7 +100,7 @@ def produced(tokens: int, few: tuple[int, float], many: tuple[int, float]) -> fl
 
 
 def figures(rates: Sequence[Rate]) -> list[report.Figure]:
-    """Three lines a stage."""
+    """Returns three figures for each stage."""
     lines = []
     for rate in rates:
         ratio = rate.produced / rate.consumed
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--clips", type=int, default=4096, help=f"a multiple of {SHARDS}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--consumed", type=float, help="tokens/s of a v4-8 host, of every stage")
+    parser.add_argument("--consumed", type=float, help="tokens/s that a v4-8 host consumes, for every stage")
     parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
     rates = []

