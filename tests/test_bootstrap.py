@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from musiclm_jax import bootstrap, bundles
-from musiclm_jax.bootstrap import chain, programs, resident
 from musiclm_jax.bootstrap import corpus as bootstrap_corpus
+from musiclm_jax.bootstrap import programs, resident
+from musiclm_jax.bootstrap.learners import constant
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes, cpu, rehearsal
 from musiclm_jax.corpus import human_captions
 from musiclm_jax.corpus import pack as corpus_pack
@@ -80,7 +81,7 @@ def test_projected_sentence_vectors_are_mulans_embeddings_of_the_texts():
 
 def test_constant_keeps_the_peak_rate_and_all_else():
     optimizer = OptimizerConfig(name="adamw", learning_rate=3e-3, schedule="cosine", warmup_steps=5, total_steps=50)
-    changed = chain.constant(optimizer)
+    changed = constant(optimizer)
     assert dataclasses.replace(changed, schedule="cosine") == optimizer
     rates = [float(changed.make_schedule()(step)) for step in (0, 4, 5, 49, 10_000)]
     np.testing.assert_allclose(rates, [6e-4, 3e-3, 3e-3, 3e-3, 3e-3], rtol=1e-5)
@@ -258,7 +259,7 @@ def test_excerpts_of_recordings_are_packed(tmp_path, capsys):
     assert "broken.mp3 cannot be read" in out and "excerpts of 2 recordings" in out
     found = bootstrap_corpus.recordings(tmp_path / "music.ogg", 1)
     assert np.sqrt(np.mean((found / 32_768) ** 2)) > 0.1, "what is silent is left out"
-    assert 10 <= audio.duration(tmp_path / "music.ogg") <= 40
+    assert 10 <= audio.seconds_of(tmp_path / "music.ogg") <= 40
 
     (songs / "long.wav").unlink()
     (songs / "deep" / "silent.flac").unlink()

@@ -1,6 +1,7 @@
 """From scores to a bundle on one accelerator in minutes, without TensorFlow, seqio, gin or a network.
 
-`sizes` says how much, `corpus` renders, `programs` compiles ahead, `chain` trains part after part.
+`sizes` says how much, `learners` reads the pack's configurations, `corpus` renders, `programs` compiles ahead, `chain`
+trains part after part.
 
 Imports all rooms below but `generation`, `evaluation` and `planning`.
 """

@@ -4,9 +4,7 @@ Each part has a share of the minutes that are left when it begins, and is saved 
 """
 
 import dataclasses
-import functools
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -19,29 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import bundles
-from musiclm_jax.bootstrap import resident
+from musiclm_jax.bootstrap import learners, resident
 from musiclm_jax.bootstrap.corpus import Corpus
 from musiclm_jax.bootstrap.programs import KEYS, Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
-from musiclm_jax.bundles import config_from_json
-from musiclm_jax.data.tokens import ACOUSTIC, MELODY
+from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.stages import weights as stage_weights
 from musiclm_jax.stages.config import StageModelConfig
-from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tokenizers import melody, mulan, w2v_bert
-from musiclm_jax.tokenizers.mulan import MulanLearner
-from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
 from musiclm_jax.tokenizers.soundstream.learner import export as exported_codec
-from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
 from musiclm_jax.training.learner import check_fits
 
 LEARNERS_FILE, SEED_BUNDLE = "learners.json", "bundle"  # in the pack: configurations; text encoder and melody model
-CLASSES: dict[str, Any] = dict.fromkeys(TRAININGS, StageLearner) | {
-    "soundstream": SoundStreamLearner,
-    "decoder": SoundStreamLearner,
-    "w2v_bert": W2vBertLearner,
-    "mulan": MulanLearner,
-}
 STAGES = ("coarse", "semantic", "fine")
 FITTED_BLOCKS = 4  # whose features clusters are fitted to
 
@@ -96,9 +83,8 @@ class Bootstrap:
         self.seed_bundle = bundles.load(pack / SEED_BUNDLE)
         self.bundle, self.work = output / "bundle", work or output / "work"
         self.work.mkdir(parents=True, exist_ok=True)
-        described = json.loads((pack / LEARNERS_FILE).read_text(encoding="utf-8"))
-        self.learners = {name: self._learner(name, described[name]) for name in TRAININGS}
-        self.draws = {name: self._draw(name) for name in TRAININGS}
+        self.learners = learners.read(pack / LEARNERS_FILE, sizes, self.seed_bundle.file("vocab.txt"))
+        self.draws = {name: learners.draw(name, learner, sizes) for name, learner in self.learners.items()}
         if missing := sorted(name for name in self._needed() if name not in self.parts and not self._has(name)):
             raise ValueError(
                 f"{self.bundle} has no {', '.join(missing)}, which {', '.join(self.parts)} need: train them, too"
@@ -109,43 +95,10 @@ class Bootstrap:
 
     def _needed(self) -> set[str]:
         """Parts that those to train are made with or begin from."""
-        stages = {name for name in self.parts if issubclass(CLASSES[name], StageLearner)}
+        stages = {name for name in self.parts if learners.is_stage(name)}
         needed = {"soundstream", "w2v_bert", "mulan"} if stages else set()
         needed |= {"semantic"} if "semantic_melody" in stages else set()
         return needed | ({"soundstream"} if "decoder" in self.parts else set())
-
-    def _learner(self, name: str, described: dict) -> Any:
-        """A learner as gin built it, for a time instead of a number of steps, and for this batch."""
-        learner = config_from_json(CLASSES[name], {"config": described["config"]} | described["learner"], name)
-        learner = dataclasses.replace(learner, optimizer=constant(learner.optimizer))
-        if isinstance(learner, StageLearner):
-            config = dataclasses.replace(learner.config, dtype=self.sizes.dtype, scan_layers=True)
-            return dataclasses.replace(learner, config=config)
-        if isinstance(learner, SoundStreamLearner):
-            vectors = self.sizes.batch[name] * self.sizes.seconds[name] * ACOUSTIC.frame_rate
-            codec = dataclasses.replace(
-                learner.config,
-                dtype=self.sizes.dtype,
-                dead_code_threshold=0.2 * vectors / learner.config.codebook_size,
-                **self.sizes.discriminators,
-            )
-            second = constant(learner.discriminator_optimizer)
-            return dataclasses.replace(learner, config=codec, discriminator_optimizer=second)
-        if isinstance(learner, MulanLearner):
-            return dataclasses.replace(learner, text_weights=None, vocab=str(self.seed_bundle.file("vocab.txt")))
-        return learner
-
-    def _draw(self, name: str) -> resident.Draw:
-        batch, learner = self.sizes.batch[name], self.learners[name]
-        if isinstance(learner, StageLearner):
-            share = self._caption_share(learner)
-            return functools.partial(resident.draw_tokens, batch=batch, stage=learner.stage, caption_share=share)
-        draw = resident.draw_pairs if name == "mulan" else resident.draw_audio
-        return functools.partial(draw, batch=batch, samples=resident.crop_samples(self.sizes.seconds[name]))
-
-    def _caption_share(self, learner: StageLearner) -> float:
-        """Share of the texts' codes, 0 for a stage that reads none."""
-        return self.sizes.caption_share if any(p.stream == "mulan" for p in learner.stage.conditioning) else 0.0
 
     def run(self) -> None:
         """Renders and trains all parts.
@@ -168,7 +121,7 @@ class Bootstrap:
                 self.made[name] = train()
             elif name in self._needed():
                 self.made[name] = self._made(name)
-        if any(issubclass(CLASSES[name], StageLearner) for name in self.parts):
+        if any(learners.is_stage(name) for name in self.parts):
             tokens = self._tokenize(*(self.made[name] for name in ("soundstream", "w2v_bert", "mulan")))
             for name in self.parts:
                 if name in STAGES:
@@ -209,7 +162,7 @@ class Bootstrap:
     def _compile_ahead(self) -> None:
         """In the order of use."""
         programs, parts = self.programs, self.parts
-        stages = [name for name in parts if issubclass(CLASSES[name], StageLearner)]
+        stages = [name for name in parts if learners.is_stage(name)]
         for name in parts:
             if name == "mulan":
                 programs.sentences()
@@ -335,7 +288,7 @@ class Bootstrap:
         same = np.round(np.mean(new == old, axis=0), 2).tolist()
         self.say(f"mulan: texts whose code is that of before, by level: {same}")
         for name in (*STAGES, "semantic_melody"):
-            if self._has(name) and self._caption_share(self.learners[name]):
+            if self._has(name) and learners.caption_share(self.learners[name], self.sizes):
                 part = bundles.load(self.bundle).part(name)
                 params = stage_weights.with_new_codes(part.variables["params"], part.config.stage, "mulan", old, new)
                 self._save(name, part.config, {"params": params}, "int8" if name == "semantic_melody" else "float16")
@@ -432,8 +385,3 @@ class Bootstrap:
     def _save(self, name: str, config: Any, variables: Any, storage: str = "float16") -> None:
         size = bundles.save_part(self.bundle, name, config, jax.device_get(variables), storage)
         self.say(f"saved {name}, {size / 1e6:.2f} MB")
-
-
-def constant(optimizer: Any) -> Any:
-    """The optimiser at its peak rate after the warm-up: `resident.train_for` makes it fall with the time."""
-    return dataclasses.replace(optimizer, schedule="constant")
