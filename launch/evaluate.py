@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
@@ -16,7 +16,7 @@ import numpy as np
 
 from musiclm_jax import bundles
 from musiclm_jax.evaluation import clips, evaluate, metrics
-from musiclm_jax.evaluation.evaluate import ClipSource, EvaluationSet, Scores
+from musiclm_jax.evaluation.evaluate import EvaluationSet, Hearing, Scores
 from musiclm_jax.generation import generate
 from musiclm_jax.launch import command, evaluation_page, gin_bindings  # noqa: F401  registers what gin files can name
 from musiclm_jax.launch.train import parse_gin
@@ -28,7 +28,8 @@ USAGE = """musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'"
 Generates a clip for each caption of a task and scores the clips. With --generated, scores another system's clips, named
 by the task's ids (ID.wav). The same command resumes an interrupted run. DIR receives report.json, report.html and the
 clips."""
-CONTROLS = ("real", "codec", "shuffled", "noise")
+# Rows beside the system's, by the names that gin files use.
+CONTROLS = {"real": "real clips", "codec": "codec round trip", "shuffled": "shuffled captions", "noise": "noise"}
 SAMPLES = 12  # clips that the page plays
 FAULTS = ("missing", "broken", "silent", "loud", "doubles", "strangers")  # of `clips.Clips`, named in full in the JSON
 
@@ -74,7 +75,7 @@ def evaluate_system(
     best_of: int = 1,
     batch_size: int = 8,
     seed: int = 0,
-    controls: Sequence[str] = CONTROLS,
+    controls: Sequence[str] = tuple(CONTROLS),
     kld_direction: str = metrics.KLD_DIRECTIONS[0],
     cache_dir: str | None = None,
 ) -> list[Scores]:
@@ -116,35 +117,17 @@ def evaluate_system(
     progress = command.Progress(sys.stderr)
     if generated is None:
         request = generate.request_for(models, seconds=seconds, best_of=best_of, batch_size=batch_size, seed=seed)
-        paths = clips.generate_clips(models, captions, folder / "clips", request, progress)
-        found = clips.Clips(paths)
+        found = clips.Clips(clips.generate_clips(models, captions, folder / "clips", request, progress))
     else:
         found = clips.folder_clips(generated, list(captions))
-    name = system or (pathlib.Path(generated).name if generated else f"bundle {models.path.name}")
-
     progress("references", 0, 1)
     cache = pathlib.Path(cache_dir).expanduser() if cache_dir else folder / "cache"
     judges = evaluate.Judges(task, listeners, models, cache, kld_direction, seed)
     progress("references", 1, 1)
-    sources: dict[str, ClipSource] = {"codec": evaluate.codec_round_trip(models, task.references)}
-    sources["noise"] = evaluate.noise(list(captions), seconds, seed)
-    rows = {"real": "real clips", "codec": "codec round trip", "shuffled": "shuffled captions", "noise": "noise"}
-    if next(iter(task.references()), None) is None:
-        rows = {control: rows[control] for control in ("shuffled", "noise")}
-    rows = {control: row for control, row in rows.items() if control in controls}
-    progress("scoring", 0, 1 + len(rows))
-    hearing = judges.hear(found.read)
-    scores = [judges.score(name, hearing)]
-    for control, row in rows.items():
-        progress("scoring", len(scores), 1 + len(rows))
-        if control == "real":
-            heard = judges.references()
-        elif control == "shuffled":
-            heard = evaluate.shuffled(hearing, list(captions), seed)
-        else:
-            heard = judges.hear(sources[control])
-        scores.append(judges.score(row, heard))
-    progress("scoring", 1 + len(rows), 1 + len(rows))
+
+    name = system or (pathlib.Path(generated).name if generated else f"bundle {models.path.name}")
+    rows = control_rows(judges, models, task, controls, seconds, seed)
+    hearing, scores = score_rows(judges, name, found, rows, progress)
 
     of_clips = [*found.problems(), *evaluate.unheard(listeners, hearing, found.seconds)]
     remarks = [*task.remarks, *evaluate.silent_references(task), *of_clips, *remarks, *warnings_of(scores[0])]
@@ -156,13 +139,70 @@ def evaluate_system(
         "generated": generated,
     }
     write_report(folder, task, scores, remarks, found, settings)
-    print(table(scores))
-    for remark in remarks:
-        print(f"* {remark}")
-    sheet = evaluation_page.page(task, scores, remarks, samples_of(task, found))
-    (folder / "report.html").write_text(sheet, encoding="utf-8")
-    print(f"{folder / 'report.json'}\n{folder / 'report.html'}")
+    print_report(folder, scores, remarks)
     return scores
+
+
+def control_rows(
+    judges: evaluate.Judges,
+    models: bundles.Bundle,
+    task: EvaluationSet,
+    controls: Sequence[str],
+    seconds: float,
+    seed: int,
+) -> dict[str, Callable[[Hearing], Hearing]]:
+    """How the judges hear each control.
+
+    Args:
+      judges: hear the clips.
+      models: decode the codec round trip.
+      task: captions and references.
+      controls: of CONTROLS; those made of references are left out where the task has none.
+      seconds: length of clips of noise.
+      seed: of the shuffling and the noise.
+
+    Returns:
+      By the row's name, in the order of CONTROLS: what is heard, given what was heard in the system's clips.
+    """
+    ids = [item.id for item in task.items]
+    hear: dict[str, Callable[[Hearing], Hearing]] = {
+        "real": lambda _: judges.references(),
+        "codec": lambda _: judges.hear(evaluate.codec_round_trip(models, task.references)),
+        "shuffled": lambda own: evaluate.shuffled(own, ids, seed),
+        "noise": lambda _: judges.hear(evaluate.noise(ids, seconds, seed)),
+    }
+    if next(iter(task.references()), None) is None:
+        del hear["real"], hear["codec"]
+    return {row: hear[control] for control, row in CONTROLS.items() if control in controls and control in hear}
+
+
+def score_rows(
+    judges: evaluate.Judges,
+    system: str,
+    found: clips.Clips,
+    rows: dict[str, Callable[[Hearing], Hearing]],
+    progress: command.Progress,
+) -> tuple[Hearing, list[Scores]]:
+    """Scores a system's clips, then the controls.
+
+    Args:
+      judges: hear and score.
+      system: its name.
+      found: its clips.
+      rows: of `control_rows`.
+      progress: is told which row is scored.
+
+    Returns:
+      What was heard in the system's clips, and the scores of each row.
+    """
+    progress("scoring", 0, 1 + len(rows))
+    hearing = judges.hear(found.read)
+    scores = [judges.score(system, hearing)]
+    for row, hear in rows.items():
+        progress("scoring", len(scores), 1 + len(rows))
+        scores.append(judges.score(row, hear(hearing)))
+    progress("scoring", 1 + len(rows), 1 + len(rows))
+    return hearing, scores
 
 
 @contextlib.contextmanager
@@ -201,7 +241,7 @@ def write_report(
     found: clips.Clips,
     settings: dict[str, Any],
 ) -> None:
-    """Writes report.json: figures, remarks, the ids behind them, and the values of every clip and tag."""
+    """Writes report.json (figures, remarks, the ids behind them, the values of every clip and tag) and report.html."""
     content: dict[str, Any] = {
         "task": task.name,
         "captions": len(task.items),
@@ -214,6 +254,16 @@ def write_report(
         for figure in system["figures"]:
             figure["estimate"] = figure["estimate"] and figure["estimate"]._asdict()
     (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    sheet = evaluation_page.page(task, scores, remarks, samples_of(task, found))
+    (folder / "report.html").write_text(sheet, encoding="utf-8")
+
+
+def print_report(folder: pathlib.Path, scores: Sequence[Scores], remarks: Sequence[str]) -> None:
+    """Prints the table, the remarks and where the report lies."""
+    print(table(scores))
+    for remark in remarks:
+        print(f"* {remark}")
+    print(f"{folder / 'report.json'}\n{folder / 'report.html'}")
 
 
 def samples_of(task: EvaluationSet, found: clips.Clips) -> list[evaluation_page.Sample]:
