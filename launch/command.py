@@ -32,7 +32,7 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-class Progress:
+class ProgressPrinter:
     """Prints "name: 40%, about 12 s left": updates one line on a terminal, otherwise prints a line every few seconds.
 
     Attributes:
@@ -61,7 +61,9 @@ class Progress:
         if finished:
             text = f"{name}: done in {elapsed:.1f} s"
         elif done > 0:
-            text = f"{name}: {done / total:.0%}, about {duration(elapsed / done * (total - done))} left"
+            from musiclm_jax.training.progress import format_seconds  # here: it imports JAX
+
+            text = f"{name}: {done / total:.0%}, about {format_seconds(elapsed / done * (total - done))} left"
         else:
             text = f"{name}: started"
         if self._terminal:
@@ -70,10 +72,3 @@ class Progress:
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds as "45 s", "12 min" or "3.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         tokens,
         train_tokens,
     )
-    found = diagnose(bundle, clips, args.resynthesis, args.seed, command.Progress(sys.stderr))
+    found = diagnose(bundle, clips, args.resynthesis, args.seed, command.ProgressPrinter(sys.stderr))
     print(report(found))
     if output:
         content = {

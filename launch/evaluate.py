@@ -114,7 +114,7 @@ def evaluate_system(
     models = bundles.load(bundle)
     listeners, remarks = evaluate.load_embedders(embedder_names, models)
     captions = {item.id: item.caption for item in task.items}
-    progress = command.Progress(sys.stderr)
+    progress = command.ProgressPrinter(sys.stderr)
     if generated is None:
         request = generate.request_for(models, seconds=seconds, best_of=best_of, batch_size=batch_size, seed=seed)
         found = clips.Clips(clips.generate_clips(models, captions, folder / "clips", request, progress))
@@ -181,7 +181,7 @@ def score_rows(
     system: str,
     found: clips.Clips,
     rows: dict[str, Callable[[Hearing], Hearing]],
-    progress: command.Progress,
+    progress: command.ProgressPrinter,
 ) -> tuple[Hearing, list[Scores]]:
     """Scores a system's clips, then the controls.
 

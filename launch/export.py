@@ -155,7 +155,7 @@ def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -
 
     config, params = learner.config, state.params
     features = jax.jit(functools.partial(w2v_bert.features, config))
-    progress = command.Progress()
+    progress = command.ProgressPrinter()
 
     def batches() -> Iterator[jax.Array]:
         for done, total, batch in corpus_batches(corpus, clips, seed):
@@ -178,7 +178,7 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
     from musiclm_jax.tokenizers import melody
 
     config, variables = learner.config, learner.variables(state)
-    progress = command.Progress()
+    progress = command.ProgressPrinter()
     embedded, heard = [], []
     for done, total, batch in corpus_batches(corpus, passages, seed, records.read_rendition_records):
         audio = np.stack([passage["renditions"] for passage in filled(batch)])
@@ -211,7 +211,7 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
 
     config, variables = learner.config, learner.variables(state)
     draw = np.random.default_rng(seed)
-    progress = command.Progress()
+    progress = command.ProgressPrinter()
     heard_batches, read_batches, seen = [], [], []
     for done, total, batch in corpus_batches(corpus, clips, seed):
         audio = np.stack([clip["audio"] for clip in filled(batch)])

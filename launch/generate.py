@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
         if args.report:
             print_report(heard, sys.stderr)
         return 0
-    finished = generate.pieces(bundle, stories, request, command.Progress(sys.stderr))
+    finished = generate.pieces(bundle, stories, request, command.ProgressPrinter(sys.stderr))
     for index, music in enumerate(finished):
         gain = audio.write(outputs[index], music.audio, args.force)
         turned_down = "" if gain == 1 else f", turned down by {-20 * np.log10(gain):.1f} dB to avoid clipping"
@@ -269,7 +269,7 @@ def write_stream(
 
     def blocks() -> Iterator[np.ndarray]:
         done = 0
-        for block in generate.stream(bundle, stories, request, command.Progress(sys.stderr)):
+        for block in generate.stream(bundle, stories, request, command.ProgressPrinter(sys.stderr)):
             if done <= known < done + len(block):  # the continued recording comes first, without generation
                 print(f"first sound after {time.monotonic() - began:.1f} s", file=sys.stderr)
             done += len(block)

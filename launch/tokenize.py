@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
     todo = [job for job in jobs if not job[0].exists()]
     print(f"{len(jobs)} shards, {len(jobs) - len(todo)} of them done already", file=sys.stderr)
-    progress = command.Progress(sys.stderr)
+    progress = command.ProgressPrinter(sys.stderr)
     clips = 0
     start = time.monotonic()
     for index, (target, clip_source) in enumerate(todo):

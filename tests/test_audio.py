@@ -104,20 +104,6 @@ def test_write_refuses_what_is_not_audio(tmp_path, bad):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overlap_add_restores_a_signal_and_cross_fades():
-    signal = np.random.default_rng(0).normal(size=100).astype(np.float32)
-    windows = np.stack([signal[start : start + 40] for start in range(0, 61, 30)])
-    np.testing.assert_allclose(audio.overlap_add(windows, hop=30), signal, atol=1e-6)
-    faded = audio.overlap_add(np.stack([np.zeros(4), np.ones(4)]), hop=2)
-    np.testing.assert_allclose(faded, [0, 0, 0.25, 0.75, 1, 1])
-
-
-def test_overlap_add_refuses_gaps_and_triple_overlap():
-    for hop in (1, 5):
-        with pytest.raises(ValueError, match=r"must be 2\.\.4"):
-            audio.overlap_add(np.ones((3, 4)), hop)
-
-
 def test_a_stream_is_clipped_and_keeps_what_came(tmp_path):
     loud = np.array([0.5, 2.0, -3.0], np.float32)
 

@@ -334,7 +334,7 @@ def test_describe_refuses_what_is_no_sound(run, tmp_path, name, content, message
 def test_progress_shows_the_time_left(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
-    progress = command.Progress(sys.stderr)
+    progress = command.ProgressPrinter(sys.stderr)
     for done, seconds in [(0, 0), (10, 20), (11, 1), (100, 179)]:
         now[0] += seconds
         progress("coarse", done, 100)

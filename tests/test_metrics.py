@@ -89,16 +89,16 @@ def test_a_delay_is_found_and_taken_out(delay):
 
 def test_log_mel_distance_of_a_gain_is_the_gain():
     audio = np.random.default_rng(0).normal(0, 0.2, RATE)
-    assert metrics.log_mel_distance(audio, audio, RATE) == 0
-    assert metrics.log_mel_distance(audio, audio / 2, RATE) == pytest.approx(6.02, abs=0.02)
+    assert metrics.log_mel_distance_db(audio, audio, RATE) == 0
+    assert metrics.log_mel_distance_db(audio, audio / 2, RATE) == pytest.approx(6.02, abs=0.02)
 
 
 def test_log_mel_distance_is_relative_to_full_scale_and_deaf_below_the_floor():
     far_below = metrics.MEL_FLOOR / 100
     silence, hiss = np.zeros(RATE), np.random.default_rng(0).normal(0, far_below, RATE)
-    assert metrics.log_mel_distance(silence, hiss, RATE) == 0
-    near = metrics.log_mel_distance(tone(440), tone(450), RATE)
-    assert 0 < near < metrics.log_mel_distance(tone(440), tone(1760), RATE)
+    assert metrics.log_mel_distance_db(silence, hiss, RATE) == 0
+    near = metrics.log_mel_distance_db(tone(440), tone(450), RATE)
+    assert 0 < near < metrics.log_mel_distance_db(tone(440), tone(1760), RATE)
 
 
 def test_entropies_on_literals():
@@ -122,10 +122,9 @@ def test_mutual_information_is_one_for_renamed_labels_and_zero_for_unrelated_one
 
 
 @pytest.mark.parametrize("tonic", [0, 5, 11])
-def test_key_fit_and_scale_share_do_not_care_for_the_tonic(tonic):
+def test_key_fit_does_not_depend_on_the_tonic(tonic):
     scale = np.zeros(12)
-    scale[[(tonic + step) % 12 for step in metrics.MAJOR_SCALE]] = [4, 2, 3, 2, 4, 2, 1]
-    assert metrics.scale_share(scale) == 1
+    scale[[(tonic + step) % 12 for step in (0, 2, 4, 5, 7, 9, 11)]] = [4, 2, 3, 2, 4, 2, 1]
     assert metrics.key_fit(scale) > 0.9
     assert metrics.key_fit(np.roll(metrics.MINOR_PROFILE, tonic)) == pytest.approx(1)
 
@@ -135,8 +134,7 @@ def test_random_histograms_fit_keys_worse():
     fits = [metrics.key_fit(rng.exponential(size=12)) for _ in range(300)]
     assert 0.4 < np.mean(fits) < 0.65
     assert metrics.key_fit(np.ones(12)) == 0
-    assert metrics.scale_share(np.ones(12)) == pytest.approx(7 / 12)
-    assert metrics.scale_share(np.zeros(12)) == 0
+    assert metrics.key_fit(np.zeros(12)) == 0
     with pytest.raises(ValueError, match="12 weights"):
         metrics.key_fit(np.ones(11))
 

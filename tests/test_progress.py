@@ -12,7 +12,7 @@ from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.stages.transformer import TransformerConfig
 from musiclm_jax.training import chips, progress
 from musiclm_jax.training.optimizers import OptimizerConfig
-from musiclm_jax.training.progress import Progress, Rate, Work, peak_flops
+from musiclm_jax.training.progress import Rate, StepProgress, Work, peak_flops
 
 
 def test_work_is_counted_in_tokens_or_seconds_of_audio():
@@ -51,7 +51,7 @@ def test_mfu_is_claimed_where_both_figures_are_known():
 def test_lines_leave_out_compilation_and_what_happened_since(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
-    shown = Progress(step=10, total_steps=130)
+    shown = StepProgress(step=10, total_steps=130)
     shown.work = Work("tokens", 50.0)
     clock.now = 30.0
     assert shown.line(11, {"loss": 2.5}) == "step 11/130 | loss 2.5 | first step 30.0 s with compilation"
@@ -66,4 +66,4 @@ def test_lines_leave_out_compilation_and_what_happened_since(monkeypatch):
 
 @pytest.mark.parametrize("seconds, text", [(12.4, "12 s"), (300, "5 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress.format_seconds(seconds) == text

@@ -195,7 +195,7 @@ def test_bfloat16_is_close_to_float32_and_codes_do_not_depend_on_it(variables):
     assert 0 < difference.max() < 0.2 * np.std(embedded[0])
     synthesized = compiled(lambda vectors: [model.synthesize(c, params, vectors) for c in (SMALL, half)])(embedded[0])
     assert synthesized[1].dtype == jnp.float32
-    assert float(losses.si_sdr(*synthesized).min()) > 20
+    assert float(losses.batch_si_sdr(*synthesized).min()) > 20
     # The same programs.
     codes = np.zeros((2, 10, 3), np.int32)
     for function, given in ((model.encode, audio), (model.decode, codes)):

@@ -72,7 +72,7 @@ def sample_rate_of(path: str | os.PathLike) -> int | None:
         return None
 
 
-def duration(path: str | os.PathLike) -> float | None:
+def seconds_of(path: str | os.PathLike) -> float | None:
     """Returns the length of a sound file in seconds, from its header, or None if libsndfile cannot read it."""
     try:
         return float(soundfile.info(path).duration)
@@ -252,34 +252,3 @@ def _encode(path: pathlib.Path, audio: np.ndarray, container: str, encoding: str
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, encoding, format=container) as sound:
         for start in range(0, len(audio), SAMPLE_RATE):  # libsndfile overflows its stack on long Vorbis blocks
             sound.write(audio[start : start + SAMPLE_RATE])
-
-
-def overlap_add(windows: np.ndarray, hop: int) -> np.ndarray:
-    """Joins overlapping windows by linear cross-fades, whose gains sum to one everywhere.
-
-    Args:
-      windows: float `[windows, samples]`; window i begins at sample `i * hop`.
-      hop: in samples; between half a window and a whole one.
-
-    Returns:
-      float32 `[(windows - 1) * hop + samples]`.
-
-    Raises:
-      ValueError: if more than two windows would overlap, or windows would leave gaps.
-    """
-    count, samples = windows.shape
-    overlap = samples - hop
-    if not 0 <= overlap <= hop:
-        raise ValueError(
-            f"windows of {samples} samples with a hop of {hop}: the hop must be {-(-samples // 2)}..{samples}"
-        )
-    fade_in = (np.arange(overlap, dtype=np.float32) + 0.5) / max(overlap, 1)
-    joined = np.zeros((count - 1) * hop + samples, np.float32)
-    for index, window in enumerate(windows):
-        gain = np.ones(samples, np.float32)
-        if index > 0:
-            gain[:overlap] = fade_in
-        if index < count - 1:
-            gain[hop:] = fade_in[::-1]
-        joined[index * hop : index * hop + samples] += window * gain
-    return joined

@@ -1,7 +1,7 @@
-"""FAD, KLD and MCC of a system's clips against a set of captions and reference clips (MusicLM section 5.2).
+"""Computes FAD, KLD and MCC of a system's clips for a set of captions and reference clips (MusicLM section 5.2).
 
-An `EvaluationSet` says what is asked; `hear` turns clips into vectors, `score` turns vectors into figures. Nothing here
-generates or knows where clips come from, so the clips of any system are scored alike.
+An `EvaluationSet` holds captions and references; `hear` embeds clips, `score` turns embeddings into figures. Nothing
+here generates clips or depends on their origin, so the clips of any system are scored alike.
 """
 
 import dataclasses
@@ -27,20 +27,19 @@ from musiclm_jax.evaluation.embedders.weights import WeightsError
 from musiclm_jax.evaluation.metrics import Estimate
 from musiclm_jax.tokenizers import mulan, soundstream
 
-# Vectors `[windows, dim]` of each segment of each clip, by the clip's id.
+# Clip id to the vectors `[windows, dim]` of each of its segments.
 Heard = dict[str, list[np.ndarray]]
-# The same for each embedder, by its name.
+# Embedder name to what it computed.
 Hearing = dict[str, Heard]
-# (id, float32 `[samples]` at 24 kHz), made anew at every call.
+# Each call returns a new iterable of (id, float32 `[samples]` at 24 kHz).
 ClipSource = Callable[[], Iterable[tuple[str, np.ndarray]]]
 
-MCC_NOTE = "cosine of caption and clip; music of this bundle is conditioned with the same MuLan"
-MIN_TAG_CLIPS = 5  # of a tag, for a mean of its own
+MIN_TAG_CLIPS = 5  # a tag with fewer clips gets no mean of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One clip that is asked for."""
+    """One requested clip."""
 
     id: str
     caption: str
@@ -49,16 +48,16 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """What systems are asked for, and what their clips are compared with.
+    """The requested clips, and the real clips to compare with.
 
     Attributes:
       name: of the task, in seqio's registry and in reports.
-      items: in the order of the task.
-      references: clips of the items, as many as there are; KLD compares clips of equal ids.
-      background: clips that FAD compares with; `references` if None. Real clips of other ids make "real against real"
-        a fair floor.
-      version: identifies the clips of both, for the cache; "" caches nothing.
-      remarks: what a reader of the figures should know about the set.
+      items: requested clips, in the order of the task.
+      references: available real clips of the items; KLD compares clips with the same id.
+      background: real clips for FAD to compare with; None uses `references`. With clips of other ids, the FAD of real
+        clips against it is a fair lower bound.
+      version: identifies both sets of real clips in the cache; "" turns caching off.
+      remarks: notes about the set for readers of the figures.
     """
 
     name: str
@@ -75,13 +74,13 @@ class Figure:
 
     Attributes:
       metric: "FAD", "KLD" or "MCC".
-      embedder: name of what listened; figures of different embedders are not comparable.
-      version: of the embedder's weights.
-      estimate: the value with its 95 % interval; None if it cannot be given.
-      clips: clips that count.
-      asked: clips that were asked for.
-      infinity: of FAD, the value extrapolated to infinitely many clips, where there are enough of them.
-      note: how to read it, or why there is none.
+      embedder: name of the embedder; figures from different embedders are not comparable.
+      version: version of the embedder's weights.
+      estimate: the value with its 95 % interval; None if it cannot be computed.
+      clips: number of clips scored.
+      asked: number of clips requested.
+      infinity: FAD extrapolated to infinitely many clips; None for other metrics, or with too few clips.
+      note: how to read the figure, or why there is none.
     """
 
     metric: str
@@ -99,10 +98,10 @@ class Scores:
     """Figures of one system.
 
     Attributes:
-      system: its name.
+      system: name of the system.
       figures: the lines of the report.
       by_clip: KLD and MCC of each clip: {"KLD musicnn_tags": {id: value}, ...}.
-      by_tag: their means over the clips of each tag with enough of them: {"KLD musicnn_tags": {tag: (mean, clips)}}.
+      by_tag: means over the clips of each tag that has enough: {"KLD musicnn_tags": {tag: (mean, clips)}, ...}.
     """
 
     system: str
@@ -112,7 +111,7 @@ class Scores:
 
 
 def hear(embedder: Embedder, clips: Iterable[tuple[str, np.ndarray]]) -> Heard:
-    """Vectors of clips at 24 kHz, segment by segment; a clip too short for the embedder has none."""
+    """Computes the vectors of clips at 24 kHz, segment by segment; clips too short for the embedder are left out."""
     names: list[str] = []
 
     def parts() -> Iterator[np.ndarray]:
@@ -129,7 +128,7 @@ def hear(embedder: Embedder, clips: Iterable[tuple[str, np.ndarray]]) -> Heard:
 
 
 def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: pathlib.Path | None) -> Heard:
-    """As `hear`, keeping the vectors in the folder `cache` under the versions of the clips and of the embedder."""
+    """Like `hear`, but caches the vectors in the folder `cache`, keyed by the versions of clips and embedder."""
     if cache is None or not version:
         return hear(embedder, clips())
     key = hashlib.sha256(json.dumps([version, embedder.name, embedder.version]).encode()).hexdigest()[:16]
@@ -157,14 +156,14 @@ def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: path
 
 
 def load_embedders(names: Sequence[str], bundle: Bundle) -> tuple[list[Embedder], list[str]]:
-    """Loads embedders and classifiers, leaving out those whose weights are not there.
+    """Loads embedders and classifiers; skips those whose weights are missing.
 
     Args:
-      names: that `embedders.load` knows.
-      bundle: where "mulan" comes from.
+      names: names for `embedders.load`.
+      bundle: provides "mulan".
 
     Returns:
-      What could be loaded, and for each of the others a line that says what it needs.
+      The loaded embedders, and a line for each skipped one that says what it needs.
 
     Raises:
       ValueError: if a name is unknown or none can be loaded.
@@ -174,22 +173,22 @@ def load_embedders(names: Sequence[str], bundle: Bundle) -> tuple[list[Embedder]
         try:
             loaded.append(listeners.load(name, bundle))
         except WeightsError as error:
-            absent.append(f"no figures of {name}: {error}")
+            absent.append(f"no figures from {name}: {error}")
     if not loaded:
         raise ValueError(f"none of the embedders {', '.join(names)} can be used: {absent[0] if absent else 'name one'}")
     return loaded, absent
 
 
 class Judges:
-    """The embedders of an evaluation with what they heard in the references, which is the same for all systems.
+    """The embedders of an evaluation and their vectors of the references, which all systems share.
 
     Args:
-      evaluation_set: what is asked.
-      embedders: embedders give FAD, classifiers KLD; "mulan" gives MCC as well.
-      bundle: whose MuLan embeds the captions; None leaves MCC out.
+      evaluation_set: captions and references.
+      embedders: embedders give FAD, classifiers give KLD; "mulan" also gives MCC.
+      bundle: its MuLan embeds the captions; None skips MCC.
       cache: folder for the vectors of the references.
-      direction: of KLD, see `metrics.kl_divergence`.
-      seed: of the intervals.
+      direction: direction of KLD, see `metrics.kl_divergence`.
+      seed: for the bootstrap intervals.
     """
 
     def __init__(
@@ -230,21 +229,21 @@ class Judges:
         return hear_cached(embedder, self.evaluation_set.references, self.evaluation_set.version, self._cache)
 
     def hear(self, clips: ClipSource) -> Hearing:
-        """What every embedder hears in clips whose ids are those of the items; others are left out."""
+        """Computes every embedder's vectors of the clips; ids that are not in the evaluation set are ignored."""
         ids = {item.id for item in self.evaluation_set.items}
         return {e.name: hear(e, ((name, audio) for name, audio in clips() if name in ids)) for e in self.embedders}
 
     def references(self) -> Hearing:
-        """What every embedder hears in the reference clips: as a system, these are real clips against real clips.
+        """Returns every embedder's vectors of the reference clips, to score real clips as a system.
 
-        FAD may compare with clips of more captions than are asked (a limit); those are no clips of the system.
+        References without an item are left out: if the number of items is limited, there may be more references.
         """
         ids = {item.id for item in self.evaluation_set.items}
         heard = {e.name: self._references.get(e.name) or self._hear_references(e) for e in self.embedders}
         return {name: {clip: parts for clip, parts in of.items() if clip in ids} for name, of in heard.items()}
 
     def score(self, system: str, hearing: Hearing) -> Scores:
-        """Figures of a system, from what was heard in its clips."""
+        """Computes the figures of a system from the vectors of its clips."""
         items = {item.id: item for item in self.evaluation_set.items}
         figures: list[Figure] = []
         by_clip: dict[str, dict[str, float]] = {}
@@ -286,7 +285,7 @@ class Judges:
         if background is None:
             return none("no reference clips")
         if len(clips) < 2:
-            return none("fewer than two clips that can be heard")
+            return none("fewer than two clips have embeddings")
         found = frechet.fad(clips, background, seed=self.seed)
         counts = f"{found.vectors} against {found.reference_vectors} embeddings of {found.dim} dimensions"
         note = f"{counts}; {found.warning}" if found.warning else counts
@@ -297,7 +296,7 @@ class Judges:
         for name in heard.keys() & references.keys():
             generated = np.stack([part.mean(axis=0) for part in heard[name]])
             reference = np.stack([part.mean(axis=0) for part in references[name]])
-            if len(reference) != len(generated):  # such as 30 s against the 10 s that the caption describes
+            if len(reference) != len(generated):  # such as 30 s generated for a caption that describes 10 s
                 reference = reference.mean(axis=0, keepdims=True)
             values[name] = float(np.mean(metrics.kl_divergence(reference, generated, self.direction)))
         return {name: values[name] for name in heard if name in values}
@@ -305,19 +304,19 @@ class Judges:
     def _mean(self, metric: str, embedder: Embedder, values: Mapping[str, float], note: str) -> Figure:
         estimate = metrics.bootstrap(list(values.values()), seed=self.seed) if len(values) >= 2 else None
         if estimate is None:
-            note = "fewer than two clips that can be heard" + (" and have a reference" if metric == "KLD" else "")
+            note = "fewer than two clips have embeddings" + (" and a reference" if metric == "KLD" else "")
         asked = len(self.evaluation_set.items)
         return Figure(metric, embedder.name, embedder.version, estimate, len(values), asked, note=note)
 
 
 def unit_mean(vectors: np.ndarray) -> np.ndarray:
-    """Mean of unit vectors `[windows, dim]`, scaled to length 1: MuLan's embedding of a clip."""
+    """Returns the mean of unit vectors `[windows, dim]`, scaled to unit norm: MuLan's embedding of a clip."""
     mean = vectors.mean(axis=0)
     return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
 
 def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[str, tuple[float, int]]:
-    """Mean and count of the clips of each tag that has at least `MIN_TAG_CLIPS`, the commonest tags first."""
+    """Computes mean and number of clips for each tag with at least `MIN_TAG_CLIPS`, most frequent tags first."""
     of_tag: dict[str, list[float]] = {}
     for name, value in values.items():
         for tag in dict.fromkeys(items[name].tags):
@@ -328,16 +327,18 @@ def tag_means(values: Mapping[str, float], items: Mapping[str, Item]) -> dict[st
 
 
 def silent_references(evaluation_set: EvaluationSet) -> list[str]:
-    """Remarks that name silent clips among those that are compared with: they count, as those of a system do."""
-    sources = {"reference clips": evaluation_set.references, "clips that FAD compares with": evaluation_set.background}
+    """Returns remarks that name silent real clips: they are scored, like the silent clips of a system."""
+    sources = {"reference clips": evaluation_set.references, "background clips of FAD": evaluation_set.background}
     silent = {
         kind: [name for name, audio in source() if is_silent(audio)] for kind, source in sources.items() if source
     }
-    return [f"{len(names)} {kind} are silent (they count): {some(names)}" for kind, names in silent.items() if names]
+    return [
+        f"{len(names)} {kind} are silent (they are scored): {some(names)}" for kind, names in silent.items() if names
+    ]
 
 
 def unheard(embedders: Sequence[Embedder], hearing: Hearing, ids: Iterable[str]) -> list[str]:
-    """Remarks that name the clips of `ids` in which an embedder hears nothing, since they are too short for it."""
+    """Returns remarks that name the clips of `ids` that are too short for an embedder."""
     remarks: list[str] = []
     ids = list(ids)
     for embedder in embedders:
@@ -348,12 +349,12 @@ def unheard(embedders: Sequence[Embedder], hearing: Hearing, ids: Iterable[str])
 
 
 def shuffled(hearing: Hearing, ids: Sequence[str], seed: int) -> Hearing:
-    """What was heard, under the ids of other items: the figures of music that does not follow its text.
+    """Assigns each clip's vectors to another id, to score music that does not match its text.
 
-    FAD stays as it is, since it does not see which clip answers which caption.
+    FAD does not change, since it does not depend on which clip belongs to which caption.
     """
     order = np.random.default_rng(seed).permutation(len(ids))
-    # A cycle through all, so that no clip keeps its id.
+    # A cyclic shift of a random order, so that no clip keeps its id.
     renamed = {ids[order[i]]: ids[order[(i + 1) % len(ids)]] for i in range(len(ids))}
     return {
         embedder: {renamed[name]: parts for name, parts in heard.items() if name in renamed}
@@ -362,7 +363,7 @@ def shuffled(hearing: Hearing, ids: Sequence[str], seed: int) -> Hearing:
 
 
 def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
-    """White noise of -20 dB under each id: what no music may resemble."""
+    """Returns white noise at -20 dBFS for each id: a worst case."""
 
     def clips() -> Iterator[tuple[str, np.ndarray]]:
         rng = np.random.default_rng(seed)
@@ -373,7 +374,7 @@ def noise(ids: Sequence[str], seconds: float, seed: int) -> ClipSource:
 
 
 def codec_round_trip(bundle: Bundle, source: ClipSource) -> ClipSource:
-    """Clips through SoundStream's codes and back: what the stages could reach at best."""
+    """Encodes clips with SoundStream and decodes them: the best that the stages can reach."""
     part = bundle.part("soundstream")
     decode = jax.jit(functools.partial(soundstream.decode, part.config))
 

@@ -1,6 +1,6 @@
-"""Figures of merit in NumPy and SciPy: pure functions of arrays, with bootstrap intervals.
+"""Metrics in NumPy and SciPy: pure functions of arrays, independent of any model, and bootstrap intervals.
 
-Nothing here knows a model. Sound is float `[samples]`; codes are integers 0..codebook_size-1.
+Audio is float `[samples]`; codes are integers 0..codebook_size-1.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,20 +12,18 @@ import scipy.stats
 
 from musiclm_jax.data.spectrogram import mel_filterbank
 
-# Key profiles of Krumhansl and Kessler (1982): how well each pitch class fits a key, from the tonic upwards.
+# Key profiles (Krumhansl and Kessler, 1982): how well each pitch class fits a key, from the tonic upwards.
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)  # semitones above the tonic
-MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)  # natural minor
 MEL_SCALES = ((256, 16), (512, 32), (1024, 64), (2048, 128))  # (window in samples, mel bands) of the mel distance
-MEL_FLOOR = 1e-4  # of full scale (-80 dB): what is softer counts as silence
+MEL_FLOOR = 1e-4  # of full scale (-80 dB): quieter bands count as silence
 KLD_DIRECTIONS = ("reference||generated", "generated||reference")
-MAX_SI_SDR = 120.0  # dB; beyond it float32 sound is the same, or has nothing of the reference
-KLD_SMOOTHING = 1e-6  # share of the uniform distribution that is mixed into class probabilities
+MAX_SI_SDR = 120.0  # dB; beyond it, float32 audio is identical to the reference or unrelated to it
+KLD_SMOOTHING = 1e-6  # share of the uniform distribution mixed into class probabilities
 
 
 class Estimate(NamedTuple):
-    """A figure with its confidence interval."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
@@ -42,15 +40,15 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of independent items and its percentile bootstrap interval.
+    """Computes a statistic of independent items and its percentile bootstrap interval.
 
     Args:
-      values: `[items, ...]`: items are drawn with replacement along the first axis. For a paired difference pass the
+      values: `[items, ...]`; items are drawn with replacement along the first axis. For a paired comparison, pass the
         differences.
       statistic: maps a sample of the items to a float.
-      draws: bootstrap samples.
+      draws: number of bootstrap samples.
       level: coverage of the interval.
-      seed: of the draws; equal seeds give equal intervals.
+      seed: for the bootstrap; equal seeds give equal intervals.
 
     Raises:
       ValueError: if there are fewer than two items or a value is not finite.
@@ -60,7 +58,7 @@ def bootstrap(
         raise ValueError(f"an interval needs at least two items, got {len(values)}: score more clips")
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{np.sum(~np.isfinite(values))} of {values.size} values are NaN or infinite: look at those clips"
+            f"{np.sum(~np.isfinite(values))} of {values.size} values are NaN or infinite: check those clips"
         )
     rng = np.random.default_rng(seed)
     drawn = [float(statistic(values[rng.integers(0, len(values), len(values))])) for _ in range(draws)]
@@ -69,15 +67,17 @@ def bootstrap(
 
 
 def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a positive item scores above a negative one, ties counting half.
+    """Computes the area under the ROC curve.
+
+    It is the probability that a positive item scores above a negative one; ties count half.
 
     Raises:
-      ValueError: if one of the two is empty.
+      ValueError: if either array is empty.
     """
     positive, negative = np.asarray(positive, np.float64), np.asarray(negative, np.float64)
     if not positive.size or not negative.size:
         raise ValueError(
-            f"AUC needs items of both kinds, got {positive.size} positive and {negative.size} negative ones"
+            f"AUC needs positive and negative items, got {positive.size} positive and {negative.size} negative ones"
         )
     ranks = scipy.stats.rankdata(np.concatenate([positive, negative]))
     above = ranks[: positive.size].sum() - positive.size * (positive.size + 1) / 2
@@ -85,15 +85,15 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def matched_wins(scores: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Is the asked label higher here than on other items? The mean of the result is an AUC, pooled over labels.
+    """Measures how often an item outscores others in its own label; the mean of the result is an AUC over all labels.
 
     Args:
       scores: float `[items, labels]`.
-      asked: int `[items]`: the label asked of each item.
+      asked: int `[items]`: the label requested for each item.
 
     Returns:
-      `[items]`: the share of the items asking for another label that score lower in this item's label, ties counting
-      half; NaN where no item asks for another label.
+      `[items]`: among the items with another requested label, the share that score lower in this item's label. Ties
+      count half; NaN if no item has another label.
     """
     scores, asked = np.asarray(scores), np.asarray(asked)
     own = scores[np.arange(len(asked)), asked][:, None]
@@ -105,14 +105,14 @@ def matched_wins(scores: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def matched_auc(scores: np.ndarray, asked: np.ndarray) -> float:
-    """Mean of `matched_wins`: 1 if every item is above all strangers in its own label, 0.5 by chance.
+    """Computes the mean of `matched_wins`: 1 if every item outscores all others in its own label, 0.5 by chance.
 
     Raises:
-      ValueError: if every item asks for the same label.
+      ValueError: if all items have the same requested label.
     """
     wins = matched_wins(scores, asked)
     if not np.isfinite(wins).all():
-        raise ValueError("every item asks for the same label: there is nothing to compare with")
+        raise ValueError("all items have the same requested label: there is nothing to compare with")
     return float(wins.mean())
 
 
@@ -122,18 +122,17 @@ def kl_divergence(
     direction: str = KLD_DIRECTIONS[0],
     smoothing: float = KLD_SMOOTHING,
 ) -> np.ndarray:
-    """KL divergence of a classifier's class probabilities for pairs of clips, in nats: KLD, before its mean.
+    """Computes the KL divergence between class probabilities for pairs of clips, in nats; its mean is KLD.
 
-    The MusicLM paper does not state the direction. The default, KL(reference || generated), asks whether what is heard
-    in the reference is heard in the generated clip too.
+    The MusicLM paper does not state the direction. The default, KL(reference || generated), penalizes classes that are
+    in the reference but not in the generated clip.
 
     Args:
-      reference: `[..., classes]`, at least 0. Probabilities of a classifier of several labels do not add up to 1: they
-        are scaled to do so, as those of the other clip.
-      generated: `[..., classes]`.
+      reference: `[..., classes]`, at least 0; normalized to sum to 1, which multi-label probabilities do not.
+      generated: `[..., classes]`; normalized likewise.
       direction: one of `KLD_DIRECTIONS`.
-      smoothing: share of the uniform distribution mixed into both, so that a class probability of 0 costs a finite
-        amount: at most log(classes / smoothing).
+      smoothing: share of the uniform distribution mixed into both. It bounds the cost of a probability of 0 by
+        log(classes / smoothing).
 
     Returns:
       float64 `[...]`.
@@ -145,19 +144,23 @@ def kl_divergence(
         raise ValueError(f"direction is {direction!r}: expected {' or '.join(map(repr, KLD_DIRECTIONS))}")
     reference, generated = np.asarray(reference, np.float64), np.asarray(generated, np.float64)
     if reference.shape[-1] != generated.shape[-1]:
-        raise ValueError(f"{reference.shape[-1]} and {generated.shape[-1]} classes: expected those of one classifier")
+        raise ValueError(
+            f"the clips have {reference.shape[-1]} and {generated.shape[-1]} classes: use one classifier for both"
+        )
     sides = []
     for probabilities in (reference, generated):
         total = probabilities.sum(axis=-1, keepdims=True)
         if not (np.isfinite(total).all() and (total > 0).all() and (probabilities >= 0).all()):
-            raise ValueError("class probabilities must be finite, at least 0 and not all 0: look at the clips")
+            raise ValueError("class probabilities must be finite, at least 0 and not all 0: check the clips")
         sides.append((1 - smoothing) * probabilities / total + smoothing / probabilities.shape[-1])
     first, second = sides if direction == KLD_DIRECTIONS[0] else sides[::-1]
     return np.sum(first * np.log(first / second), axis=-1)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine of pairs of vectors `[..., dim]`: float64 `[...]`. Of MuLan's text and audio: MCC, before its mean.
+    """Computes the cosine of pairs of vectors `[..., dim]`: float64 `[...]`.
+
+    For MuLan's text and audio embeddings, its mean is MCC.
 
     Raises:
       ValueError: if a vector is zero or not finite.
@@ -165,14 +168,14 @@ def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise ValueError("an embedding is zero or not finite: it has no direction, look at its clip")
+        raise ValueError("an embedding is zero or not finite, so it has no direction: check its clip")
     return np.sum(first * second, axis=-1) / lengths
 
 
 def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., arXiv 1811.02508) of `[samples]`.
+    """Computes the scale-invariant signal-to-distortion ratio of `[samples]` in dB (Le Roux et al., arXiv 1811.02508).
 
-    Within +-`MAX_SI_SDR`; a silent estimate, of which the ratio is 0 by 0, has the lowest.
+    It is clipped to +-`MAX_SI_SDR`; a silent estimate, whose ratio is 0 / 0, gets the lower bound.
 
     Raises:
       ValueError: if the lengths differ or the reference is silent.
@@ -183,7 +186,7 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     reference, estimate = reference - reference.mean(), estimate - estimate.mean()
     energy = reference @ reference
     if energy <= 1e-12:
-        raise ValueError("the reference is silent: SI-SDR is not defined for it")
+        raise ValueError("the reference is silent: SI-SDR is undefined")
     target = (estimate @ reference / energy) * reference
     noise = estimate - target
     if estimate @ estimate <= 1e-12 * energy:
@@ -194,7 +197,7 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 def best_lag(reference: np.ndarray, estimate: np.ndarray, max_lag: int) -> int:
-    """Samples by which `estimate` comes late (negative: early), within +-max_lag, by cross-correlation."""
+    """Returns the delay of `estimate` in samples (negative: early), within +-max_lag, by cross-correlation."""
     correlation = scipy.signal.correlate(estimate, reference, mode="full", method="fft")
     zero = len(reference) - 1
     window = correlation[zero - max_lag : zero + max_lag + 1]
@@ -202,16 +205,16 @@ def best_lag(reference: np.ndarray, estimate: np.ndarray, max_lag: int) -> int:
 
 
 def shifted(estimate: np.ndarray, lag: int, samples: int) -> np.ndarray:
-    """Takes a delay of `lag` samples out of `[n]` and pads or trims it to `[samples]`."""
+    """Removes a delay of `lag` samples from `[n]`, and pads or trims the result to `[samples]`."""
     moved = estimate[lag:] if lag >= 0 else np.concatenate([np.zeros(-lag, estimate.dtype), estimate])
     return np.pad(moved[:samples], (0, max(0, samples - len(moved))))
 
 
-def log_mel_distance(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
-    """Mean absolute difference of log-mel spectra in dB, averaged over the window lengths of `MEL_SCALES`.
+def log_mel_distance_db(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    """Computes the mean absolute difference of log-mel spectra in dB, averaged over the windows of `MEL_SCALES`.
 
-    Magnitudes are relative to a full-scale sine; bands under `MEL_FLOOR` count as silence, so that inaudible detail
-    does not decide.
+    Magnitudes are relative to a full-scale sine. Bands below `MEL_FLOOR` count as silence, so that inaudible detail has
+    no effect.
 
     Args:
       reference: float `[samples]`.
@@ -230,7 +233,7 @@ def log_mel_distance(reference: np.ndarray, estimate: np.ndarray, sample_rate: i
         levels = []
         for audio in (reference, estimate):
             # scaling="spectrum" divides by the sum of the window: a full-scale sine has magnitude 0.5.
-            # float32: its error is far below the floor, and it takes half the time.
+            # float32: its error is far below the floor, and it halves the time.
             _, _, spectrum = scipy.signal.stft(np.asarray(audio, np.float32), nperseg=window, noverlap=window * 3 // 4)
             levels.append(20 * np.log10(np.maximum(2 * np.abs(spectrum).T @ filters, MEL_FLOOR)))
         distances.append(np.mean(np.abs(levels[0] - levels[1])))
@@ -238,31 +241,31 @@ def log_mel_distance(reference: np.ndarray, estimate: np.ndarray, sample_rate: i
 
 
 def entropy_bits(codes: np.ndarray) -> float:
-    """Entropy in bits of the histogram of `codes` of any shape."""
+    """Computes the entropy in bits of the histogram of `codes`, of any shape."""
     counts = np.unique(np.asarray(codes), return_counts=True)[1]
     return float(scipy.stats.entropy(counts, base=2))
 
 
 def perplexity(codes: np.ndarray) -> float:
-    """Effective number of codes in use: 2 to the entropy."""
+    """Computes the perplexity of `codes`, the effective number of codes in use: 2 to the entropy in bits."""
     return float(2 ** entropy_bits(codes))
 
 
 def unigram_bits(train_codes: np.ndarray, test_codes: np.ndarray, codebook_size: int) -> float:
-    """Bits per code of `test_codes` under the frequencies of `train_codes`, add-one smoothed."""
+    """Computes the bits per code of `test_codes` under the add-one smoothed frequencies of `train_codes`."""
     counts = np.bincount(np.asarray(train_codes).ravel(), minlength=codebook_size) + 1.0
     return float(-np.mean(np.log2(counts / counts.sum())[np.asarray(test_codes).ravel()]))
 
 
 def normalized_mutual_information(first: np.ndarray, second: np.ndarray) -> float:
-    """Mutual information of two labelings `[items]`, divided by the mean of their entropies: 0..1.
+    """Computes the mutual information of two labelings `[items]`, divided by the mean of their entropies: 0..1.
 
     Raises:
       ValueError: if the lengths differ.
     """
     first, second = np.asarray(first).ravel(), np.asarray(second).ravel()
     if first.shape != second.shape:
-        raise ValueError(f"labelings of {first.size} and {second.size} items: expected the same items")
+        raise ValueError(f"the labelings have {first.size} and {second.size} items: expected equal lengths")
     _, rows = np.unique(first, return_inverse=True)
     _, columns = np.unique(second, return_inverse=True)
     joint = np.zeros((rows.max() + 1, columns.max() + 1))
@@ -274,7 +277,7 @@ def normalized_mutual_information(first: np.ndarray, second: np.ndarray) -> floa
 
 
 def key_fit(pitch_classes: np.ndarray) -> float:
-    """How well a pitch-class histogram fits its best key: the highest of 24 correlations with the key profiles.
+    """Measures how well a pitch-class histogram fits a key: the highest of 24 correlations with key profiles.
 
     Args:
       pitch_classes: weights `[12]`, C first, such as note durations.
@@ -290,25 +293,16 @@ def key_fit(pitch_classes: np.ndarray) -> float:
 
 
 def pitch_classes_in_use(pitch_classes: np.ndarray) -> float:
-    """Effective number of pitch classes of a histogram `[12]`, 2 to its entropy: 1 for a single tone; 0 if it is empty.
+    """Computes the effective number of pitch classes in a histogram `[12]`: 2 to its entropy; 0 if it is empty.
 
-    It stands beside `key_fit`, which a steady hum on a few pitches passes as well.
+    Use it with `key_fit`, which also scores a steady hum on a few pitches highly.
     """
     weights = _histogram(pitch_classes)
     return float(2 ** scipy.stats.entropy(weights, base=2)) if weights.sum() > 0 else 0.0
 
 
-def scale_share(pitch_classes: np.ndarray) -> float:
-    """Share of a pitch-class histogram `[12]` inside its best major or natural minor scale; 0 if it is empty."""
-    weights = _histogram(pitch_classes)
-    if weights.sum() <= 0:
-        return 0.0
-    scales = [[(tonic + step) % 12 for step in scale] for scale in (MAJOR_SCALE, MINOR_SCALE) for tonic in range(12)]
-    return float(max(weights[scale].sum() for scale in scales) / weights.sum())
-
-
 def _histogram(pitch_classes: np.ndarray) -> np.ndarray:
     weights = np.asarray(pitch_classes, np.float64)
     if weights.shape != (12,) or not (weights >= 0).all():
-        raise ValueError(f"pitch classes of shape {weights.shape}: expected 12 weights of at least 0, C first")
+        raise ValueError(f"pitch classes have shape {weights.shape}: expected 12 weights of at least 0, C first")
     return weights

@@ -47,7 +47,7 @@ def peak_flops(devices: Iterable[Any]) -> float | None:
     return sum(chips.values())
 
 
-def duration(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Formats seconds as "12 s", "5 min" or "2.5 h"."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -89,7 +89,7 @@ class Rate:
         return f"{self.steps_per_second:.3g} steps/s, {number} {self.work.unit}/s{mfu}"
 
 
-class Progress:
+class StepProgress:
     """Progress lines of a run; rates exclude the first step (compilation), evaluations and checkpoints."""
 
     def __init__(self, step: int, total_steps: int, peak: float | None = None) -> None:
@@ -112,7 +112,7 @@ class Progress:
         else:
             self.steps_per_second = steps / max(elapsed, 1e-9) if steps else self.steps_per_second
             left = (self.total_steps - step) / self.steps_per_second if self.steps_per_second else float("nan")
-            rate = f"{self.rate()}, {duration(left)} left"
+            rate = f"{self.rate()}, {format_seconds(left)} left"
         self.restart(step)
         return f"step {step:,}/{self.total_steps:,} | {scalars(means)} | {rate}"
 

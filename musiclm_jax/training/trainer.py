@@ -24,7 +24,7 @@ from musiclm_jax.training.divergence import TakenStep
 from musiclm_jax.training.learner import Dataset, Learner
 from musiclm_jax.training.preemption import StopRequest
 from musiclm_jax.training.profiling import StepProfiler
-from musiclm_jax.training.progress import Progress, Work, peak_flops, scalars
+from musiclm_jax.training.progress import StepProgress, Work, peak_flops, scalars
 from musiclm_jax.training.summaries import SummaryWriter
 
 
@@ -111,7 +111,7 @@ def train(
         _write_files(model_dir, config_files or {})
 
         writer = SummaryWriter(model_dir)
-        progress = Progress(step, total_steps, peak_flops(mesh.devices.flat))
+        progress = StepProgress(step, total_steps, peak_flops(mesh.devices.flat))
         taken: list[TakenStep] = []  # steps since the last check; their metrics are still on the device
         saved_at = time.monotonic()
         saved_step = step if restored else -1

@@ -63,7 +63,7 @@ def opus_is_there() -> bool:
 def distances(reference: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
     """Computes the multi-scale log-mel distance and the SI-SDR, both in dB, of `[samples]` after alignment."""
     aligned = metrics.shifted(decoded, metrics.best_lag(reference, decoded, MAX_LAG), len(reference))
-    return metrics.log_mel_distance(reference, aligned, SAMPLE_RATE), metrics.si_sdr(reference, aligned)
+    return metrics.log_mel_distance_db(reference, aligned, SAMPLE_RATE), metrics.si_sdr(reference, aligned)
 
 
 def round_trip(

@@ -160,7 +160,7 @@ def mel_distances(reference: np.ndarray, made: np.ndarray) -> np.ndarray:
 
     def distance(one: np.ndarray, two: np.ndarray) -> float:
         aligned = metrics.shifted(two, metrics.best_lag(one, two, MAX_LAG), len(one))
-        return metrics.log_mel_distance(one, aligned, SAMPLE_RATE)
+        return metrics.log_mel_distance_db(one, aligned, SAMPLE_RATE)
 
     return np.array([distance(one, two) for one, two in zip(reference, made, strict=True)])
 

@@ -174,8 +174,8 @@ class SoundStreamLearner:
         loss = losses.mel_loss(audio, decoded, self.config.sample_rate)
         return {
             "loss": loss,
-            "reconstruction/log_mel_distance": losses.log_mel_distance(audio, decoded, self.config.sample_rate),
-            "reconstruction/si_sdr": jnp.mean(losses.si_sdr(audio, decoded)),
+            "reconstruction/log_mel_distance": losses.natural_log_mel_distance(audio, decoded, self.config.sample_rate),
+            "reconstruction/si_sdr": jnp.mean(losses.batch_si_sdr(audio, decoded)),
         }
 
 

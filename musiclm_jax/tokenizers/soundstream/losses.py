@@ -77,7 +77,7 @@ def stft_loss(audio: jax.Array, decoded: jax.Array, windows: Sequence[int] = STF
     return total / len(windows)
 
 
-def log_mel_distance(
+def natural_log_mel_distance(
     audio: jax.Array, decoded: jax.Array, sample_rate: int, windows: Sequence[int] = MEL_WINDOWS
 ) -> jax.Array:
     """Computes the mean absolute difference of natural log mel magnitudes, averaged over the windows.
@@ -93,7 +93,7 @@ def log_mel_distance(
     return jnp.mean(jnp.stack(distances))
 
 
-def si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
+def batch_si_sdr(audio: jax.Array, decoded: jax.Array) -> jax.Array:
     """Computes the scale-invariant SDR in dB, `[b]` (Le Roux et al., SDR: half-baked or well done?, 2019)."""
     audio = audio - jnp.mean(audio, axis=-1, keepdims=True)
     decoded = decoded - jnp.mean(decoded, axis=-1, keepdims=True)
