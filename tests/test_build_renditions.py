@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import test_corpus
 
 from musiclm_jax.corpus import build_renditions, compositions, rendering, renditions, scores
@@ -68,6 +69,13 @@ def test_a_passage_depends_on_seed_split_and_number_alone(sources):
         make(test_corpus.SineRenderer(), pools, 1, "train", 7),
     ]
     assert metadata["composition"] not in {other[1]["composition"] for other in others}
+    # Of a single tune, nothing but the draws can differ.
+    tune = [score for score in pools["train"] if score.composition == metadata["composition"]]
+    alone = {"train": tune, "test": tune}
+    arguments = [(0, "train", 7), (0, "train", 8), (1, "train", 7), (0, "test", 7)]
+    made = [tf.train.Example.FromString(make(test_corpus.SineRenderer(), alone, *own)[0]) for own in arguments]
+    sounds = {example.features.feature["renditions"].bytes_list.value[0] for example in made}
+    assert len(sounds) == len(arguments)
     for score in pools["train"]:
         score.notes = score.notes[:3]
     with pytest.raises(RuntimeError, match=r"passage train-7: none of 40 draws makes one; the last: .*than 6 notes"):
