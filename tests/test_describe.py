@@ -39,9 +39,9 @@ def test_tokens_cover_whole_frames(bundle):
 
 
 def test_codebook_use_counts_codes_and_bits():
-    use = describe.codebook_use(np.array([0, 0, 1, 2]), level=3, codebook_size=8)
+    use = describe.codebook_use(np.array([2, 2, 3, 7]), level=3, codebook_size=8)
     assert use == describe.CodebookUse(level=3, frames=4, distinct=3, codebook_size=8, bits=1.5)
-    assert describe.codebook_use(np.array([5, 5]), 0, 8).bits == 0
+    assert describe.codebook_use(np.array([5, 5]), 0, 8) == describe.CodebookUse(0, 2, 1, 8, 0.0)
 
 
 @pytest.mark.parametrize(
