@@ -123,6 +123,11 @@ def test_condition_dropout_replaces_streams_per_clip():
     stage = coarse_stage(seconds=0.04, coarse_quantizers=2, condition_dropout=0.5, **SMALL)
     ids, valid = condition_ids(stage, BATCH, jnp.array([True]))
     assert ids.tolist() == [[340, 340, 27]] and valid.all()
+    # Dropped streams are seen even where they are masked; streams in time keep their masks.
+    masked = BATCH | {"mulan_mask": np.array([False]), "semantic_mask": np.array([[False]])}
+    for drop, seen in ((True, [[True, True, False]]), (False, [[False, False, False]])):
+        ids, valid = condition_ids(stage, masked, jnp.array([drop]))
+        assert ids.tolist() == [[340, 340, 340]] and valid.tolist() == seen
     rows = 2000
     many = {name: np.repeat(codes, rows, 0) for name, codes in BATCH.items()}
     tokens = assemble(stage, many, jax.random.key(0)).decoder_input_tokens
