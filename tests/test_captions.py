@@ -152,6 +152,15 @@ def test_people_write_in_many_ways():
     assert share(lambda t: t.rstrip(".").endswith("?")) > 0.01
 
 
+def test_stems_leave_out_the_endings_of_words():
+    assert paraphrases._stems("Playing, plays, played; recordings, recording; SOFTLY and ties") == {
+        "play", "record", "soft", "and", "ties",
+    }  # fmt: skip
+    # Each form of a word that is kept for the benchmark counts as that word.
+    [word] = paraphrases.repeated_words({"pluck", "gong"})
+    assert word == "gong" and paraphrases.repeated_words(paraphrases._stems("gonging")) == {"gong"}
+
+
 def test_words_kept_for_the_benchmark_are_not_used():
     tables = [getattr(caption_words, name) for name in dir(caption_words) if name.isupper()]
     phrases = [table.values() if isinstance(table, dict) else [table] for table in tables]
