@@ -61,6 +61,22 @@ def test_a_kernel_counts_what_it_says_on_each_device_of_a_mesh():
     assert plan.matmul_flops(jaxpr.jaxpr) == 2 * 2 * scores * 8
 
 
+def test_kept_bytes_are_exactly_the_outputs_that_a_scan_stacks():
+    def layer(carry, kernel):
+        return carry * kernel, (carry[0], jnp.bfloat16(kernel))  # the carry, float32 [4, 8], is not stacked
+
+    def function(x, kernels):
+        x, _ = jax.lax.scan(layer, x, kernels)
+        x, _ = jax.lax.scan(layer, x, kernels, reverse=True)  # the backward pass keeps nothing
+        return jax.lax.scan(layer, x, kernels[:2])[0]  # of another length: not over layers
+
+    jaxpr = jax.make_jaxpr(function)(jnp.zeros((4, 8)), jnp.zeros(3))
+    assert plan.kept_bytes(jaxpr.jaxpr, 3) == 3 * (8 * 4 + 2)
+    assert plan.kept_bytes(jaxpr.jaxpr, 2) == 2 * (8 * 4 + 2)
+    nested = jax.make_jaxpr(jax.jit(function))(jnp.zeros((4, 8)), jnp.zeros(3))
+    assert plan.kept_bytes(nested.jaxpr, 3) == 3 * (8 * 4 + 2)
+
+
 def test_activations_kept_are_what_the_scan_stacks():
     small = {"num_layers": 3, "d_model": 32, "num_heads": 2, "d_ff": 64}
     learner = StageLearner(semantic_stage(seconds=1.0), TransformerConfig(**small), OptimizerConfig())
