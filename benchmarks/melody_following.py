@@ -1,14 +1,12 @@
-"""Does music follow the melody that it is given? python -m benchmarks.melody_following --corpus DIR --work DIR
+"""Measures how closely music follows a given melody: python -m benchmarks.melody_following --corpus DIR --work DIR
 
-Tunes of the test split, which no model has heard, are sung or whistled (`corpus/voices.py`) and given to `--melody`,
-each with a caption of another held-out clip. How well pitch classes agree at the same time, as correlation of chroma,
-is compared between a piece and its own melody, and between the piece and the other melodies: the difference is what the
-melody brought about. Pitches are compared in the key of the melody, and, since another key is the same tune, in the
-transposition that suits a pair best, own or other. Agreement of the notes' onsets is beside it.
+Held-out tunes are sung or whistled (`corpus/voices.py`) and passed as `--melody`, each with a caption of another
+held-out clip. The benchmark correlates the chroma of a piece with the simultaneous chroma of its own melody and of the
+other melodies; the difference is the effect of the melody. It compares pitches in the melody's key and, since a tune
+stays the same in another key, in the best transposition of each pair. It also reports the agreement of note onsets.
 
-The same is measured for an instrument that plays the tune from its score (the most that can be asked), and for pieces
-of the same captions without a melody (which must show no difference). Pieces stay in --work: an interrupted run goes
-on.
+References are an instrument that plays the tune from its score (the ceiling), and pieces from the same captions without
+a melody (which must show no difference). Pieces stay in --work, and an interrupted run resumes.
 """
 
 import argparse
@@ -32,10 +30,10 @@ ARMS = ("an instrument plays the tune", "music under the melody", "music without
 
 
 def tunes(corpus: str, count: int, seed: int) -> list[renditions.Passage]:
-    """Passages of SECONDS of held-out tunes, one of a composition.
+    """Draws passages of `SECONDS` from `count` held-out tunes, one per composition.
 
     Raises:
-      ValueError: if there are fewer.
+      ValueError: if there are fewer tunes.
     """
     found, _ = scores.load_scores(pathlib.Path(corpus).expanduser() / ".scores")
     compositions.group(found)
@@ -55,7 +53,7 @@ def tunes(corpus: str, count: int, seed: int) -> list[renditions.Passage]:
 
 
 def performances(renderer: rendering.Renderer, played: renditions.Passage, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A passage by a voice, and by an instrument: float32 `[samples]` each, at the same tempo in the same key."""
+    """Renders a passage by a voice and by an instrument, in the same tempo and key: float32 `[samples]` each."""
     rng = np.random.default_rng((seed, int(played.start * 1000)))
     tune = renditions.in_seconds(played.notes, played.start, played.per_quarter, 0.0)
     voice, reach = voices.VOICES[rng.integers(len(voices.VOICES))]
@@ -67,7 +65,7 @@ def performances(renderer: rendering.Renderer, played: renditions.Passage, seed:
 
 
 def in_best_key(first: np.ndarray, second: np.ndarray) -> float:
-    """`chroma_similarity` in the transposition of the second that suits best."""
+    """Returns the largest `chroma_similarity` over all transpositions of the second clip."""
     return max(chroma_similarity(first, np.roll(second, key, axis=1)) for key in range(12))
 
 
@@ -79,14 +77,14 @@ MEASURES = {
 
 
 def agreements(melodies: Sequence[np.ndarray], pieces: Sequence[np.ndarray], name: str) -> np.ndarray:
-    """A measure between all pieces and melodies of audio `[samples]`: `[pieces, melodies]`."""
+    """Computes a measure between all pieces and melodies, audio `[samples]`: `[pieces, melodies]`."""
     hear, compare = MEASURES[name]
     heard, played = [hear(melody) for melody in melodies], [hear(piece) for piece in pieces]
     return np.array([[compare(melody, piece) for melody in heard] for piece in played])
 
 
 def above_shuffled(matrix: np.ndarray) -> np.ndarray:
-    """Of each piece, agreement with its own melody less the mean of that with all others, `[pieces]`."""
+    """Returns each piece's agreement with its own melody minus its mean agreement with the others, `[pieces]`."""
     own = np.diagonal(matrix)
     return own - (matrix.sum(axis=1) - own) / (len(matrix) - 1)
 
@@ -94,7 +92,7 @@ def above_shuffled(matrix: np.ndarray) -> np.ndarray:
 def make_pieces(
     bundle: Bundle, prompts: Sequence[str], melodies: Sequence[np.ndarray | None], folder: pathlib.Path, seed: int
 ) -> list[np.ndarray]:
-    """A piece under each prompt and melody; those that `folder` holds are read."""
+    """Generates a piece for each prompt and melody, or reads it if `folder` has it."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = []
     for index, (prompt, melody) in enumerate(zip(prompts, melodies, strict=True)):
@@ -108,7 +106,7 @@ def make_pieces(
 
 
 def figures(matrices: dict[str, dict[str, np.ndarray]], seed: int) -> list[Figure]:
-    """Lines of the table from `[pieces, melodies]` of each measure and arm."""
+    """Builds the table from the matrix `[pieces, melodies]` of each measure and arm."""
     lines = []
     for name, arms in matrices.items():
         for arm, matrix in arms.items():

@@ -1,10 +1,9 @@
-"""The melody model's retrieval: python -m benchmarks.melody_retrieval --corpus RENDITIONS --bundle BUNDLE
+"""Measures the melody model's retrieval: python -m benchmarks.melody_retrieval --corpus RENDITIONS --bundle BUNDLE
 
-Among renditions of tunes that were never trained on, one of each tune: how often is that of a query's passage the
-nearest, and among the ten nearest? RENDITIONS are made by `musiclm corpus --passages`. Of each tune one passage is
-taken; one of its renditions is to be found, the others are queries: by who plays or sings the query, and with both
-sides quantized, by the first levels of the RVQ alone (what a stage is conditioned on) or by all. Intervals are
-bootstrapped over the tunes.
+Reports recall at 1 and at 10 among held-out tunes. RENDITIONS are made by `musiclm corpus --passages`. For one passage
+of each tune, one rendition joins the gallery, and the others are queries. Results are split by who plays or sings the
+query. They are repeated with both sides quantized, by the first RVQ levels alone (a stage's condition) or by all.
+Intervals are bootstrapped over tunes.
 """
 
 import numpy as np
@@ -20,7 +19,7 @@ BATCH = 16  # passages
 
 
 def ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """How many of the gallery are nearer to each query than the right one; half of the equally near ones count.
+    """Ranks the right tune for each query: the number of closer gallery entries, plus half of the ties.
 
     Args:
       queries: float `[queries, dim]`.
@@ -28,7 +27,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.nda
       right: int `[queries]`, the tune of each query.
 
     Returns:
-      float `[queries]`, 0 where the right one is found first.
+      float `[queries]`, 0 if the right tune is first.
     """
     distances = np.sum((queries[:, None] - gallery[None]) ** 2, axis=-1)
     own = distances[np.arange(len(queries)), right][:, None]
@@ -36,7 +35,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.nda
 
 
 def recall(ranked: np.ndarray, tunes: np.ndarray, top: int, seed: int) -> metrics.Estimate:
-    """Share of queries found among the first `top`, averaged within each tune: a tune's queries are not independent."""
+    """Computes recall at `top`, averaged within each tune first, because a tune's queries are not independent."""
     found = [np.mean(ranked[tunes == tune] < top) for tune in np.unique(tunes)]
     return metrics.bootstrap(found, seed=seed)
 
@@ -53,7 +52,7 @@ def main() -> None:
     for record in records.read_rendition_records(records.shard_paths(args.corpus, "test")):
         passages.setdefault(record["composition"], record)
     if len(passages) < 2:
-        raise ValueError(f"{args.corpus} holds {len(passages)} tunes in its test split: expected two or more")
+        raise ValueError(f"{args.corpus} has {len(passages)} tunes in its test split: expected 2 or more")
     tunes = list(passages.values())
     embedded, players = [], []
     for i in range(0, len(tunes), BATCH):

@@ -1,9 +1,9 @@
-"""Does the semantic stage repeat its training clips? python -m benchmarks.memorization --tokens DIR --plot FILE.png
+"""Measures memorization by the semantic stage: python -m benchmarks.memorization --tokens DIR --plot FILE.png
 
-The paper's study (section "Memorization", arXiv 2301.11325): the stage is given the MuLan tokens of a clip's audio and
-the clip's first tokens, goes on for 5 s with the likeliest ones, and the result is compared with the clip: all tokens
-equal (exact), or one histogram of tokens near the other (approximate, by optimal transport). Beside the training clips
-are held-out ones, which nothing can have remembered: what matches there is music that goes on as one would expect.
+The paper's study (section "Memorization", arXiv 2301.11325): the stage receives the MuLan tokens of a clip's audio and
+the clip's first tokens, continues for 5 s by greedy decoding, and the result is compared with the clip. In an exact
+match all tokens are equal; in an approximate match the token histograms are close, by optimal transport. Held-out clips
+are the control: matches there are predictable music, not memorization.
 
 The threshold tau is set so that less than 0.01 % of permuted pairs match; both splits and all prompts share it.
 """
@@ -23,11 +23,11 @@ from musiclm_jax.evaluation import memorization, metrics
 from musiclm_jax.evaluation.memorization import CONTINUED, Continuations
 
 SPLITS = {"train": "training clips", "test": "held-out clips"}
-STRICT = 0.5 / 0.85  # of tau: the paper looks at the entropy of the matches under 0.5, where its tau is 0.85
+STRICT = 0.5 / 0.85  # share of tau: the paper reports the entropy of matches under 0.5, with tau 0.85
 
 
 def choose(tokens: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draws token records of a split, at most `count`, in their order on disk.
+    """Draws at most `count` token records of a split, in their order on disk.
 
     Raises:
       ValueError: if the split is missing.
@@ -43,7 +43,7 @@ def choose(tokens: str, split: str, count: int, seed: int) -> list[dict[str, Any
 def figures(
     own: dict[str, list[Continuations]], costs: dict[str, list[np.ndarray]], tau: float, seed: int
 ) -> tuple[list[Figure], dict[str, Any]]:
-    """Lines of the table, and the numbers of the plot: {split: {"seconds", "exact", "approximate"}}."""
+    """Builds the table, and the data of the plot: {split: {"seconds", "exact", "approximate"}}."""
     lines, curves = [], {}
     for split, name in SPLITS.items():
         curve: dict[str, list] = {"seconds": [], "exact": [], "approximate": []}
@@ -65,7 +65,7 @@ def figures(
             if len(matching := entropy[cost < bound]):
                 note = f"{len(matching)} matches"
                 lines.append(Figure(f"entropy in bits of matches under {kind}, {name}", matching.mean(), note=note))
-    # The same clips at all prompts: the clip is what is drawn again.
+    # All prompts use the same clips, so the bootstrap resamples clips.
     by_clip = [np.mean([cost < tau for cost in costs[split]], axis=0) for split in SPLITS]
     items = np.concatenate([np.stack([np.full(len(of), i), of], axis=1) for i, of in enumerate(by_clip)])
 
@@ -78,7 +78,7 @@ def figures(
 
 
 def plot(curves: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws the shares of matches over the length of the prompt, as the paper's figure has them."""
+    """Plots the shares of matches over the length of the prompt, as in the paper's figure."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=float,
         nargs="+",
         default=[0, 1, 2, 3, 4, 5],
-        help="lengths of prompts in s; clips of 10 s allow up to 5, the paper goes to 10",
+        help="lengths of prompts in s; clips of 10 s allow up to 5; the paper uses up to 10",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="clips continued at once")
     parser.add_argument("--plot", default="", help="PNG file for the plot")
@@ -156,10 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def checked_prompts(args: argparse.Namespace) -> list[int]:
-    """Prompts in tokens.
+    """Returns the prompt lengths in tokens.
 
     Raises:
-      ValueError: if an argument cannot be used.
+      ValueError: if an argument is invalid.
     """
     if args.clips < 2 or args.batch_size < 1:
         raise ValueError(f"--clips {args.clips} --batch_size {args.batch_size}: give 2 or more, and 1 or more")

@@ -1,10 +1,9 @@
-"""MuLan's text-to-audio retrieval: python -m benchmarks.mulan_retrieval --corpus DIR --bundle tiny
+"""Measures MuLan's text-to-audio retrieval: python -m benchmarks.mulan_retrieval --corpus DIR --bundle tiny
 
-Among 256 clips of compositions that were never trained on: how often is the clip that a text describes among the ten
-nearest? Texts are the corpus's captions, and paraphrases in words that no caption or aspect of the corpus uses
-(paraphrases.py; this is checked on every run). Draws of 256 clips are repeated; intervals are bootstrapped over the
-clips. Then the share of equal MuLan tokens of text and audio, level by level, beside the share between a text and the
-audio of another clip (chance).
+Reports recall at 10 among 256 clips of held-out compositions, over repeated draws of the 256. Texts are the corpus's
+captions, and paraphrases in words that no caption or aspect of the corpus uses (paraphrases.py; checked on every run).
+Intervals are bootstrapped over clips. The benchmark also reports, for each level, the share of equal MuLan tokens
+between text and audio, and between a text and another clip's audio (chance).
 """
 
 import numpy as np
@@ -22,9 +21,9 @@ BATCH = 8
 def main() -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=1024, help="held-out clips at most")
-    parser.add_argument("--pool", type=int, default=256, help="clips to find one among")
-    parser.add_argument("--draws", type=int, default=40, help="pools drawn")
+    parser.add_argument("--clips", type=int, default=1024, help="maximum number of held-out clips")
+    parser.add_argument("--pool", type=int, default=256, help="clips to retrieve from")
+    parser.add_argument("--draws", type=int, default=40, help="number of pools to draw")
     args = parser.parse_args()
     if repeated := repeated_words(corpus_words(args.corpus)):
         raise ValueError(f"paraphrases use words of the corpus: {', '.join(sorted(repeated))}; choose others")

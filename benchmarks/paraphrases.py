@@ -1,8 +1,7 @@
-"""Captions in words that the corpus never used: a clip's true facts in fresh wording, and the check that it is fresh.
+"""Paraphrases captions in words that the corpus never uses, and checks that no content word repeats.
 
 The wording is hand-written for the instruments, kinds, tempi, modes and textures of the corpus. `repeated_words`
-compares the content words with those of every caption and aspect of the corpus, by a crude stem ("ringing" counts as
-"ring").
+compares its content words with all captions and aspects of the corpus by a crude stem ("ringing" counts as "ring").
 """
 
 import json
@@ -79,7 +78,7 @@ TEXTURES = {
 
 
 def paraphrase(record: dict[str, Any]) -> str:
-    """A sentence about a clip of the corpus in fresh words; the instrument's wording alternates by the clip's number.
+    """Describes a clip of the corpus in fresh words; the instrument's wording alternates with the clip's number.
 
     Raises:
       ValueError: if an instrument, kind or texture has no wording yet.
@@ -101,7 +100,7 @@ def _stems(text: str) -> set[str]:
 
 
 def corpus_words(corpus: str) -> set[str]:
-    """Stems of all words in the captions and aspects of all splits.
+    """Returns the stems of all words in the captions and aspects of all splits.
 
     Raises:
       ValueError: if the corpus has no metadata.jsonl, which the build writes when it is complete.
@@ -114,7 +113,7 @@ def corpus_words(corpus: str) -> set[str]:
 
 
 def repeated_words(used: set[str]) -> set[str]:
-    """Stems of this file's wording that stand in `used` and are no function words."""
+    """Returns the stems of this file's content words that occur in `used`."""
     instruments = [text for texts in INSTRUMENTS.values() for text in texts]
     wording = [*instruments, *KINDS.values(), *TEMPI.values(), *MODES.values(), *TEXTURES.values()]
     return (set().union(*(_stems(text) for text in wording)) - _stems(" ".join(FUNCTION_WORDS))) & used

@@ -1,9 +1,9 @@
-"""The paper-scale plans of docs/plan.md: three stages on three topologies, and the effect of each choice.
+"""Makes the paper-scale plans of docs/plan.md: three stages on three topologies, and the effect of each choice.
 
     python -m benchmarks.plan_table --work plans --output docs/plan.md
 
-Each row is one compilation of a whole train step in a process of its own, some minutes of one core; its figures stay in
---work, so that the command goes on where it was stopped. Needs libtpu: pip install '.[tpu]'.
+Each row compiles a whole train step in its own process, which takes some minutes on one core. Figures stay in --work,
+so an interrupted run resumes. Needs libtpu: pip install '.[tpu]'.
 """
 
 import argparse
@@ -24,14 +24,14 @@ BEGIN, END = "<!-- table: {} -->", "<!-- end of table: {} -->"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A plan to be made."""
+    """A plan to make."""
 
-    name: str  # of its file in --work
+    name: str  # name of its file in --work
     label: str
     stage: str
     topology: str
     bindings: tuple[str, ...] = ()
-    whole_vocabulary: bool = False  # logits over all rows of the table, which the package itself never computes
+    whole_vocabulary: bool = False  # compute logits over all ids, which the package itself never does
 
 
 PAPER = tuple(Row(f"{s}_{t.replace(':', '_')}", f"{s}, {t}", s, t) for s in STAGES for t in TOPOLOGIES)
@@ -66,8 +66,8 @@ def make(row: Row, path: pathlib.Path) -> None:
     """Makes one plan in this process.
 
     Args:
-      row: which.
-      path: of the JSON file for its figures.
+      row: the plan to make.
+      path: JSON file for its figures.
     """
     from musiclm_jax.launch import plan as command
     from musiclm_jax.stages import learner as stage_learner
@@ -79,7 +79,7 @@ def make(row: Row, path: pathlib.Path) -> None:
 
 
 def whole_vocabulary_logits(params, hidden, *_):
-    """Stands in for `transformer.level_logits` to be counted: [b, t, q, rows of the table]."""
+    """Replaces `transformer.level_logits` to count its cost: `[batch, frames, levels, ids]`."""
     import jax.numpy as jnp
 
     d = hidden.shape[-1]
@@ -89,7 +89,7 @@ def whole_vocabulary_logits(params, hidden, *_):
 
 
 def table(rows: Iterable[Row], work: pathlib.Path) -> str:
-    """The rows whose figures are there as a markdown table; others are named as not made."""
+    """Formats the rows as a Markdown table; rows without figures say "not made"."""
     lines = [
         "| plan | HBM a chip (GiB) | parameters, optimiser, activations, temporaries | FLOPs executed / model | "
         "compute, HBM, interconnect, between slices (ms) | roofline (ms) | MFU at most | tokens/s at most | "
@@ -128,23 +128,23 @@ def _line(label: str, found: plan.Plan) -> str:
 
 
 def put(text: str, name: str, content: str) -> str:
-    """Replaces what stands between the two marks of a table in a page.
+    """Replaces the text between a table's two marks in a page.
 
     Raises:
-      ValueError: if the page has no such marks.
+      ValueError: if the page lacks the marks.
     """
     begin, end = BEGIN.format(name), END.format(name)
     if begin not in text or end not in text:
-        raise ValueError(f"the page has no lines {begin!r} and {end!r} for the table: add them where it shall stand")
+        raise ValueError(f"the page has no lines {begin!r} and {end!r} for the table: add them where it belongs")
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Makes the plans that are missing, one after the other, and writes both tables."""
+    """Makes the missing plans one by one and writes both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of the figures, made if missing")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="page that holds the tables' marks")
-    parser.add_argument("--only", nargs="*", help="names of the rows to make; none for the tables alone")
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the figures, created if missing")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="page with the tables' marks")
+    parser.add_argument("--only", nargs="*", help="names of the rows to make; none only writes the tables")
     parser.add_argument("--here", action="store_true", help="make the rows in this process")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)

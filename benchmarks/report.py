@@ -1,4 +1,4 @@
-"""What the benchmarks share: their arguments, held-out clips, and figures as a table and JSON."""
+"""Shared parts of the benchmarks: arguments, held-out clips, and figures as a table and JSON."""
 
 import argparse
 import dataclasses
@@ -12,14 +12,14 @@ from musiclm_jax.evaluation.metrics import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One line of evidence.
+    """One line of a benchmark's table.
 
     Attributes:
       name: what was measured.
-      value: the figure, with its 95 % interval where there is one.
-      target: what is asked of it, in words; "" where nothing is asked.
-      passed: whether it is met; None where nothing is asked.
-      note: how to read it.
+      value: the figure, with a 95 % interval if available.
+      target: requirement in words; "" if there is none.
+      passed: whether the requirement is met; None if there is none.
+      note: how to read the figure.
     """
 
     name: str
@@ -29,26 +29,26 @@ class Figure:
     note: str = ""
 
     def cells(self) -> tuple[str, str, str, str]:
-        """The line's cells in the markdown table."""
+        """Returns the line's cells in the Markdown table."""
         value = str(self.value) if isinstance(self.value, Estimate) else f"{self.value:.3f}"
         verdict = {True: "yes", False: "NO", None: ""}[self.passed]
         return f"{self.name}{f' ({self.note})' if self.note else ''}", value, self.target, verdict
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Figures as a markdown table."""
+    """Formats figures as a Markdown table."""
     lines = ["| figure | value [95 % interval] | asked | met |", "|---|---|---|---|"]
     return "\n".join(lines + ["| " + " | ".join(figure.cells()) + " |" for figure in figures])
 
 
 def arguments(description: str, corpus: bool = True) -> argparse.ArgumentParser:
-    """The arguments of every benchmark."""
+    """Returns a parser with the arguments that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--bundle", default="tiny", help="folder of a bundle, or the name of one in the package")
+    parser.add_argument("--bundle", default="tiny", help="bundle: a folder, or a name in the package")
     if corpus:
         parser.add_argument("--corpus", required=True, help="folder of audio records, made by `musiclm corpus`")
     parser.add_argument("--output", default="", help="JSON file for the figures")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips and of the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of clips and of the intervals")
     return parser
 
 
@@ -57,9 +57,9 @@ def publish(benchmark: str, figures: Sequence[Figure], output: str, details: dic
 
     Args:
       benchmark: name of the benchmark.
-      figures: the lines.
-      output: path of the file; "" writes none.
-      details: numbers behind the figures that JSON can hold.
+      figures: lines of the table.
+      output: path of the JSON file; "" writes none.
+      details: JSON-serialisable numbers behind the figures.
     """
     print(f"\n### {benchmark}\n\n{table(figures)}\n", flush=True)
     if output:
@@ -70,7 +70,7 @@ def publish(benchmark: str, figures: Sequence[Figure], output: str, details: dic
 
 
 def read_published(path: pathlib.Path) -> list[Figure]:
-    """Figures of a file that `publish` wrote."""
+    """Reads the figures from a file written by `publish`."""
     found = json.loads(path.read_text(encoding="utf-8"))["figures"]
     return [
         Figure(**{**f, "value": Estimate(*f["value"]) if isinstance(f["value"], list) else f["value"]}) for f in found
@@ -78,10 +78,10 @@ def read_published(path: pathlib.Path) -> list[Figure]:
 
 
 def check_settings(work: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Makes a folder for the pieces of one run, or checks that it is that of this run.
+    """Creates the folder of a run, or checks that an existing one has the same settings.
 
     Raises:
-      ValueError: if it holds pieces of other settings.
+      ValueError: if the folder holds pieces made with other settings.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "settings.json"
@@ -92,7 +92,7 @@ def check_settings(work: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def sample_clips(corpus: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Clips of a split, see `records.sample_audio_records`."""
+    """Samples clips of a split, see `records.sample_audio_records`."""
     from musiclm_jax.data.records import sample_audio_records  # here: it imports TensorFlow
 
     return sample_audio_records(corpus, split, count, seed)
