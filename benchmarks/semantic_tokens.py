@@ -1,10 +1,10 @@
-"""What semantic tokens say about the music: python -m benchmarks.semantic_tokens --corpus DIR --bundle tiny
+"""Measures what semantic tokens encode: python -m benchmarks.semantic_tokens --corpus DIR --bundle tiny
 
-Normalised mutual information of the tokens with the pitch class of the lead voice (frames in which it sounds) and with
-the instrument, on compositions that were never trained on. Beside them k-means with as many clusters on raw log-mel
+Normalised mutual information (NMI) of the tokens with the pitch class of the lead voice (in frames where it sounds) and
+with the instrument, on held-out compositions. The baseline is k-means with the same number of clusters on raw log-mel
 features at the same rate (80 bins, four frames averaged, normalised per dimension), fitted to the training split.
-Intervals are bootstrapped over the clips; those of a difference draw the same clips for both. Clips drawn twice raise
-the information of a sample, so intervals of single figures lie high; in the difference this cancels almost wholly.
+Intervals are bootstrapped over clips, with the same draws for both sides of a difference. Clips drawn twice raise the
+NMI of a sample, so intervals of single figures are biased upwards; in the difference this almost cancels.
 """
 
 import functools
@@ -21,7 +21,7 @@ DRAWS = 500  # of the bootstrap
 
 
 def information(codes: np.ndarray, labels: np.ndarray) -> float:
-    """Normalised mutual information of codes with labels of the same shape, where the label is not a rest."""
+    """Computes the NMI of codes with labels of the same shape, ignoring rests."""
     known = labels != REST
     return metrics.normalized_mutual_information(codes[known], labels[known])
 
@@ -29,16 +29,16 @@ def information(codes: np.ndarray, labels: np.ndarray) -> float:
 def compare(
     ours: np.ndarray, raw: np.ndarray, labels: np.ndarray, seed: int
 ) -> tuple[metrics.Estimate, metrics.Estimate, metrics.Estimate]:
-    """Information of two kinds of codes about the same labels.
+    """Compares the NMI of two kinds of codes with the same labels.
 
     Args:
       ours: int `[clips, frames]`.
       raw: int `[clips, frames]`.
       labels: int `[clips, frames]`.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
 
     Returns:
-      Estimates of the information of `ours`, of that of `raw`, and of the difference (the same clips drawn for both).
+      Estimates for `ours`, for `raw`, and for the paired difference.
     """
     clips = np.stack([ours, raw, labels], axis=1)  # [clips, 3, frames]
 
@@ -53,7 +53,7 @@ def compare(
 def main() -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=1000, help="held-out clips at most")
+    parser.add_argument("--clips", type=int, default=1000, help="maximum number of held-out clips")
     parser.add_argument("--fit_clips", type=int, default=1500, help="training clips for the clusters of raw features")
     args = parser.parse_args()
     config, variables = bundles.load(args.bundle).part("w2v_bert")

@@ -1,9 +1,9 @@
-"""Held-out bits per token of the stages: python -m benchmarks.stage_bits --tokens DIR --bundle tiny
+"""Measures held-out bits per token of the stages: python -m benchmarks.stage_bits --tokens DIR --bundle tiny
 
-Each test clip is cropped once to the stage's length. Its bits per token are measured level by level with its own
-conditioning and with the conditioning of another clip of another composition, and set beside the unigram entropy: the
-bits of the test codes under the frequencies of the training codes. A figure is met if the saving, paired by clip, is
-above 0. Intervals: bootstrap over clips.
+Each test clip is cropped once to the stage's length. Bits per token are measured at each level, with the clip's own
+conditioning and with that of a clip of another composition, and compared with the unigram entropy: the bits of the test
+codes under the code frequencies of the training split. A figure passes if the saving, paired by clip, is above 0.
+Intervals are bootstrapped over clips.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Time of a train step of the tiny coarse stage: what each choice of execution costs.
+"""Times a train step of the tiny coarse stage with different execution options.
 
-Variants take turns, so that other work on the machine hurts all alike. Processor time stands beside wall time: under
-load only the former says what a step costs.
+Variants alternate, so other work on the machine affects all of them alike. Both processor time and wall time are
+reported; under load only processor time shows the cost of a step.
 
   python -m benchmarks.stage_step [--stage coarse] [--seconds 4] [--batch 4] [--rounds 5]
 """
@@ -38,7 +38,7 @@ VARIANTS = {
 
 
 def fake_batch(stage: layout.Stage, batch_size: int) -> dict[str, np.ndarray]:
-    """Random codes for a stage."""
+    """Makes a batch of random codes for a stage."""
     rng = np.random.default_rng(0)
     batch = {}
     for stream in stage.streams:

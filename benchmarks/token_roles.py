@@ -1,15 +1,15 @@
-"""What the tokens carry: python -m benchmarks.token_roles --corpus DIR --work DIR
+"""Measures what each kind of token controls: python -m benchmarks.token_roles --corpus DIR --work DIR
 
-The paper's study of the conditioning (section "Generation", arXiv 2301.11325): of each held-out caption several pieces
-are made, once with MuLan and semantic tokens fixed (only the acoustics are drawn anew), once with MuLan tokens alone
-fixed. How alike the pieces are is measured between all pairs of a caption:
+The paper's study of the conditioning (section "Generation", arXiv 2301.11325): several pieces are generated for each
+held-out caption, once with MuLan and semantic tokens fixed (only acoustic tokens are resampled) and once with only
+MuLan tokens fixed. Similarity is measured for all pairs of a caption:
 
-* MuLan distance: 1 less the cosine of the embeddings of their audio;
-* chroma similarity: correlation of their pitch classes at the same time (melody and harmony);
-* rhythm similarity: correlation of their onset strength at the same time.
+* MuLan distance: 1 minus the cosine of the audio embeddings;
+* chroma similarity: correlation of simultaneous pitch classes (melody and harmony);
+* rhythm similarity: correlation of simultaneous onset strength.
 
-Pieces of different captions are beside them. Pieces are kept in --work: an interrupted run goes on where it was. A
-caption, not a pair, is what the intervals draw: pairs of a caption are not independent.
+Pairs from different captions are the baseline. Pieces stay in --work, and an interrupted run resumes. The bootstrap
+resamples captions, not pairs, because pairs of one caption are not independent.
 """
 
 import argparse
@@ -38,15 +38,15 @@ from musiclm_jax.tokenizers import mulan
 ARMS = {"MuLan and semantic fixed": "acoustics", "MuLan fixed": "all"}
 DIFFERENT = "different captions"
 FRAME_RATE = 50  # Hz, of chroma and onset strength
-CHROMA_WINDOW = 4096  # samples: 5.9 Hz, to tell semitones apart from 110 Hz on
+CHROMA_WINDOW = 4096  # samples: bins of 5.9 Hz resolve semitones from 110 Hz
 LOWEST_HZ, HIGHEST_HZ = 110.0, 2000.0
 ONSET_WINDOW = 1024  # samples
 ONSET_BLUR = 1.0  # frames: onsets up to about 40 ms apart count as simultaneous
-FLOOR = 1e-3  # of full scale (-60 dB), under which nothing counts as sound
+FLOOR = 1e-3  # of full scale (-60 dB): quieter sound counts as silence
 
 
 def _magnitudes(audio: np.ndarray, window: int) -> np.ndarray:
-    """Magnitudes of a Fourier transform 50 times a second, of a full-scale sine 0.5: `[frames, bins]`."""
+    """Computes STFT magnitudes at 50 Hz, 0.5 for a full-scale sine: `[frames, bins]`."""
     hop = SAMPLE_RATE // FRAME_RATE
     _, _, spectrum = scipy.signal.stft(np.asarray(audio, np.float64), nperseg=window, noverlap=window - hop)
     return np.abs(spectrum).T
@@ -54,7 +54,7 @@ def _magnitudes(audio: np.ndarray, window: int) -> np.ndarray:
 
 @functools.cache
 def _pitch_class_filters() -> np.ndarray:
-    """Which bins count for which pitch class, `[bins, 12]`, C first: a bin counts for the nearest semitone."""
+    """Maps each bin to the pitch class of the nearest semitone: bool `[bins, 12]`, C first."""
     hz = np.arange(CHROMA_WINDOW // 2 + 1) * SAMPLE_RATE / CHROMA_WINDOW
     heard = (hz >= LOWEST_HZ) & (hz <= HIGHEST_HZ)
     midi = np.round(69 + 12 * np.log2(np.maximum(hz, 1.0) / 440)).astype(int)
@@ -62,12 +62,12 @@ def _pitch_class_filters() -> np.ndarray:
 
 
 def chroma(audio: np.ndarray) -> np.ndarray:
-    """Amplitude of each pitch class at 50 Hz, `[frames, 12]`, C first, of `[samples]` at 24 kHz."""
+    """Computes the amplitude of each pitch class at 50 Hz from `[samples]` at 24 kHz: `[frames, 12]`, C first."""
     return np.sqrt(_magnitudes(audio, CHROMA_WINDOW) ** 2 @ _pitch_class_filters())
 
 
 def onset_strength(audio: np.ndarray) -> np.ndarray:
-    """How much gets louder, in dB summed over mel bands, at 50 Hz: `[frames]` of `[samples]` at 24 kHz."""
+    """Computes the increase in level, in dB summed over mel bands, at 50 Hz: `[frames]` from `[samples]` at 24 kHz."""
     filters = mel_filterbank(SAMPLE_RATE, ONSET_WINDOW, 40, 60.0, 11_000.0)
     bands = _magnitudes(audio, ONSET_WINDOW) @ (filters / np.maximum(filters.sum(axis=0), 1e-12))
     levels = 20 * np.log10(np.maximum(bands, FLOOR / 10))
@@ -76,7 +76,7 @@ def onset_strength(audio: np.ndarray) -> np.ndarray:
 
 
 def chroma_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean correlation of two `chroma` over the frames in which both sound; 0 if there are none."""
+    """Returns the mean correlation of two `chroma` over frames in which both sound; 0 if there are none."""
     frames = min(len(first), len(second))
     first, second = first[:frames], second[:frames]
     both = (first.max(axis=1) > FLOOR) & (second.max(axis=1) > FLOOR)
@@ -88,7 +88,7 @@ def chroma_similarity(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def rhythm_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two `onset_strength`; 0 where one does not change."""
+    """Returns the correlation of two `onset_strength`; 0 if one is constant."""
     frames = min(len(first), len(second))
     first, second = (strength[:frames] - strength[:frames].mean() for strength in (first, second))
     lengths = np.linalg.norm(first) * np.linalg.norm(second)
@@ -96,11 +96,11 @@ def rhythm_similarity(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def mulan_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """1 less the cosine of two embeddings `[dim]`."""
+    """Returns 1 minus the cosine of two embeddings `[dim]`."""
     return float(1 - metrics.cosine(first, second))
 
 
-# Of each measure: how a clip is heard (with MuLan as the bundle has it), how two clips are compared.
+# Comparison of two clips' features for each measure; `hear` computes the features.
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "MuLan distance": mulan_distance,
     "chroma similarity": chroma_similarity,
@@ -110,7 +110,7 @@ Features = dict[str, np.ndarray]
 
 
 def hear(bundle: Bundle, clips: Sequence[np.ndarray]) -> list[Features]:
-    """What the measures compare, of equally long clips `[samples]`."""
+    """Computes the features that the measures compare, for clips `[samples]` of equal length."""
     part = bundle.mulan()
     embeddings = np.asarray(mulan.embed_audio(part.config, part.variables, np.stack(clips)))
     return [
@@ -123,11 +123,11 @@ def compare(of_arms: dict[str, list[list[Features]]]) -> dict[str, dict[str, np.
     """Measures all pairs.
 
     Args:
-      of_arms: of each arm, for each caption, its pieces.
+      of_arms: features of each arm's pieces, by caption.
 
     Returns:
-      {measure: {arm: mean over the pairs of each caption, `[captions]`}}. `DIFFERENT` are the pieces of the second arm
-      against those of the next caption.
+      {measure: {arm: mean over the pairs of each caption, `[captions]`}}. `DIFFERENT` compares pieces of the second arm
+      with those of the next caption.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, measure in MEASURES.items():
@@ -148,7 +148,7 @@ def compare(of_arms: dict[str, list[list[Features]]]) -> dict[str, dict[str, np.
 
 
 def figures(found: dict[str, dict[str, np.ndarray]], seed: int) -> list[Figure]:
-    """Lines of the table: the paper says that fixed semantic tokens keep rhythm and melody."""
+    """Builds the table; by the paper, fixed semantic tokens preserve rhythm and melody."""
     lines = []
     first, second = ARMS
     for name, arms in found.items():
@@ -156,16 +156,16 @@ def figures(found: dict[str, dict[str, np.ndarray]], seed: int) -> list[Figure]:
             lines.append(Figure(f"{name}, {arm}", metrics.bootstrap(values, seed=seed)))
         sign = -1 if name == "MuLan distance" else 1
         alike = metrics.bootstrap(sign * (arms[first] - arms[second]), seed=seed)
-        note = "how much more alike the same semantic tokens make pieces"
+        note = "gain in similarity from the same semantic tokens"
         lines.append(Figure(f"{name}, difference", alike, "> 0", alike.low > 0, note))
     return lines
 
 
 def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace) -> dict[str, list[list[np.ndarray]]]:
-    """Audio of every arm, caption and sample; what --work holds already is read.
+    """Generates the audio of every arm, caption and sample, or reads it from --work.
 
     Raises:
-      ValueError: if --work holds pieces of other settings.
+      ValueError: if --work holds pieces made with other settings.
     """
     work = pathlib.Path(args.work).expanduser()
     settings = {
@@ -206,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--work", required=True, help="folder for the pieces")
     parser.add_argument("--prompts", type=int, default=16, help="held-out captions")
-    parser.add_argument("--samples", type=int, default=4, help="pieces of a caption in each arm")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a piece")
+    parser.add_argument("--samples", type=int, default=4, help="pieces per caption in each arm")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a piece")
     args = parser.parse_args(argv)
     if args.prompts < 2 or args.samples < 2:
         raise ValueError(f"--prompts {args.prompts} --samples {args.samples}: give 2 or more of both")

@@ -1,10 +1,10 @@
-"""Train step of the 430M coarse stage on this CPU: against the matmul peak, PyTorch and T5X, in one run.
+"""Times a train step of the 430M coarse stage on this CPU and compares it with the matmul peak, PyTorch and T5X.
 
-One after the other, since each takes gigabytes, with matmuls between their steps. All have the same threads: those of
-the cores that the process may use (taskset). The step is a whole one, Adafactor included. Processor time stands beside
-wall time: on a shared machine only the former says what a step costs.
+Contenders run one after the other, since each takes gigabytes, with matmuls between their steps. All use the same
+threads, one for each core that the process may use (taskset). A step is complete, including Adafactor. Both processor
+time and wall time are reported: on a shared machine only processor time shows the cost of a step.
 
-  pip install '.[test]'; T5X as docs/t5x.md says (left out where it is missing)
+  pip install '.[test]'; T5X as in docs/t5x.md (skipped if missing)
   python -m benchmarks.train_step [--seconds 1] [--batch 4] [--layers 24] [--rounds 3] [--clock processor]
 """
 
@@ -32,14 +32,14 @@ from musiclm_jax.training import partitioning
 from musiclm_jax.training.optimizers import OptimizerConfig
 
 MATMUL_SIDE = 2048
-MATMUL_RUNS = 10  # of a round: the peak is the least of many, since a single one may meet cold caches or a busy core
+MATMUL_RUNS = 10  # per round: the peak is the best of many, since a single run may meet cold caches or a busy core
 OURS, PYTORCH, T5X, MATMULS = "ours", "PyTorch", "T5X", ("matmul in JAX", "matmul in PyTorch")
 Z_LOSS = 1e-4
 Step = Callable[[], None]  # runs one whole step and waits for it
 
 
 class Seconds(NamedTuple):
-    """Least time of a step over all rounds."""
+    """Shortest time of a step over all rounds."""
 
     wall: float
     processor: float
@@ -118,13 +118,13 @@ def pytorch_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step
 
 
 def t5x_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
-    """Makes T5X's own step of the same sequence: its decoder-only network, its loss over the whole vocabulary."""
+    """Makes T5X's own step on the same sequence, with its decoder-only network and its loss over the vocabulary."""
     import seqio
     from absl import logging
     from t5x import adafactor, decoding, models, train_state, trainer
     from t5x.examples.decoder_only import network
 
-    logging.set_verbosity(logging.ERROR)  # Adafactor warns of every matrix that its rules agree with its heuristics
+    logging.set_verbosity(logging.ERROR)  # Adafactor would warn about every matrix whose rules match its heuristics
     config, stage = learner.config, learner.stage
     module = network.DecoderWrapper(
         network.TransformerConfig(
@@ -174,7 +174,7 @@ def t5x_step(learner: StageLearner, batch: Mapping[str, np.ndarray]) -> Step:
 
 
 def matmul_steps() -> dict[str, Step]:
-    """Makes float32 products of two square matrices, which are the machine's peak."""
+    """Makes float32 products of two square matrices, which measure the machine's peak."""
     import torch
 
     square = np.random.default_rng(0).normal(size=(MATMUL_SIDE, MATMUL_SIDE)).astype(np.float32)
@@ -187,11 +187,11 @@ def matmul_steps() -> dict[str, Step]:
 
 
 def least_seconds(makers: Mapping[str, Callable[[], Step]], rounds: int) -> dict[str, Seconds]:
-    """Times every step, matmuls between all runs; a first round of the steps does not count.
+    """Times every step, with matmuls between all runs; the first round of steps is a warm-up.
 
     Args:
-      makers: of steps by name; a step is dropped before the next is made, since each takes gigabytes.
-      rounds: that count.
+      makers: functions that make the steps, by name. A step is freed before the next is made.
+      rounds: number of rounds after the warm-up.
     """
     times: dict[str, list[tuple[float, float]]] = {}
     for name, make in makers.items():
@@ -201,7 +201,7 @@ def least_seconds(makers: Mapping[str, Callable[[], Step]], rounds: int) -> dict
                 spent = [_seconds(step) for _ in range(1 if own == name else MATMUL_RUNS)]
                 wall, processor = map(min, zip(*spent, strict=True))
                 print(f"round {number}: {own} {wall:.3f} s, processor {processor:.3f} s", flush=True)
-                if number or own != name:  # the peak is the best that was seen at all
+                if number or own != name:  # the peak is the best of all rounds
                     times.setdefault(own, []).append((wall, processor))
         del steps, step
         _give_back_memory()
@@ -209,14 +209,14 @@ def least_seconds(makers: Mapping[str, Callable[[], Step]], rounds: int) -> dict
 
 
 def _seconds(step: Step) -> tuple[float, float]:
-    """Wall and processor time of one run."""
+    """Returns wall and processor time of one run."""
     wall, processor = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def _give_back_memory() -> None:
-    """Returns to the system what a step took, since the next takes gigabytes of its own; glibc keeps it otherwise."""
+    """Returns a step's memory to the system; glibc would keep it, and the next step needs gigabytes."""
     jax.clear_caches()
     gc.collect()
     libc = ctypes.CDLL(None)
@@ -225,14 +225,14 @@ def _give_back_memory() -> None:
 
 
 def figures(times: Mapping[str, Seconds], tokens: int, flops: float, clock: str, threads: int) -> list[report.Figure]:
-    """Tokens/s, MFU and ratios.
+    """Computes tokens/s, MFU and ratios.
 
     Args:
-      times: of a step of each, from `least_seconds`.
-      tokens: of a step.
-      flops: of our step, `StageLearner.model_flops`: 6 N D and causal attention.
-      clock: "wall", or "processor": processor time of all threads over their number.
-      threads: that every step uses.
+      times: time of each contender's step, from `least_seconds`.
+      tokens: tokens in a step.
+      flops: FLOPs of our step, `StageLearner.model_flops`: 6 N D and causal attention.
+      clock: "wall", or "processor" for the processor time of all threads divided by their number.
+      threads: threads that every step uses.
     """
     seconds = {n: t.wall if clock == "wall" else t.processor / threads for n, t in times.items()}
     peak = max(2.0 * MATMUL_SIDE**3 / seconds[name] for name in MATMULS)
@@ -253,13 +253,15 @@ def figures(times: Mapping[str, Seconds], tokens: int, flops: float, clock: str,
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a crop: 12 + 25 + 200 tokens each")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="length of a crop; a second has 12 + 25 + 200 tokens"
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", default="wall", choices=("wall", "processor"))
-    parser.add_argument("--without", default="", help=f"leave out {PYTORCH} or {T5X}")
+    parser.add_argument("--without", default="", help=f"contender to skip: {PYTORCH} or {T5X}")
     parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
