@@ -54,10 +54,10 @@ def test_a_folder_with_every_fault(tmp_path):
         "5 clips cannot be read",
         "the file is empty",
         "folder.wav: is a folder, not a sound file",
-        "1 clips are silent (they count): silent",
-        "1 files are named after no id: stranger.wav",
-        "1 clips go beyond full scale (they count): loud",
-        "1 files have the id of another one, which counts: good.wav",
+        "1 clips are silent (they are scored): silent",
+        "1 file names match no id: stranger.wav",
+        "1 clips exceed full scale (they are scored): loud",
+        "1 files are ignored, another has the same id: good.wav",
         "2 clips were resampled to 24000 Hz: 1 of 44100 Hz, 1 of 96000 Hz",
         "clips differ in length: 1.00 to 2.00 s",
     ):
@@ -72,10 +72,10 @@ def test_a_flawless_folder_has_no_problems(tmp_path):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         clips.folder_clips(tmp_path / "nowhere", ["a"])
-    with pytest.raises(ValueError, match=r"holds no sound files: expected such as a\.wav"):
+    with pytest.raises(ValueError, match=r"contains no sound files: expected names such as a\.wav"):
         clips.folder_clips(tmp_path, ["a"])
     soundfile.write(tmp_path / "song.wav", np.zeros(100), SAMPLE_RATE)
-    with pytest.raises(ValueError, match=r"holds 1 sound files and none is named after an id .* a\.wav"):
+    with pytest.raises(ValueError, match=r"contains 1 sound files, but none is named after an id .* a\.wav"):
         clips.folder_clips(tmp_path, ["a"])

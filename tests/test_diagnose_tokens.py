@@ -46,7 +46,7 @@ def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
     assert "clips were shuffled" in agreement.judge_records(moved, made, 0)[0].advice
     foreign = agreement.judge_records(records(seed=1), made, 0)
     assert [f.verdict for f in foreign] == ["broken"] * 3 and "another w2v-BERT" in foreign[0].advice
-    with pytest.raises(ValueError, match="of another tokenizer; tokenize the corpus again"):
+    with pytest.raises(ValueError, match="from another tokenizer; tokenize the corpus again"):
         agreement.judge_records([r | {"semantic": r["semantic"][:25]} for r in made], made, 0)
 
 

@@ -81,14 +81,14 @@ def test_mulan_is_the_bundles():
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="there is no embedder 'ears'"):
         embedders.load("ears")
-    with pytest.raises(ValueError, match="comes from a bundle"):
+    with pytest.raises(ValueError, match="is part of a bundle"):
         embedders.load("mulan")
     for name, variable in (("vggish", "MUSICLM_VGGISH"), ("yamnet", "MUSICLM_YAMNET"), ("trill", "MUSICLM_TRILL")):
         monkeypatch.delenv(variable, raising=False)
-        with pytest.raises(weights.WeightsError, match=rf"\${variable} is not set: it should hold the path of"):
+        with pytest.raises(weights.WeightsError, match=rf"\${variable} is not set: set it to the path of"):
             embedders.load(name)
         monkeypatch.setenv(variable, str(tmp_path / "nothing"))
-        with pytest.raises(weights.WeightsError, match="where there is nothing"):
+        with pytest.raises(weights.WeightsError, match="which does not exist"):
             embedders.load(name)
         (tmp_path / "other.bin").write_bytes(b"something else")
         monkeypatch.setenv(variable, str(tmp_path / "other.bin"))

@@ -117,8 +117,8 @@ def test_silent_references_and_clips_that_are_too_short_are_named(judges):
 
     asked = EvaluationSet("pitches", ITEMS, silence, background=silence)
     assert evaluate.silent_references(asked) == [
-        "1 reference clips are silent (they count): clip 4",
-        "1 clips that FAD compares with are silent (they count): clip 4",
+        "1 reference clips are silent (they are scored): clip 4",
+        "1 background clips of FAD are silent (they are scored): clip 4",
     ]
     assert evaluate.silent_references(evaluation_set()) == []
 
@@ -142,7 +142,7 @@ def test_too_few_clips_and_no_references_give_no_figure(judges):
     listeners = [listener(embedders.EMBEDDINGS), listener(embedders.PROBABILITIES, "band_classes")]
     found = figures(scored(evaluate.Judges(alone, listeners), source()))
     assert found["FAD"].estimate is None and found["FAD"].note == "no reference clips"
-    assert found["KLD"].estimate is None and "have a reference" in found["KLD"].note and found["KLD"].clips == 0
+    assert found["KLD"].estimate is None and "and a reference" in found["KLD"].note and found["KLD"].clips == 0
 
 
 def test_long_clips_are_judged_in_segments_of_ten_seconds():
@@ -217,6 +217,6 @@ def test_embedders_without_weights_are_named(monkeypatch):
     bundle = bundles.load(miniature.path())
     loaded, absent = evaluate.load_embedders(("vggish", "mulan"), bundle)
     assert [embedder.name for embedder in loaded] == ["mulan"]
-    assert absent[0].startswith("no figures of vggish: $MUSICLM_VGGISH is not set")
+    assert absent[0].startswith("no figures from vggish: $MUSICLM_VGGISH is not set")
     with pytest.raises(ValueError, match="none of the embedders vggish can be used"):
         evaluate.load_embedders(("vggish",), bundle)

@@ -78,18 +78,18 @@ def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file
     for part in (
         f"1 clips are missing: {ids[-1]}",
         "1 clips cannot be read",
-        f"1 clips are silent (they count): {ids[0]}",
-        "no figures of vggish: $MUSICLM_VGGISH is not set",
+        f"1 clips are silent (they are scored): {ids[0]}",
+        "no figures from vggish: $MUSICLM_VGGISH is not set",
         "embeddings for 8 dimensions: biased upwards",
     ):
         assert part in remarks
     if file == "evaluate_musiccaps.gin":
         assert "references: 5 of 7 captions have a clip" in remarks
-        assert f"1 reference clips are silent (they count): {SILENT_REFERENCE}" in remarks
+        assert f"1 reference clips are silent (they are scored): {SILENT_REFERENCE}" in remarks
     else:
         assert "reference clips are silent" not in remarks
     out = capsys.readouterr().out
-    assert "| FAD | mulan | riffs | " in out and "no figures of vggish" in out
+    assert "| FAD | mulan | riffs | " in out and "no figures from vggish" in out
 
     page = (output / "report.html").read_text()
     assert "another data set" in page and "<td class=number>13.4</td>" in page
@@ -114,7 +114,7 @@ def test_clips_are_generated_kept_and_not_made_again(data, tmp_path, monkeypatch
     first, _ = report(tmp_path)
     assert evaluate.main(arguments) == 0
     assert len(made) == 4 and report(tmp_path)[0] == first
-    with pytest.raises(ValueError, match=r"holds clips made otherwise \(other seed\)"):
+    with pytest.raises(ValueError, match=r"contains clips generated with other settings \(seed\)"):
         evaluate.main([*arguments, "--gin.evaluate.seed=1"])
 
 
@@ -122,10 +122,10 @@ def test_clips_are_generated_kept_and_not_made_again(data, tmp_path, monkeypatch
     "argument, message",
     [
         ("--gin.EMBEDDERS=('ears',)", "there is no embedder 'ears'"),
-        ("--gin.EMBEDDERS=('vggish',)", r"none of the embedders vggish can be used: no figures of vggish: \$MUSICLM"),
+        ("--gin.EMBEDDERS=('vggish',)", r"none of the embedders vggish can be used: no figures from vggish: \$MUSICLM"),
         ("--gin.evaluate.controls=('sine',)", "evaluate.controls has sine: use real, codec"),
         ("--gin.evaluate.task='jazz'", "evaluate.task is 'jazz', expected a task"),
-        ("--generated=/nowhere", "/nowhere is no folder"),
+        ("--generated=/nowhere", "/nowhere is not a folder"),
         ("--output=/dev/null/report", "cannot write to /dev/null/report"),
         ("--gin.corpus_task.split='dev'", "split is 'dev': expected train, validation, test"),
     ],

@@ -35,5 +35,5 @@ def test_every_window_gives_the_saved_models_vector(tmp_path, monkeypatch):
 def test_another_saved_model_is_refused(tmp_path, monkeypatch):
     save(tmp_path / "other", "logits")
     monkeypatch.setenv("MUSICLM_TRILL", str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="gives no 'embedding': expected the SavedModel of TRILL"):
+    with pytest.raises(ValueError, match="returns no 'embedding': expected the SavedModel of TRILL"):
         list(embed(embedders.load("trill"), [np.zeros(16_000, np.float32)]))

@@ -95,7 +95,7 @@ def test_a_clip_becomes_patches_of_96_frames():
 
 
 def test_weights_of_another_network_are_refused():
-    with pytest.raises(ValueError, match=r"no tensor 'features.0.weight': expected those of torchvggish"):
+    with pytest.raises(ValueError, match=r"no tensor 'features.0.weight': expected torchvggish's"):
         vggish.from_torch({})
     with pytest.raises(ValueError, match=r"no variable 'vggish/conv1/weights'"):
         vggish.from_tensorflow({})

@@ -1,6 +1,6 @@
-"""How good the music is: FAD, KLD, MCC, memorization, listening tests, and which part is at fault.
+"""Measures the quality of music: FAD, KLD, MCC, memorization, listening tests, and diagnosis of the part at fault.
 
-Imports `generation` and what lies below it.
+Imports `generation` and the rooms below it.
 """
 
 __all__ = [

@@ -1,13 +1,13 @@
-"""Does the semantic stage repeat clips instead of making music? (MusicLM, section "Memorization", arXiv 2301.11325)
+"""Tests whether the semantic stage has memorized training clips (MusicLM, section "Memorization", arXiv 2301.11325).
 
-The stage is given the MuLan tokens of a clip's audio and the clip's first semantic tokens, and goes on with the
-likeliest tokens for 5 s. `Continuations` holds what it made beside what the clip has there:
+The stage is given the MuLan tokens of a clip's audio and the clip's first semantic tokens, and continues them greedily
+for 5 s. `Continuations` holds the generated tokens and the clip's own:
 
 * exact match: all tokens are equal;
-* approximate match: moving one histogram of tokens onto the other costs less than `calibrate` says; the cost of moving
-  a token to another is the Euclidean distance of their k-means centroids.
+* approximate match: the transport cost between the two token histograms is below the threshold from `calibrate`. The
+  cost of moving a token to another is the Euclidean distance between their k-means centroids.
 
-A prompt longer than half a window slides as generation does: the stage then sees the last half window of it.
+Long prompts use the same sliding window as generation: the stage sees only the last half window of the prompt.
 """
 
 import dataclasses
@@ -28,24 +28,24 @@ from musiclm_jax.generation.request import Request
 from musiclm_jax.generation.windows import Conditions
 from musiclm_jax.stages import decoding
 
-CONTINUED = 125  # tokens that are compared, 5 s
-REGULARISATION = 0.02  # of the transport, as a share of the mean distance of two centroids (the paper leaves it open)
-MARGINAL_ERROR = 1e-3  # share of the mass that may be out of place when the iteration ends; it is then put right
+CONTINUED = 125  # tokens to compare: 5 s
+REGULARISATION = 0.02  # entropic; as a share of the mean distance between centroids (not given in the paper)
+MARGINAL_ERROR = 1e-3  # largest share of misplaced mass at which the iteration may stop; the rest is corrected
 MAX_ITERATIONS = 2000
-FALSE_MATCHES = 1e-4  # share of permuted pairs that stays above the matches (the paper's "under 0.01 %")
+FALSE_MATCHES = 1e-4  # the share of permuted pairs that match stays below this (the paper's "under 0.01 %")
 PAIRS_AT_ONCE = 64
-SHARE_LEVEL = 0.95  # of the intervals of shares
+SHARE_LEVEL = 0.95  # coverage of the intervals of shares
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuations:
-    """What was made of one length of prompt, and what the clips have there.
+    """Generated and true continuations for one prompt length.
 
     Attributes:
-      prompt: semantic tokens of the prompt.
-      made: int `[clips, tokens]`.
-      true: int `[clips, tokens]`.
-      groups: `[clips]`: clips of a group (one composition) may be alike, and are no negative pair.
+      prompt: number of semantic tokens in the prompt.
+      made: generated tokens, int `[clips, tokens]`.
+      true: the clips' own tokens, int `[clips, tokens]`.
+      groups: `[clips]`, the composition of each clip. Clips of one group may be alike and are not negative pairs.
     """
 
     prompt: int
@@ -55,16 +55,16 @@ class Continuations:
 
     @property
     def exact(self) -> np.ndarray:
-        """bool `[clips]`: every token is the clip's own."""
+        """Exact matches, bool `[clips]`: all tokens equal the clip's own."""
         return (self.made == self.true).all(axis=1)
 
     @property
     def entropy(self) -> np.ndarray:
-        """Entropy in bits of the tokens of each continuation, `[clips]`."""
+        """Entropy in bits of the token histogram of each continuation, `[clips]`."""
         return np.array([entropy_bits(codes) for codes in self.made])
 
     def costs(self, distances: np.ndarray) -> np.ndarray:
-        """`transport_costs` from each continuation to its clip, `[clips]`."""
+        """Computes `transport_costs` from each continuation to its clip, `[clips]`."""
         return transport_costs(self.made, self.true, distances)
 
 
@@ -76,31 +76,31 @@ def continue_clips(
     batch_size: int = 64,
     progress: windows.Progress = windows.silent,
 ) -> Continuations:
-    """Goes on from the beginning of clips, always with the likeliest token.
+    """Continues the beginnings of clips with greedy decoding.
 
     Args:
       part: the semantic stage.
-      clips: token records: "mulan" `[12]`, of the audio, "semantic" `[t]`, "composition".
-      prompt: semantic tokens that are given, 0 or more.
-      continued: tokens that are made.
-      batch_size: clips at once.
-      progress: called while the stage works.
+      clips: token records: "mulan" `[12]` of the audio, "semantic" `[t]`, "composition".
+      prompt: number of given semantic tokens, 0 or more.
+      continued: number of tokens to generate.
+      batch_size: clips per batch.
+      progress: called while the stage runs.
 
     Raises:
-      ValueError: if a clip is shorter than prompt and continuation.
+      ValueError: if a clip is shorter than the prompt and the continuation together.
     """
     if short := [len(clip[SEMANTIC.name]) for clip in clips if len(clip[SEMANTIC.name]) < prompt + continued]:
         raise ValueError(
-            f"a prompt of {prompt} tokens and {continued} to compare: {len(short)} of {len(clips)} clips are shorter, "
-            f"the shortest has {min(short)}: give prompts of at most {max(0, min(short) - continued)} tokens"
+            f"prompt and continuation need {prompt} + {continued} tokens: {len(short)} of {len(clips)} clips are "
+            f"shorter, the shortest has {min(short)}: give prompts of at most {max(0, min(short) - continued)} tokens"
         )
     part = Part(part.config, {"params": decoding.unstacked(part.variables["params"])})
     semantic = np.stack([clip[SEMANTIC.name][: prompt + continued] for clip in clips]).astype(np.int32)
     mulan = np.stack([clip[MULAN.name] for clip in clips]).astype(np.int32)
-    request = Request(temperature=(0.0, 0.0, 0.0))  # the likeliest token; keys play no role
+    request = Request(temperature=(0.0, 0.0, 0.0))  # greedy decoding: the keys have no effect
     made = []
     for start in range(0, len(clips), batch_size):
-        # The last batch is filled up, so that one program fits all.
+        # The last batch is padded, so that one compiled program fits all.
         rows = np.minimum(np.arange(start, start + batch_size), len(clips) - 1)[: len(clips)]
         keys = jax.random.split(jax.random.key(0), len(rows))
         pieces = windows.generate_semantic(
@@ -119,35 +119,35 @@ def continue_clips(
 
 
 def centroid_distances(centroids: np.ndarray) -> np.ndarray:
-    """Euclidean distances `[k, k]` of the k-means centroids `[k, d]` of semantic tokens."""
+    """Computes the Euclidean distances `[k, k]` between the k-means centroids `[k, d]` of semantic tokens."""
     return scipy.spatial.distance.cdist(np.asarray(centroids, np.float64), np.asarray(centroids, np.float64))
 
 
 def mean_distance(distances: np.ndarray) -> float:
-    """Mean distance of two different centroids: the scale in which costs are to be read."""
+    """Computes the mean distance between two different centroids, the scale for reading costs."""
     return float(distances.sum() / (len(distances) * (len(distances) - 1)))
 
 
 def transport_costs(
     first: np.ndarray, second: np.ndarray, distances: np.ndarray, regularisation: float = REGULARISATION
 ) -> np.ndarray:
-    """Costs of moving one histogram of codes onto another, by Sinkhorn's iteration (Cuturi, arXiv 1306.0895).
+    """Computes the optimal transport cost between code histograms by Sinkhorn iteration (Cuturi, arXiv 1306.0895).
 
-    Only codes that occur take part. The iteration runs on logarithms; what is left out of place is moved by the rule of
-    Altschuler et al. (arXiv 1705.09634), so that every plan is a real one: no cost is below the optimum.
+    Only codes that occur are included. The iteration runs in the log domain. The plan is then rounded to a feasible one
+    (Altschuler et al., arXiv 1705.09634), so no cost is below the optimum.
 
     Args:
       first: int `[pairs, tokens]`.
       second: int `[pairs, tokens]`.
-      distances: `[k, k]` of the codes.
-      regularisation: entropy's weight, as a share of `mean_distance`; the cost itself is without the entropy.
+      distances: `[k, k]` between codes.
+      regularisation: weight of the entropy as a share of `mean_distance`; the cost excludes the entropy term.
 
     Returns:
       float64 `[pairs]`, in the unit of the distances.
     """
     scale = regularisation * mean_distance(distances)
     costs = np.zeros(len(first))
-    # Pairs of like numbers of codes lie together, so that little is padded.
+    # Sort by the number of distinct codes, to reduce padding within a batch.
     order = np.argsort([len(np.unique(codes)) for codes in first], kind="stable")
     for start in range(0, len(order), PAIRS_AT_ONCE):
         pairs = order[start : start + PAIRS_AT_ONCE]
@@ -160,7 +160,7 @@ def transport_costs(
 
 
 def _histograms(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes that occur in each row and their shares, `[rows, most]`; a row of fewer is filled with shares of 0."""
+    """Returns the distinct codes of each row and their shares, both `[rows, most]`; padding has a share of 0."""
     found = [np.unique(row, return_counts=True) for row in codes]
     most = max(len(values) for values, _ in found)
     values = np.stack([np.pad(values, (0, most - len(values))) for values, _ in found])
@@ -169,8 +169,8 @@ def _histograms(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _plans(sources: np.ndarray, sinks: np.ndarray, costs: np.ndarray, scale: float) -> np.ndarray:
-    """Transport plans `[pairs, m, n]` of shares `[pairs, m]` and `[pairs, n]` under costs `[pairs, m, n]`."""
-    with np.errstate(divide="ignore"):  # the logarithm of filled up shares is -inf, and they get nothing
+    """Computes transport plans `[pairs, m, n]` for shares `[pairs, m]`, `[pairs, n]` and costs `[pairs, m, n]`."""
+    with np.errstate(divide="ignore"):  # the logarithm of padded shares is -inf, so they get no mass
         log_sources, log_sinks = np.log(sources), np.log(sinks)
     kernel = -costs / scale
     columns = np.where(np.isfinite(log_sinks), 0.0, -np.inf)
@@ -190,20 +190,21 @@ def _plans(sources: np.ndarray, sinks: np.ndarray, costs: np.ndarray, scale: flo
 
 
 def _log_sum(values: np.ndarray, axis: int) -> np.ndarray:
-    """Logarithm of the sum of exponentials; SciPy's does the same with more care for what cannot be here."""
+    """Computes logsumexp; faster than SciPy's, which handles cases that cannot occur here."""
     highest = values.max(axis=axis, keepdims=True)
     return np.log(np.exp(values - highest).sum(axis=axis)) + np.squeeze(highest, axis)
 
 
 def lower_bounds(first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """What moving costs at least, for every two histograms: every token goes to the nearest code that the other has.
+    """Computes a lower bound of the transport cost for every pair of histograms.
 
-    This takes two matrix products for all pairs (Kusner et al., "relaxed word mover's distance", ICML 2015).
+    Every token moves to the nearest code that occurs in the other histogram ("relaxed word mover's distance", Kusner et
+    al., ICML 2015). Two matrix products cover all pairs.
 
     Args:
       first: int `[m, tokens]`.
       second: int `[n, tokens]`.
-      distances: `[k, k]` of the codes.
+      distances: `[k, k]` between codes.
 
     Returns:
       float64 `[m, n]`.
@@ -219,12 +220,12 @@ def lower_bounds(first: np.ndarray, second: np.ndarray, distances: np.ndarray) -
 
 
 class Threshold(NamedTuple):
-    """Where approximate matches begin.
+    """Threshold for approximate matches.
 
     Attributes:
-      cost: pairs under it match.
-      pairs: permuted pairs that it was set by.
-      matching: how many of them match.
+      cost: pairs below this cost match.
+      pairs: number of permuted pairs used for calibration.
+      matching: number of them that match.
     """
 
     cost: float
@@ -235,15 +236,15 @@ class Threshold(NamedTuple):
 def calibrate(
     continuations: Sequence[Continuations], distances: np.ndarray, false_matches: float = FALSE_MATCHES
 ) -> Threshold:
-    """The highest cost under which less than a share of permuted pairs match.
+    """Finds the highest threshold at which less than a given share of permuted pairs match.
 
-    A permuted pair is a continuation and what another clip has at that place; both are of different groups. Costs are
-    worked out from the lowest `lower_bounds` on, only as far as they can change the result.
+    A permuted pair is a continuation and the true tokens of a clip from another group, for the same prompt length.
+    Costs are computed in order of their `lower_bounds`, and only as far as they can change the result.
 
     Args:
-      continuations: of all lengths of prompts; pairs are of the same length.
-      distances: `[k, k]` of the codes.
-      false_matches: share of permuted pairs, more than 0.
+      continuations: one for each prompt length.
+      distances: `[k, k]` between codes.
+      false_matches: share of permuted pairs, above 0.
 
     Raises:
       ValueError: if there is no permuted pair.
@@ -255,8 +256,8 @@ def calibrate(
         places.append(np.stack([np.full(len(rows), index), rows, columns], axis=1))
     bound, place = np.concatenate(bounds), np.concatenate(places)
     if not len(bound):
-        raise ValueError("no two clips are of different compositions: there are no permuted pairs to set tau by")
-    allowed = math.ceil(false_matches * len(bound)) - 1  # matches, strictly less than the share
+        raise ValueError("all clips come from one composition: there are no permuted pairs for calibrating tau")
+    allowed = math.ceil(false_matches * len(bound)) - 1  # number of matches, strictly less than the share
     order = np.argsort(bound, kind="stable")
     costs = np.zeros(0)
     for start in range(0, len(order), PAIRS_AT_ONCE):
@@ -271,7 +272,7 @@ def calibrate(
 
 
 def share(matches: np.ndarray) -> Estimate:
-    """Share of matches bool `[clips]` with its exact binomial interval (Clopper-Pearson), which also holds at 0."""
+    """Computes the share of matches, bool `[clips]`, with its exact (Clopper-Pearson) interval, valid even at 0."""
     found = scipy.stats.binomtest(int(np.sum(matches)), len(matches))
     interval = found.proportion_ci(SHARE_LEVEL, method="exact")
     return Estimate(float(np.mean(matches)), float(interval.low), float(interval.high))

@@ -149,7 +149,7 @@ class Pipeline:
             codes = acoustic.until(min(start + block, frames))[:, start:]
             if context is None:
                 context = soundstream.initial_decoder_context(config, variables["params"], len(codes))
-            # Pad the last block, so that one program fits all. The decoder is causal: padding does not affect the audio.
+            # Pad the last block, so that one program fits all. The decoder is causal: padding changes no earlier audio.
             codes = np.pad(codes, ((0, 0), (0, block - codes.shape[1]), (0, 0)))
             audio, context = _decode_block(config, variables, codes, context)
             yield np.asarray(audio)[:, : self.samples - start * config.total_stride]

@@ -1,4 +1,4 @@
-"""Which of a bundle's models is at fault when the music is not what was asked (`diagnosis`)."""
+"""Finds which of a bundle's models is at fault when the music does not match the request (`diagnosis`)."""
 
 from musiclm_jax.evaluation.diagnose.diagnosis import Clips, Diagnosis, diagnose
 from musiclm_jax.evaluation.diagnose.finding import CHAIN, JUDGES, VERDICTS, Finding, first_fault

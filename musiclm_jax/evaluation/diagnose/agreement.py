@@ -1,4 +1,4 @@
-"""Token records: are they what the bundle's tokenizers make of the same clips?"""
+"""Checks token records: do the bundle's tokenizers reproduce them from the same clips?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,39 +8,39 @@ from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.finding import Finding, grade
 
-# Codes near a border fall to either side with the shape of a batch; another tokenizer agrees hardly ever.
+# Codes near a decision boundary may change with the batch shape; codes of another tokenizer hardly ever agree.
 ASKED = 0.98
 BROKEN = 0.8
-SAME_LEVEL = 0.5  # agreement of two levels from which they count as one
+SAME_LEVEL = 0.5  # two levels with at least this agreement count as the same one
 
 _ADVICE = "tokenize the corpus again with this bundle (musiclm tokenize, into a new folder) and train the stages on it"
 
 
 def judge_records(recorded: Sequence[Mapping], made: Sequence[Mapping], seed: int) -> list[Finding]:
-    """Judges token records.
+    """Compares token records with tokens computed now.
 
     Args:
       recorded: streams of the records: "semantic" `[t]`, "acoustic" `[2 t, 12]`, "mulan" `[12]`.
-      made: streams of the same clips, made now.
-      seed: of the intervals.
+      made: streams of the same clips from the bundle's tokenizers.
+      seed: for the bootstrap intervals.
 
     Raises:
-      ValueError: if the lengths of a clip differ.
+      ValueError: if the streams of a clip differ in shape.
     """
     for name in (SEMANTIC.name, ACOUSTIC.name, MULAN.name):
         for record, own in zip(recorded, made, strict=True):
             if np.shape(record[name]) != np.shape(own[name]):
                 raise ValueError(
-                    f"the records' {name} tokens have shape {np.shape(record[name])}, this bundle makes "
-                    f"{np.shape(own[name])} of the clip: they are of another tokenizer; {_ADVICE}"
+                    f"the records' {name} tokens have shape {np.shape(record[name])}, this bundle's have "
+                    f"{np.shape(own[name])} for the same clip: they come from another tokenizer; {_ADVICE}"
                 )
     old, new = _stacked(recorded, made, MULAN.name)
-    of_mulan = _finding("MuLan tokens", np.mean(old == new, axis=1), "they are of another MuLan; " + _ADVICE, seed)
+    of_mulan = _finding("MuLan tokens", np.mean(old == new, axis=1), "they come from another MuLan; " + _ADVICE, seed)
     return [_semantic(recorded, made, seed), _acoustic(recorded, made, seed), of_mulan]
 
 
 def _stacked(recorded: Sequence[Mapping], made: Sequence[Mapping], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One stream of both, `[clips, ...]`."""
+    """Stacks one stream of both, `[clips, ...]`."""
     old, new = (np.stack([np.asarray(streams[name]) for streams in of]) for of in (recorded, made))
     return old, new
 
@@ -51,7 +51,7 @@ def _finding(
     share = metrics.bootstrap(equal, seed=seed)
     return Finding(
         "token records",
-        f"share of {name} that the tokenizers make again",
+        f"share of {name} that the tokenizers reproduce",
         share,
         grade(share.value < BROKEN or out_of_order, share.value < ASKED),
         f"ok from {ASKED}, broken under {BROKEN} or if levels are out of order",
@@ -63,17 +63,17 @@ def _finding(
 def _semantic(recorded: Sequence[Mapping], made: Sequence[Mapping], seed: int) -> Finding:
     old, new = _stacked(recorded, made, SEMANTIC.name)
     size = 1 + int(max(old.max(), new.max()))
-    # As many equal codes as any order of the frames, and of the clips, could give.
+    # Upper bounds on the agreement: over any order of the frames within clips, and over any order of all frames.
     counts = np.stack([[np.bincount(codes, minlength=size) for codes in of] for of in (old, new)])  # [2, clips, codes]
     anywhere = float(counts.min(axis=0).sum() / old.size)
     whole = float(counts.sum(axis=1).min(axis=0).sum() / old.size)
     if anywhere >= BROKEN:
-        what = "the right codes at other places: the frames were shuffled or moved in time"
+        what = "the right codes in the wrong places: the frames were shuffled or shifted in time"
     elif whole >= BROKEN:
-        what = "the right codes in other clips: the clips were shuffled"
+        what = "the right codes in the wrong clips: the clips were shuffled"
     else:
-        what = "other codes: they are of another w2v-BERT, or of other clusters"
-    note = f"in any order within the clip {anywhere:.2f}, over all clips {whole:.2f}"
+        what = "other codes: they come from another w2v-BERT or other clusters"
+    note = f"ignoring the order within the clip {anywhere:.2f}, over all clips {whole:.2f}"
     return _finding("semantic tokens", np.mean(old == new, axis=1), f"{what}; {_ADVICE}", seed, note)
 
 
@@ -84,8 +84,8 @@ def _acoustic(recorded: Sequence[Mapping], made: Sequence[Mapping], seed: int) -
     best = np.argmax(agreement, axis=1)
     moved = [i for i in range(levels) if agreement[i, i] < SAME_LEVEL <= agreement[i, best[i]]]
     wrong = ", ".join(f"level {i + 1} holds the codes of level {best[i] + 1}" for i in moved)
-    # A few levels in each other's places leave most codes where they were.
-    what = f"the levels are out of order ({wrong})" if moved else "they are of another codec"
+    # Most codes still agree if only a few levels are swapped, so swapped levels count as broken in any case.
+    what = f"the levels are out of order ({wrong})" if moved else "they come from another codec"
     note = "by level " + " ".join(f"{share:.2f}" for share in np.diag(agreement))
     equal = np.mean(old == new, axis=(1, 2))
     return _finding("acoustic tokens", equal, f"{what}; {_ADVICE}", seed, note, bool(moved))

@@ -95,8 +95,8 @@ def round_trip(
         grade(mel.value >= STRANGER_SHARE * far, mel.value > asked),
         f"ok up to {asked:.2f} ({why}), broken from {STRANGER_SHARE * far:.2f} ({STRANGER_SHARE:g} of another clip's)",
         f"{kilobits:.1f} kbit/s; " + "; ".join([*(f"Opus {b}" for b in beside), f"another clip: {far:.2f}"]),
-        "train the codec longer (soundstream.gin) and watch its reconstruction loss; if training went well, the decoder "
-        "and the codebooks in the bundle come from different runs: export them together",
+        "train the codec longer (soundstream.gin) and watch its reconstruction loss; if training went well, decoder "
+        "and codebooks in the bundle come from different runs: export them together",
     )
     beside = [f"Opus {k} kbit/s: {v[:, 1].mean():.2f}" for k, v in opus_distances.items()]
     second = Finding(
@@ -106,7 +106,7 @@ def round_trip(
         grade(False, sdr.value < 0),
         "weak under 0 (more error than signal); never broken, since a good decoder may choose its own phase",
         "; ".join([*beside, f"another clip: {strangers[:, 1].mean():.2f}"]),
-        "listen: a decoder trained against discriminators may sound good with its own phase; else train the codec longer",
+        "listen: a decoder trained against discriminators may sound good with its own phase; if not, train it longer",
     )
     return [first, second]
 

@@ -1,7 +1,7 @@
-"""Which part of a bundle is at fault? Each part is measured beside what it would do if it were broken.
+"""Finds the part of a bundle that is at fault, by comparing each part with a broken version of itself.
 
-`diagnose` goes along `finding.CHAIN`; docs/diagnose.md has the bounds and where they come from. Measured on clips that
-no part was trained on.
+`diagnose` measures the parts along `finding.CHAIN`, on clips that no part was trained on. docs/diagnose.md lists the
+bounds and their sources.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """What the parts are measured on.
+    """The clips that parts are measured on.
 
     Attributes:
       held_out: audio records of clips that no part was trained on.
       train: audio records of the training split.
-      token_records: id to token record of held-out clips; empty leaves the check of the records out.
-      train_tokens: token records of the training split; empty where `train` is to be tokenized.
+      token_records: id to token record for held-out clips; empty skips the check of the records.
+      train_tokens: token records of the training split; if empty, `train` is tokenized.
     """
 
     held_out: Sequence[Record]
@@ -44,11 +44,11 @@ class Clips:
 
 @dataclasses.dataclass
 class Diagnosis:
-    """What was found.
+    """Results of a diagnosis.
 
     Attributes:
-      findings: the lines, in the order in which they were measured.
-      left_out: what was not measured, and why.
+      findings: in the order in which they were measured.
+      left_out: for each check that was skipped, a line that says why.
     """
 
     findings: list[Finding] = dataclasses.field(default_factory=list)
@@ -56,24 +56,24 @@ class Diagnosis:
 
     @property
     def fault(self) -> Finding | None:
-        """The first part at fault."""
+        """The first part at fault; None if there is none."""
         return first_fault(self.findings)
 
 
 def diagnose(
     bundle: Bundle, clips: Clips, resynthesized: int = 16, seed: int = 0, progress: Progress = silent
 ) -> Diagnosis:
-    """Measures every part of a bundle that is there.
+    """Measures every part that the bundle contains.
 
     Args:
-      bundle: any parts; the three tokenizers are needed for more than themselves.
-      clips: what it is measured on, equally long.
-      resynthesized: held-out clips that are made again from their true tokens; 0 leaves this out.
-      seed: of crops, of music and of intervals.
-      progress: called while it works.
+      bundle: may lack parts; the stages can only be measured if all tokenizers are present.
+      clips: equally long clips to measure on.
+      resynthesized: number of held-out clips to regenerate from their true tokens; 0 skips this.
+      seed: for crops, generated music and bootstrap intervals.
+      progress: called while the diagnosis runs.
 
     Raises:
-      ValueError: if there are fewer than two clips that are not silent, or all are of one composition.
+      ValueError: if fewer than two clips are audible, clips differ in length, or all come from one composition.
       BundleError: if a part is damaged.
     """
     found = Diagnosis()
@@ -106,12 +106,14 @@ def diagnose(
 def _audible(clips: Sequence[Record], found: Diagnosis) -> list[Record]:
     heard = [clip for clip in clips if np.abs(clip["audio"]).max(initial=0) > SILENT_PEAK]
     if len(heard) < len(clips):
-        found.left_out.append(f"{len(clips) - len(heard)} silent clips: they have no distance to anything")
+        found.left_out.append(f"{len(clips) - len(heard)} silent clips: distances to silence are meaningless")
     if len(heard) < 2:
-        raise ValueError(f"{len(heard)} held-out clips that are not silent: a diagnosis needs at least two, better 64")
+        raise ValueError(
+            f"only {len(heard)} held-out clips are not silent: a diagnosis needs at least 2, preferably 64"
+        )
     lengths = {len(clip["audio"]) for clip in heard}
     if len(lengths) > 1:
-        raise ValueError(f"held-out clips of {min(lengths)} to {max(lengths)} samples: expected equally long ones")
+        raise ValueError(f"held-out clips have {min(lengths)} to {max(lengths)} samples: expected equal lengths")
     return heard
 
 
@@ -123,7 +125,7 @@ def _has(bundle: Bundle, found: Diagnosis, *parts: str) -> bool:
 
 
 def _batches(clips: Sequence[Record]) -> list[np.ndarray]:
-    """Audio in batches of one size; the last is filled up."""
+    """Returns the audio in batches of one size; the last is padded by repeating a clip."""
     audio = [clip["audio"] for clip in clips]
     audio += audio[-1:] * (-len(audio) % BATCH)
     return [np.stack(audio[start : start + BATCH]) for start in range(0, len(audio), BATCH)]
@@ -132,7 +134,7 @@ def _batches(clips: Sequence[Record]) -> list[np.ndarray]:
 def _codec(
     bundle: Bundle, streams: list[dict], other: np.ndarray, seed: int, progress: Progress, found: Diagnosis
 ) -> None:
-    """Round trip and codebooks; the streams get their "acoustic" codes."""
+    """Judges round trip and codebooks; adds "acoustic" codes to the streams."""
     part = bundle.part("soundstream")
     codes: list[np.ndarray] = []
     decoded: list[np.ndarray] = []
@@ -178,7 +180,7 @@ def _semantic(
     progress: Progress,
     found: Diagnosis,
 ) -> None:
-    """Use and purity of the clusters; the streams get their "semantic" codes."""
+    """Judges use and purity of the clusters; adds "semantic" codes to the streams."""
     part = bundle.part("w2v_bert")
     progress("clusters", 0, 1)
     codes = np.concatenate([np.asarray(encode_semantic(part, audio)) for audio in _batches(streams)])[: len(streams)]
@@ -188,7 +190,7 @@ def _semantic(
     found.findings.append(codec.codebook_use(codes.reshape(-1), clusters, "w2v_bert", "semantic tokens"))
     labels = semantic.labels_of(streams, codes.shape[1])
     if not labels:
-        found.left_out.append("purity of semantic tokens: the corpus tells neither pitch classes nor instruments")
+        found.left_out.append("purity of semantic tokens: pitch classes and instruments do not vary in the corpus")
     raw = None
     if labels and len(clips.train) * codes.shape[1] >= clusters:
         raw = semantic.mel_clusters(streams, clips.train, clusters, part.config.kmeans_iterations, seed)
@@ -206,7 +208,7 @@ def _mulan(
     progress: Progress,
     found: Diagnosis,
 ) -> None:
-    """Retrieval and tokens; the streams get their "mulan" codes."""
+    """Judges retrieval and tokens; adds "mulan" codes to the streams."""
     config, variables = bundle.mulan()
     progress("mulan", 0, 1)
     heard = [np.asarray(mulan.embed_audio(config, variables, audio)) for audio in _batches(streams)]
@@ -226,7 +228,7 @@ def _mulan(
 
 
 def _records(streams: list[dict], clips: Clips, seed: int, found: Diagnosis) -> bool:
-    """Compares token records with tokens made now; True if there are none or they agree."""
+    """Compares token records with tokens computed now; returns True if there are none or they agree."""
     if not clips.token_records:
         found.left_out.append("token records: no --tokens given")
         return True
@@ -234,7 +236,7 @@ def _records(streams: list[dict], clips: Clips, seed: int, found: Diagnosis) -> 
     if len(both) < 2:
         raise ValueError(
             f"{len(both)} of {len(streams)} held-out clips are among the token records: give the folder that "
-            "`musiclm tokenize` made of this corpus"
+            "`musiclm tokenize` wrote for this corpus"
         )
     checked = agreement.judge_records([old for old, _ in both], [new for _, new in both], seed)
     found.findings += checked
@@ -242,7 +244,7 @@ def _records(streams: list[dict], clips: Clips, seed: int, found: Diagnosis) -> 
 
 
 def _tokenized(bundle: Bundle, clips: Sequence[Record], progress: Progress) -> list[dict]:
-    """Streams of clips."""
+    """Tokenizes clips."""
     tokenizers = Tokenizers.from_bundle(bundle)
     made: list[dict] = []
     for done, audio in enumerate(_batches(clips)):
@@ -256,9 +258,9 @@ def _tokenized(bundle: Bundle, clips: Sequence[Record], progress: Progress) -> l
 def _resynthesis(
     bundle: Bundle, clips: list[dict], texts: list[str], seed: int, progress: Progress, found: Diagnosis
 ) -> None:
-    """Music from true tokens up to each link, heard by MuLan and musicnn."""
+    """Regenerates music from true tokens up to each link, and judges it with MuLan and musicnn."""
     if len(clips) < 2:
-        found.left_out.append("resynthesis: not asked for, or of fewer than two clips")
+        found.left_out.append("resynthesis: not requested, or fewer than two clips")
         return
     texts = texts[: len(clips)]
     sounds = resynthesis.resynthesize(bundle, clips, texts, seed, progress)

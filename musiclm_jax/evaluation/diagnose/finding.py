@@ -1,13 +1,13 @@
-"""Lines of a diagnosis, and which part of the chain is at fault."""
+"""Findings of a diagnosis, and the choice of the part at fault."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from musiclm_jax.evaluation.metrics import Estimate
 
-# From the sound to the music: what comes later cannot be better than what it is made of.
+# In order of dependency: a part cannot be better than the parts that it builds on.
 CHAIN = ("soundstream", "w2v_bert", "mulan", "token records", "semantic", "coarse", "fine")
-JUDGES = "judges"  # what they hear in clips that no part made
+JUDGES = "judges"  # the judges themselves, measured on clips that no part generated
 VERDICTS = ("ok", "weak", "broken")
 
 
@@ -17,11 +17,11 @@ class Finding:
 
     Attributes:
       part: one of `CHAIN`, or `JUDGES`.
-      name: what was measured, with its unit.
-      value: the figure, with its 95 % interval where it has one.
-      verdict: one of `VERDICTS`, or "" for a figure that stands there to compare others with.
-      bounds: what separates the verdicts.
-      note: figures to set beside it.
+      name: the measured quantity and its unit.
+      value: the figure, with a 95 % interval if it has one.
+      verdict: one of `VERDICTS`, or "" for a figure that only serves as a reference.
+      bounds: the bounds between the verdicts.
+      note: reference values.
       advice: what to do if the verdict is not "ok".
     """
 
@@ -37,19 +37,19 @@ class Finding:
         """Checks the verdict.
 
         Raises:
-          ValueError: if it is none.
+          ValueError: if it is unknown.
         """
         if self.verdict not in ("", *VERDICTS):
             raise ValueError(f"verdict is {self.verdict!r}, expected '' or one of {', '.join(VERDICTS)}")
 
 
 def grade(broken: bool, weak: bool) -> str:
-    """The verdict of two conditions, the worse one first."""
+    """Returns "broken", "weak" or "ok"; `broken` takes precedence."""
     return "broken" if broken else "weak" if weak else "ok"
 
 
 def first_fault(findings: Sequence[Finding]) -> Finding | None:
-    """The first broken finding along `CHAIN`; without one the first weak one; None if all is well."""
+    """Returns the first broken finding along `CHAIN`, else the first weak one, else None."""
     for verdict in ("broken", "weak"):
         for part in CHAIN:
             for finding in findings:

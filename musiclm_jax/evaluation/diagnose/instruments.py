@@ -1,4 +1,4 @@
-"""Is the asked instrument heard? musicnn's tags that stand for the instruments of the corpus of rendered scores."""
+"""Judges whether the requested instrument is heard, by musicnn's tags for the instruments of the rendered corpus."""
 
 import functools
 import importlib.util
@@ -12,12 +12,13 @@ from musiclm_jax.evaluation.embedders import Embedder, embed, musicnn
 
 MIN_SECONDS = 3.0  # of a clip: one patch of musicnn
 
-# Both networks' tags in one list: the columns of `tags`.
+# The tags of both networks: the columns of `tags`.
 TAGS = musicnn.MTT_TAGS + tuple(f"msd_{tag}" for tag in musicnn.MSD_TAGS)
 
-# Tags whose mean log-odds stand for an instrument: its own tag, and what separates real renders of the training split,
-# chosen by `separating_tags` on 500 clips (python -m benchmarks.judges --choose), never on generated music. Where an
-# instrument has no tag of its name, these are what such a sound is called in musicnn's training sets, not what it is.
+# The score of an instrument is the mean log-odds of these tags: its own tag, and the tags that best separate real
+# renders of the training split, chosen by `separating_tags` on 500 clips (python -m benchmarks.judges --choose), never
+# on generated music. If no tag has the instrument's name, these are the tags that similar sounds have in musicnn's
+# training sets, even if they do not describe the instrument.
 TAG_GROUPS: dict[str, tuple[str, ...]] = {
     "acoustic guitar": ("guitar", "msd_acoustic"),
     "bagpipe": ("violin", "msd_alternative_rock"),
@@ -43,26 +44,26 @@ TAG_GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def cannot_hear(instruments: Sequence[str], samples: int) -> str:
-    """Why these instruments cannot be told in clips of `samples` at 24 kHz; "" if they can."""
+    """Returns why musicnn cannot judge these instruments in clips of `samples` at 24 kHz; "" if it can."""
     if importlib.util.find_spec("musicnn") is None:
         return "musicnn is not installed (pip install --no-deps musicnn)"
     if unknown := sorted(set(instruments) - set(TAG_GROUPS)):
         return f"it has no tags for {', '.join(map(repr, unknown))}"
     if len(set(instruments)) < 2:
-        return "all clips are of one instrument"
+        return "all clips have one instrument"
     if samples < MIN_SECONDS * SAMPLE_RATE:
-        return f"it needs clips of {MIN_SECONDS:g} s"
+        return f"clips must last at least {MIN_SECONDS:g} s"
     return ""
 
 
 def tags(audio: np.ndarray) -> np.ndarray:
-    """musicnn's tag probabilities of one clip, averaged over its patches of 3 s.
+    """Computes musicnn's tag probabilities for one clip, averaged over its patches of 3 s.
 
     Args:
       audio: float32 `[samples]` at 24 kHz, at least 3 s.
 
     Returns:
-      float32 `[100]` in the order of `TAGS`: the MagnaTagATune network, then the Million Song one.
+      float32 `[100]` in the order of `TAGS`: the MagnaTagATune network, then the Million Song network.
 
     Raises:
       ValueError: if the clip is shorter than a patch.
@@ -80,13 +81,13 @@ def _tagger(model: str) -> Embedder:
 
 
 def log_odds(tag_probabilities: np.ndarray) -> np.ndarray:
-    """Log-odds of probabilities, so that rare tags weigh as much as frequent ones in a mean."""
+    """Converts probabilities to log-odds, so that rare and frequent tags have equal weight in a mean."""
     bounded = np.clip(np.asarray(tag_probabilities, np.float64), 1e-7, 1 - 1e-7)
     return np.log(bounded / (1 - bounded))
 
 
 def group_scores(tag_probabilities: np.ndarray, instruments: Sequence[str]) -> np.ndarray:
-    """Mean log-odds of each instrument's tag group: float64 `[instruments]`.
+    """Computes the mean log-odds of each instrument's tag group: float64 `[instruments]`.
 
     Raises:
       ValueError: if an instrument has no tag group.

@@ -1,13 +1,13 @@
-"""Music made from true tokens up to one link of the chain: what each link loses.
+"""Regenerates music from true tokens up to each link of the chain, to measure the loss at each link.
 
     codec            all true acoustic codes, decoded
-    coarse alone     their first levels, decoded: what generated fine levels have to improve on
-    true coarse      true coarse levels, generated fine ones
-    true semantic    true semantic codes, generated coarse and fine ones
-    all generated    from the text
+    coarse alone     the true coarse levels, decoded: generated fine levels must improve on this
+    true coarse      true coarse levels, generated fine levels
+    true semantic    true semantic codes, generated coarse and fine levels
+    all generated    generated from the text
 
-Judges that hear whether a clip goes with its caption are given every part. AUC: the chance that a clip goes better with
-what is asked of it than a clip of which something else is asked.
+Judges score how well each version matches its request. AUC is the probability that a clip matches a request better
+than clips that were made for another request.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,21 +36,21 @@ REAL, CODEC, COARSE_ALONE, TRUE_COARSE, TRUE_SEMANTIC, GENERATED = (
     "true semantic",
     "all generated",
 )
-# Each link is one part of the bundle put in the place of the truth: (part, from, to).
+# Each link replaces true tokens with the output of one part: (part, before, after).
 LINKS = (
     ("soundstream", REAL, CODEC),
     ("fine", CODEC, TRUE_COARSE),
     ("coarse", TRUE_COARSE, TRUE_SEMANTIC),
     ("semantic", TRUE_SEMANTIC, GENERATED),
 )
-# Of what stands above chance. Four links that keep 0.86 each bring real renders of AUC 0.95 to 0.75.
+# Shares of the margin above chance. Four links that keep 0.86 each take real renders from an AUC of 0.95 to 0.75.
 ASKED_SHARE = 0.86
 BROKEN_SHARE = 0.25
 _LINK_ADVICE = {
-    "soundstream": "the codec loses what tells the text: train it on, its decoder against discriminators",
-    "fine": "the fine stage loses what tells the text: train it on",
-    "coarse": "the coarse stage loses what tells the text: look at its condition_bits and train it on",
-    "semantic": "the semantic stage makes music of other texts: look at its condition_bits, and at MuLan's tokens",
+    "soundstream": "the codec loses what the text describes: train it longer, its decoder against discriminators",
+    "fine": "the fine stage loses what the text describes: train it longer",
+    "coarse": "the coarse stage loses what the text describes: check its condition_bits and train it longer",
+    "semantic": "the semantic stage does not follow the text: check its condition_bits and MuLan's tokens",
 }
 Sounds = dict[str, np.ndarray]
 
@@ -62,21 +62,22 @@ def resynthesize(
     seed: int,
     progress: windows.Progress,
 ) -> Sounds:
-    """Makes the parts of the module's table.
+    """Generates every version in the module's table.
 
     Args:
-      bundle: with all six models.
-      clips: with "audio" float32 `[samples]`, equally long, and its true "semantic" `[t]` and "acoustic" `[2 t, 12]`.
-      texts: a caption for each.
-      seed: of the music.
-      progress: called while the stages work.
+      bundle: must hold all six models.
+      clips: equally long, each with "audio" float32 `[samples]` and its true "semantic" `[t]` and "acoustic"
+        `[2 t, 12]` codes.
+      texts: one caption for each clip.
+      seed: for the generated music.
+      progress: called while the stages run.
 
     Returns:
-      Audio `[clips, samples]` by part, the real clips among them.
+      Version to audio `[clips, samples]`, including the real clips.
 
     Raises:
       ValueError: if the clips are shorter than a window of the coarse stage.
-      BundleError: if a part is missing or damaged, or parts do not fit together.
+      BundleError: if a part is missing or damaged, or the parts are incompatible.
     """
     frames, samples = len(clips[0][SEMANTIC.name]), len(clips[0]["audio"])
     parts = {}
@@ -86,12 +87,12 @@ def resynthesize(
         parts[name] = Part(config, {"params": decoding.unstacked(variables["params"])})
     if frames < (window := windows.window_frames(parts["coarse"])):
         raise ValueError(
-            f"clips of {frames / SEMANTIC.frame_rate:g} s: the coarse stage works in windows of "
-            f"{window / SEMANTIC.frame_rate:g} s; give longer clips or leave resynthesis out"
+            f"clips last {frames / SEMANTIC.frame_rate:g} s, the coarse stage needs windows of "
+            f"{window / SEMANTIC.frame_rate:g} s: give longer clips or skip resynthesis"
         )
     own = bundle.generation
     request = Request(seed=seed, temperature=own.temperature, top_p=own.top_p, guidance=own.guidance)
-    # Tokens of one clip that are drawn: semantic ones once, coarse ones twice, fine ones three times.
+    # Sampled tokens per clip: semantic tokens once, coarse tokens twice, fine tokens three times.
     drawn = [frames] + [(i + 1) * 2 * frames * parts[STAGES[i]].config.stage.target.levels for i in (1, 2)]
     done, total = 0, len(clips) * sum(drawn)
     sounds: dict[str, list[np.ndarray]] = {}
@@ -123,7 +124,7 @@ def _generate(
     request: Request,
     report: windows.Progress,
 ) -> dict[str, np.ndarray]:
-    """Acoustic codes of every part of the module's table: `[clips, 2 t, up to 12]`; `acoustic` are the true ones."""
+    """Returns each version's acoustic codes, `[clips, 2 t, levels]`; `acoustic` holds the true codes."""
     count, frames = len(clips), acoustic.shape[1] // windows.ACOUSTIC_PER_SEMANTIC
     keys = jnp.stack([piece_key(request.seed, text, 0) for text in texts])
     text_part = bundle.mulan()
@@ -156,7 +157,7 @@ def _generate(
 
 
 def mel_distances(reference: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Log-mel distance in dB of pairs of clips `[clips, samples]`, each at its best lag: `[clips]`."""
+    """Computes the log-mel distance in dB of each pair of clips `[clips, samples]` at its best lag: `[clips]`."""
 
     def distance(one: np.ndarray, two: np.ndarray) -> float:
         aligned = metrics.shifted(two, metrics.best_lag(one, two, MAX_LAG), len(one))
@@ -166,25 +167,25 @@ def mel_distances(reference: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 def judge_sounds(distances: Mapping[str, np.ndarray], strangers: np.ndarray, seed: int) -> list[Finding]:
-    """Judges the fine and the coarse stage by the sound of the clips whose tokens they were given.
+    """Judges the fine and coarse stages by the distance of their output to the real clips.
 
     Args:
-      distances: log-mel distances `[clips]` to the real clips, by part.
-      strangers: those of `TRUE_SEMANTIC` to real clips that its tokens are not of.
-      seed: of the intervals.
+      distances: version to log-mel distances `[clips]` to the real clips.
+      strangers: distances `[clips]` of `TRUE_SEMANTIC` to other real clips.
+      seed: for the bootstrap intervals.
     """
     gain = metrics.bootstrap(distances[COARSE_ALONE] - distances[TRUE_COARSE], seed=seed)
     best = float(np.mean(distances[COARSE_ALONE] - distances[CODEC]))
     means = {name: float(np.mean(values)) for name, values in distances.items()}
     fine = Finding(
         "fine",
-        "log-mel distance that generated fine levels take off, in dB",
+        "reduction in log-mel distance from generated fine levels, in dB",
         gain,
         grade(gain.high < 0, gain.low <= 0),
-        "broken if below 0 (the stage harms), weak if its interval holds 0 (it adds nothing to the coarse levels)",
-        f"true fine levels take off {best:.2f}; distances: codec {means[CODEC]:.2f}, coarse alone "
+        "broken if below 0 (the stage harms), weak if the interval contains 0 (it adds nothing to the coarse levels)",
+        f"true fine levels reduce it by {best:.2f}; distances: codec {means[CODEC]:.2f}, coarse alone "
         f"{means[COARSE_ALONE]:.2f}, true coarse {means[TRUE_COARSE]:.2f}",
-        "train the fine stage on; if it harms, check its levels and that it was trained on this codec's tokens",
+        "train the fine stage longer; if it harms, check its levels, and that it was trained on this codec's tokens",
     )
     ahead = metrics.bootstrap(strangers - distances[TRUE_SEMANTIC], seed=seed)
     far = float(np.mean(strangers))
@@ -193,36 +194,36 @@ def judge_sounds(distances: Mapping[str, np.ndarray], strangers: np.ndarray, see
         "log-mel distance of music from true semantic tokens in dB",
         metrics.bootstrap(distances[TRUE_SEMANTIC], seed=seed),
         grade(ahead.low <= 0, means[TRUE_SEMANTIC] > (far + means[CODEC]) / 2),
-        f"broken if not nearer to its clip than to another, weak above {(far + means[CODEC]) / 2:.2f} "
-        "(half way from the codec to another clip)",
-        f"another clip {far:.2f}, nearer by {ahead}",
-        "the coarse stage does not play what its semantic tokens say: look at its condition_bits and train it on",
+        f"broken if no closer to its own clip than to another, weak above {(far + means[CODEC]) / 2:.2f} "
+        "(halfway from the codec to another clip)",
+        f"another clip {far:.2f}, closer by {ahead}",
+        "the coarse stage does not follow its semantic tokens: check its condition_bits and train it longer",
     )
     return [fine, coarse]
 
 
 def judge_links(judge: str, wins: Mapping[str, np.ndarray], seed: int) -> list[Finding]:
-    """Judges each link by how much of the agreement with the text it keeps.
+    """Judges each link by how much of the match with the text it keeps.
 
     Args:
-      judge: its name and what it hears.
-      wins: `metrics.matched_wins` `[clips]` by part.
-      seed: of the intervals.
+      judge: name of the figure, including the judge.
+      wins: version to `metrics.matched_wins` `[clips]`.
+      seed: for the bootstrap intervals.
     """
     aucs = {name: metrics.bootstrap(values, seed=seed) for name, values in wins.items()}
-    deaf = "" if aucs[REAL].low > 0.5 else "at chance: it hears nothing in these clips"
+    deaf = "" if aucs[REAL].low > 0.5 else "at chance: it cannot judge these clips"
     findings = [Finding(JUDGES, f"{judge}, {REAL}", aucs[REAL], note=deaf)]
     findings.append(Finding(JUDGES, f"{judge}, {COARSE_ALONE}", aucs[COARSE_ALONE]))
     for part, before, after in LINKS:
         drop = metrics.bootstrap(wins[before] - wins[after], seed=seed)
         if aucs[before].low <= 0.5:
-            verdict, note = "", f"{before} are at chance already: there is nothing to lose"
+            verdict, note = "", f"{before}: already at chance, nothing to lose"
         else:
             kept = (aucs[after].value - 0.5) / (aucs[before].value - 0.5)
-            note = f"keeps {kept:.2f} of what {before} have above chance, loses {drop}"
+            note = f"keeps {kept:.2f} of the margin of {before} above chance, loses {drop}"
             verdict = grade(kept < BROKEN_SHARE, kept < ASKED_SHARE)
             if verdict != "ok" and drop.low <= 0:
-                verdict, note = "", f"{note}: too few clips to tell, ask for more"
+                verdict, note = "", f"{note}: too few clips to tell, use more"
         bounds = f"weak if it keeps less than {ASKED_SHARE}, broken under {BROKEN_SHARE}"
         findings.append(Finding(part, f"{judge}, {after}", aucs[after], verdict, bounds, note, _LINK_ADVICE[part]))
     return findings

@@ -1,4 +1,4 @@
-"""MuLan: does a text find its clip, and does it get the clip's tokens?"""
+"""Judges MuLan: does a text retrieve its clip, and does it get the clip's tokens?"""
 
 import numpy as np
 import scipy.special
@@ -6,32 +6,32 @@ import scipy.special
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose.finding import Finding, grade
 
-TOP, POOL = 10, 256  # the clip is to be among so many of so many
-DRAWS = 40  # pools
+TOP, POOL = 10, 256  # recall at TOP among POOL clips
+DRAWS = 40  # number of pools
 ASKED = 10  # times chance
 BROKEN = 2  # times chance
-SCALES = np.geomspace(0.1, 1000, 60)  # inverse temperatures that are tried
+SCALES = np.geomspace(0.1, 1000, 60)  # inverse temperatures to try
 
 
 def hits(similarity: np.ndarray, draws: int, pool: int, seed: int, top: int = TOP) -> np.ndarray:
-    """For each clip, the share of its draws in which it was among the `top` nearest to its own text.
+    """Returns, for each clip, the share of its pools in which it was among the `top` closest to its own text.
 
     Args:
-      similarity: `[clips, clips]`, row: text, column: audio; text i describes audio i.
-      draws: how often a pool is drawn.
-      pool: clips of a pool.
-      seed: of the draws.
-      top: clips that count as found.
+      similarity: `[texts, clips]`; text i describes clip i.
+      draws: number of pools.
+      pool: clips per pool.
+      seed: for drawing the pools.
+      top: rank up to which a clip counts as found.
 
     Returns:
-      `[clips]`, without clips that no draw held.
+      `[clips]`, without clips that were in no pool.
 
     Raises:
-      ValueError: if there are fewer clips than a pool takes.
+      ValueError: if there are fewer clips than a pool needs.
     """
     if len(similarity) < pool:
         raise ValueError(
-            f"{len(similarity)} held-out clips: a pool takes {pool}; build a larger corpus or lower --pool"
+            f"there are {len(similarity)} held-out clips, a pool needs {pool}: build a larger corpus or lower --pool"
         )
     rng = np.random.default_rng(seed)
     found, tried = np.zeros(len(similarity)), np.zeros(len(similarity))
@@ -46,10 +46,12 @@ def hits(similarity: np.ndarray, draws: int, pool: int, seed: int, top: int = TO
 
 
 def best_loss(similarity: np.ndarray) -> float:
-    """Contrastive loss in nats at its best temperature (bundles do not keep it): at most ln(clips), which is chance.
+    """Computes the contrastive loss in nats at the best temperature, which bundles do not store.
+
+    It is at most ln(clips), which is chance.
 
     Args:
-      similarity: `[clips, clips]`, row: text, column: audio; text i describes audio i.
+      similarity: `[texts, clips]`; text i describes clip i.
     """
 
     def loss(scale: float) -> float:
@@ -64,25 +66,25 @@ def judge_retrieval(similarity: np.ndarray, seed: int) -> list[Finding]:
     """Judges the joint embedding.
 
     Args:
-      similarity: `[clips, clips]` of text and audio, row: text, column: audio.
-      seed: of pools and intervals.
+      similarity: `[texts, clips]`; text i describes clip i.
+      seed: for pools and bootstrap intervals.
     """
     pool = min(POOL, len(similarity))
     top = max(1, round(pool * TOP / POOL))
     chance = top / pool
     found = metrics.bootstrap(hits(similarity, DRAWS if pool < len(similarity) else 1, pool, seed, top), seed=seed)
-    # In a small pool ten times chance, and twice, may be more than there is.
+    # In a small pool, ten times chance (or even twice) may exceed 1.
     asked, broken = min(ASKED * chance, 0.5), min(BROKEN * chance, (1 + chance) / 2)
     advice = (
-        "text and audio do not meet: look at the training's contrastive loss (ln(batch) is chance), at the captions of "
-        "its records, and whether text_encoder and mulan in the bundle are of one run"
+        "text and audio embeddings do not match: check the contrastive loss in training (ln(batch) is chance), the "
+        "captions of the records, and whether text_encoder and mulan in the bundle come from one run"
     )
     recall = Finding(
         "mulan",
         f"recall at {top} of {pool} from text to audio",
         found,
         grade(found.value < broken or found.low <= chance, found.value < asked),
-        f"broken under {broken:.3f} (chance is {chance:.3f}) or if its interval holds chance, ok from {asked:.3f}",
+        f"broken under {broken:.3f} (chance is {chance:.3f}) or if the interval contains chance, ok from {asked:.3f}",
         "",
         advice,
     )
@@ -101,14 +103,14 @@ def judge_retrieval(similarity: np.ndarray, seed: int) -> list[Finding]:
 
 
 def judge_tokens(text_codes: np.ndarray, audio_codes: np.ndarray, other: np.ndarray, levels: int, seed: int) -> Finding:
-    """Judges whether a text gets the tokens of its clip: stages learn from those of audio and are given those of text.
+    """Judges whether a text gets the tokens of its clip: stages train on audio tokens and generate from text tokens.
 
     Args:
       text_codes: int `[clips, quantizers]`.
       audio_codes: int `[clips, quantizers]`.
-      other: int `[clips]`: index of another clip for each.
-      levels: that the semantic stage reads.
-      seed: of the interval.
+      other: int `[clips]`: for each clip, the index of another.
+      levels: number of levels that the semantic stage reads.
+      seed: for the bootstrap intervals.
     """
     equal, unrelated = text_codes == audio_codes, text_codes == audio_codes[other]
     first = metrics.bootstrap(equal[:, 0], seed=seed)
@@ -119,7 +121,7 @@ def judge_tokens(text_codes: np.ndarray, audio_codes: np.ndarray, other: np.ndar
         "texts with their clip's MuLan token, level 1",
         first,
         grade(ahead.low <= 0, first.value < 0.5),
-        "broken if no more than another clip's, weak under 0.5 (most prompts begin with a token of other music)",
+        "broken if no higher than with another clip's, weak under 0.5 (most prompts begin with another clip's token)",
         f"another clip's {unrelated[:, 0].mean():.3f}; levels that the stages read: {shares}",
-        "fit the quantizer again (musiclm export), with a smaller codebook_size, or train MuLan on",
+        "fit the quantizer again (musiclm export) with a smaller codebook_size, or train MuLan longer",
     )

@@ -1,4 +1,4 @@
-"""Semantic tokens: what they say about the music (w2v-BERT and its clusters)."""
+"""Judges semantic tokens (w2v-BERT and its clusters) by what they say about the music."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,18 +12,18 @@ from musiclm_jax.evaluation.diagnose.finding import Finding, grade
 from musiclm_jax.tokenizers import quantization, w2v_bert
 
 BATCH = 8
-REST = -1  # label of frames that are left out
+REST = -1  # label of frames to ignore
 
 
 def mel_features(audio: jax.Array) -> jax.Array:
-    """Raw log-mel features at 25 Hz: `[batch, samples]` to `[batch, samples // 960, 80]`."""
+    """Computes raw log-mel features at 25 Hz: `[batch, samples]` to `[batch, samples // 960, 80]`."""
     config = LogMelConfig()
     mel = log_mel(audio, config)
     return mel.reshape(len(mel), -1, w2v_bert.FRAME_SAMPLES // config.hop, config.num_mels).mean(axis=2)
 
 
 def in_batches(function: Callable[[jax.Array], jax.Array], clips: Sequence[Mapping]) -> np.ndarray:
-    """A jitted function of audio, applied to the clips in batches of one size."""
+    """Jits a function of audio and applies it to the clips in batches of one size."""
     apply, outputs = jax.jit(function), []
     for start in range(0, len(clips), BATCH):
         batch = [clip["audio"] for clip in clips[start : start + BATCH]]
@@ -35,7 +35,7 @@ def in_batches(function: Callable[[jax.Array], jax.Array], clips: Sequence[Mappi
 def mel_clusters(
     clips: Sequence[Mapping], fit_clips: Sequence[Mapping], num_clusters: int, iterations: int, seed: int
 ) -> np.ndarray:
-    """Clusters of raw log-mel features (normalised per dimension), fitted to `fit_clips`: int `[clips, frames]`."""
+    """Clusters raw log-mel features, normalized per dimension; `fit_clips` set the centroids: int `[clips, frames]`."""
     fitted = in_batches(mel_features, fit_clips)
     mean, std = fitted.mean(axis=(0, 1)), fitted.std(axis=(0, 1))
     normal = jnp.asarray(((fitted - mean) / std).reshape(-1, fitted.shape[-1]))
@@ -44,18 +44,18 @@ def mel_clusters(
 
 
 def purity(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How well a cluster tells the label: share of a clip's frames that have the commonest label of their cluster.
+    """Computes purity: the share of a clip's frames whose label is the most common one of their cluster.
 
-    HuBERT's purity (arXiv 2106.07447, "phone purity"), but a cluster is named by the frames of all other clips: where
-    clusters are many and clips few, one that is met in a single clip would be pure whatever it says. A cluster that no
-    other clip has gets the commonest label of all.
+    This is HuBERT's "phone purity" (arXiv 2106.07447), except that the most common label of a cluster is taken from all
+    other clips. With many clusters and few clips, a cluster that occurs in only one clip would otherwise always be
+    pure. A cluster that occurs in no other clip gets the most common label overall.
 
     Args:
       codes: int `[clips, frames]`.
-      labels: int `[clips, frames]`; frames of `REST` are left out.
+      labels: int `[clips, frames]`; frames labeled `REST` are ignored.
 
     Returns:
-      `[clips]`, without clips that rest throughout.
+      `[clips]`, without clips whose frames are all `REST`.
     """
     _, rows = np.unique(codes, return_inverse=True)
     _, columns = np.unique(labels, return_inverse=True)
@@ -64,7 +64,7 @@ def purity(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for of_clip, row, column, own in zip(joint, rows, columns, known, strict=True):
         np.add.at(of_clip, (row[own], column[own]), 1)
     others = joint.sum(axis=0) - joint
-    # A half of a frame for the commonest label: it decides only where the cluster says nothing.
+    # Add half a frame to the most common label: it only decides ties and clusters without frames.
     usual = np.eye(joint.shape[2])[np.argmax(others.sum(axis=1), axis=1)] / 2
     named = np.argmax(others + usual[:, None, :], axis=2)  # [clips, clusters]
     right = np.take_along_axis(named, rows, axis=1) == columns
@@ -76,16 +76,16 @@ def judge_purity(
 ) -> Finding:
     """Judges the purity of semantic tokens.
 
-    Beside it stand the tokens of another clip, which have the same runs and frequencies but do not belong to the
-    labels, and clusters of raw log-mel features, which the model starts from.
+    It is compared with another clip's tokens, which have the same run lengths and frequencies but do not match the
+    labels, and with clusters of raw log-mel features, the model's input.
 
     Args:
-      name: of the labels.
-      ours: int `[clips, frames]`.
+      name: name of the labels.
+      ours: semantic tokens, int `[clips, frames]`.
       labels: int `[clips, frames]`.
-      other: int `[clips]`: index of another clip for each.
-      raw: int `[clips, frames]`, as many clusters of raw log-mel features; None leaves the comparison out.
-      seed: of the intervals.
+      other: int `[clips]`: for each clip, the index of another.
+      raw: int `[clips, frames]`, from equally many clusters of raw log-mel features; None skips this comparison.
+      seed: for the bootstrap intervals.
     """
     own = purity(ours, labels)
     strange = purity(ours[other], labels)
@@ -104,15 +104,15 @@ def judge_purity(
         grade(broken, weak),
         "broken if not above another clip's tokens" + ", weak if below log-mel clusters" * (raw is not None),
         "; ".join(beside),
-        "the tokens say nothing of the music: they were shuffled, or the clusters are of other features than the "
-        "model's; fit the clusters again (musiclm export)"
+        "the tokens carry no information about the music: they were shuffled, or the clusters were fitted to other "
+        "features; fit the clusters again (musiclm export)"
         if broken
-        else "the model adds nothing to its spectrogram: train it on, or take another feature_layer",
+        else "the model adds nothing to its input spectrogram: train it longer, or use another feature_layer",
     )
 
 
 def labels_of(clips: Sequence[Mapping], frames: int) -> dict[str, np.ndarray]:
-    """Labels int `[clips, frames]` of the corpus's facts; kinds that do not vary are left out."""
+    """Returns labels, int `[clips, frames]`, from the corpus's metadata; labels that do not vary are left out."""
     names = sorted({clip["instrument"] for clip in clips})
     labels = {
         "pitch class of the lead voice": np.stack([_filled(clip["pitch_class"], frames) for clip in clips]),

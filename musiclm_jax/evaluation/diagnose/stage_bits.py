@@ -1,7 +1,7 @@
-"""Stages: bits per token beside the code frequencies, what another clip's conditioning costs, the order of the levels.
+"""Judges stages: bits per token against code frequencies, the cost of another clip's conditioning, order of levels.
 
-"condition_bits" is what `stage_learner` measures while a stage trains; here the conditioning is of another composition,
-and each of its streams is swapped alone.
+"condition_bits" is also measured while a stage trains (the stage learner); here the conditioning comes from another
+composition, and its streams are swapped one at a time.
 """
 
 import functools
@@ -24,19 +24,19 @@ from musiclm_jax.stages.stage import Stage
 from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, level_logits
 
 BATCH = 8
-ORDER_BITS = 0.1  # of KL divergence, by which the codes of another level must be nearer than those of the own one
+ORDER_BITS = 0.1  # bits of KL divergence by which another level's codes must be closer than the level's own
 WEAK_SAVING = 0.1  # of the unigram entropy
-WEAK_CONDITION = 0.1  # of the saving, for conditioning that runs in time
+WEAK_CONDITION = 0.1  # of the saving, for time-varying conditioning
 WEAK_CLIP_CONDITION = 0.5  # of the entropy of the codes, for conditioning per clip
 Crop = dict[str, np.ndarray]
 
 
 class StageScores(NamedTuple):
-    """What a stage gives to clips.
+    """Predictions of a stage for a set of clips.
 
     Attributes:
-      bits: per token `[clips, levels]`.
-      predicted: mean probabilities `[levels, codebook_size]`, over all positions of a level.
+      bits: bits per token `[clips, levels]`.
+      predicted: mean probabilities `[levels, codebook_size]` over all positions of a level.
     """
 
     bits: np.ndarray
@@ -59,7 +59,7 @@ def _scores(
 
 
 def crop(record: Mapping, stage: Stage, rng: np.random.Generator) -> Crop:
-    """One aligned crop of `stage.seconds`, starting on a semantic frame."""
+    """Draws an aligned crop of `stage.seconds` that starts on a semantic frame."""
     length = SEMANTIC.frames(stage.seconds)
     start = int(rng.integers(0, len(record["semantic"]) - length + 1))
     ratio = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
@@ -71,19 +71,19 @@ def crop(record: Mapping, stage: Stage, rng: np.random.Generator) -> Crop:
 
 
 def strangers(compositions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """For each clip the index of a clip of another composition.
+    """Draws, for each clip, the index of a clip from another composition.
 
     Raises:
-      ValueError: if all clips are of one composition.
+      ValueError: if all clips come from one composition.
     """
     if len(set(compositions)) < 2:
-        raise ValueError("all clips are of one composition: a shuffled condition needs several")
+        raise ValueError("all clips come from one composition: use clips of several, to swap their conditioning")
     names = np.array(compositions)
     return np.array([rng.choice(np.flatnonzero(names != name)) for name in names])
 
 
 def with_condition(stage: Stage, own: Crop, other: Crop, streams: Sequence[str] | None = None) -> Crop:
-    """The target of `own` behind the conditioning of `other`, or behind `streams` of it and the rest of its own."""
+    """Combines the target of `own` with the conditioning of `other`: all of it, or only the given `streams`."""
     swapped = [part.stream for part in stage.conditioning if streams is None or part.stream in streams]
     mixed = {part.stream: own[part.stream] for part in (*stage.conditioning, stage.target)}
     mixed |= {name: other[name] for name in swapped}
@@ -96,7 +96,7 @@ def with_condition(stage: Stage, own: Crop, other: Crop, streams: Sequence[str] 
 
 
 def score(stage: Stage, config: TransformerConfig, params: dict, crops: Sequence[Crop]) -> StageScores:
-    """Bits and mean probabilities of crops."""
+    """Computes bits per token and mean probabilities for crops."""
     bits, predicted = [], []
     for start in range(0, len(crops), BATCH):
         group = list(crops[start : start + BATCH])
@@ -109,19 +109,19 @@ def score(stage: Stage, config: TransformerConfig, params: dict, crops: Sequence
 
 
 def measure(stage: Stage, config: TransformerConfig, params: dict, crops: Sequence[Crop]) -> np.ndarray:
-    """Bits per token `[clips, levels]`."""
+    """Computes bits per token `[clips, levels]`."""
     return score(stage, config, params, crops).bits
 
 
 def target_codes(stage: Stage, crops: Sequence[Mapping]) -> np.ndarray:
-    """Codes of the target `[frames of all clips, levels]`."""
+    """Returns the codes of the target, `[frames of all clips, levels]`."""
     streams = [c[stage.target.stream] for c in crops]
     joined = np.concatenate([s[:, None] if s.ndim == 1 else s for s in streams])
     return joined[:, stage.target.first_level : stage.target.last_level + 1]
 
 
 def unigram(stage: Stage, train_codes: np.ndarray, crops: Sequence[Crop]) -> np.ndarray:
-    """Bits per token `[clips, levels]` under the frequencies of `train_codes` `[frames, levels]`."""
+    """Computes bits per token `[clips, levels]` under the code frequencies of `train_codes` `[frames, levels]`."""
     size = stage.stream(stage.target.stream).codebook_size
     of_clips = [target_codes(stage, [own]) for own in crops]
     return np.array(
@@ -137,19 +137,19 @@ def diagnose_stage(part: Part, clips: Sequence[Mapping], train: Sequence[Mapping
 
     Args:
       part: the stage.
-      clips: token streams of held-out clips, and "composition".
+      clips: token streams and "composition" of held-out clips.
       train: token streams of training clips.
-      seed: of the crops and intervals.
+      seed: for crops and bootstrap intervals.
 
     Raises:
-      ValueError: if the clips are shorter than the stage's crops, or all of one composition.
+      ValueError: if the clips are shorter than the stage's crops, or all come from one composition.
     """
     stage, config, params = part.config.stage, part.config.transformer, part.variables["params"]
     shortest = min(len(record["semantic"]) for record in clips)
     if shortest < SEMANTIC.frames(stage.seconds):
         raise ValueError(
-            f"clips of {shortest / SEMANTIC.frame_rate:g} s: the {stage.name} stage reads {stage.seconds:g} s; give "
-            "longer clips"
+            f"the shortest clip lasts {shortest / SEMANTIC.frame_rate:g} s, the {stage.name} stage reads "
+            f"{stage.seconds:g} s: give longer clips"
         )
     rng = np.random.default_rng(seed)
     crops = [crop(record, stage, rng) for record in clips]
@@ -174,13 +174,15 @@ def _streams(stage: Stage, record: Mapping) -> np.ndarray:
 
 
 def level_bits(stage: Stage, bits: np.ndarray, by_frequency: np.ndarray, seed: int) -> list[Finding]:
-    """Judges each level: a model that saves nothing over the code frequencies has learned nothing, or other tokens.
+    """Judges each level by the bits it saves over code frequencies.
+
+    A model that saves nothing has learned nothing, or was trained on other tokens.
 
     Args:
       stage: the stage.
-      bits: per token `[clips, levels]`.
-      by_frequency: of the same tokens under the unigram frequencies.
-      seed: of the intervals.
+      bits: bits per token `[clips, levels]`.
+      by_frequency: bits per token `[clips, levels]` under the unigram frequencies.
+      seed: for the bootstrap intervals.
     """
     findings = []
     for i in range(bits.shape[1]):
@@ -195,38 +197,38 @@ def level_bits(stage: Stage, bits: np.ndarray, by_frequency: np.ndarray, seed: i
                 f"broken from {mean:.2f} (unigram entropy), weak above {(1 - WEAK_SAVING) * mean:.2f} "
                 f"({WEAK_SAVING:.0%} saved)",
                 f"saved {saved}",
-                "no better than the frequencies of the codes: the stage was trained on other tokens (another codec, "
-                "other clusters, another order of levels): tokenize again with this bundle and train"
+                "no better than the code frequencies: the stage was trained on other tokens (another codec, other "
+                "clusters, another order of levels); tokenize again with this bundle and train"
                 if saved.low <= 0
-                else "train the stage on",
+                else "train the stage longer",
             )
         )
     return findings
 
 
 def condition_bits(stage: Stage, stream: str, cost: np.ndarray, saving: float, entropy: float, seed: int) -> Finding:
-    """Judges whether a stage reads a stream of its conditioning.
+    """Judges whether a stage uses a stream of its conditioning.
 
-    For a stream in time the bound is a share of what the stage saves at all: it stands between two coarse stages of the
-    tiny bundle, one of 5 % whose music did not follow its text and its successor of 42 %. For one per clip it is a
-    share of its entropy: a model that knows what the codes say loses at least that much, over the crop, when they are
-    another clip's. Where a stream in time stands beside it, that one may say the same already, so anything above 0 is
-    enough.
+    For a time-varying stream, the bound is a share of the stage's total saving. It lies between two coarse stages of
+    the tiny bundle: one at 5 %, whose music did not follow its text, and its successor at 42 %. For codes per clip, the
+    bound is a share of their entropy: over a crop, a model that knows what the codes say loses at least that much when
+    they come from another clip. If the stage also reads a time-varying stream, that stream may carry the same
+    information, so anything above 0 is enough.
 
     Args:
       stage: the stage.
-      stream: name of the stream whose codes are of another clip.
-      cost: bits per token `[clips]`.
-      saving: of the stage over the unigram entropy, bits per token.
-      entropy: of the stream's codes of a clip, in bits, see `clip_entropy`.
-      seed: of the interval.
+      stream: name of the stream whose codes come from another clip.
+      cost: added bits per token `[clips]`.
+      saving: bits per token that the stage saves over the unigram entropy.
+      entropy: entropy in bits of the stream's codes per clip, see `clip_entropy`.
+      seed: for the bootstrap interval.
     """
     lost = metrics.bootstrap(cost, seed=seed)
     in_time = [part.stream for part in stage.conditioning if stage.stream(part.stream).frame_rate]
     if stream in in_time:
         bound, source = WEAK_CONDITION * saving, f"{WEAK_CONDITION:.0%} of the {saving:.2f} bits that the stage saves"
     elif in_time:
-        bound, source = 0.0, f"its {' and '.join(in_time)} tokens may say the same"
+        bound, source = 0.0, f"its {' and '.join(in_time)} tokens may carry the same information"
     else:
         bound = WEAK_CLIP_CONDITION * entropy / stage.target_length()
         source = f"half of the {entropy:.1f} bits of a clip's codes, over {stage.target_length()} tokens"
@@ -238,16 +240,19 @@ def condition_bits(stage: Stage, stream: str, cost: np.ndarray, saving: float, e
         lost,
         grade(needed and lost.low <= 0, lost.low <= 0 or lost.value < bound),
         f"{'broken' if needed else 'weak'} if not above 0" + f", weak under {bound:.3f} ({source})" * needed,
-        "bits per token that another clip's tokens cost",
+        "added bits per token with another clip's tokens",
         f"the {read}: were they shuffled, or made by another tokenizer than those it was trained on? Check the "
-        "token records, train on with TransformerConfig.aligned_condition and watch condition_bits"
+        "token records, continue training with TransformerConfig.aligned_condition and watch condition_bits"
         if lost.low <= 0
-        else f"the {read} enough: train on with TransformerConfig.aligned_condition and watch condition_bits",
+        else f"the {read} enough: continue training with TransformerConfig.aligned_condition and watch condition_bits",
     )
 
 
 def clip_entropy(stage: Stage, stream: str, train: Sequence[Mapping]) -> float:
-    """Entropy in bits of the codes per clip that a stage reads, over training clips; 0 for a stream in time."""
+    """Computes the entropy in bits, over training clips, of the codes per clip that a stage reads.
+
+    It is 0 for a time-varying stream.
+    """
     if stage.stream(stream).frame_rate:
         return 0.0
     own = next(part for part in stage.conditioning if part.stream == stream)
@@ -257,12 +262,12 @@ def clip_entropy(stage: Stage, stream: str, train: Sequence[Mapping]) -> float:
 
 
 def level_order(stage: Stage, predicted: np.ndarray, train_codes: np.ndarray) -> Finding:
-    """Judges whether a stage's levels are those of the tokens: each must predict the frequencies of its own level.
+    """Judges whether the levels of stage and tokens match: each must predict the code frequencies of its own level.
 
     Args:
       stage: the stage.
       predicted: mean probabilities `[levels, codebook_size]`.
-      train_codes: int `[frames, all levels of the target's stream]`.
+      train_codes: int `[frames, levels]`, all levels of the target's stream.
     """
     size, levels = predicted.shape[1], stage.target.first_level + np.arange(len(predicted))
     counts = np.stack([np.bincount(level, minlength=size) + 1.0 for level in train_codes.T])
@@ -272,7 +277,7 @@ def level_order(stage: Stage, predicted: np.ndarray, train_codes: np.ndarray) ->
     rows = np.arange(len(levels))
     nearest = np.argmin(divergence, axis=1)
     own, least = divergence[rows, levels], divergence[rows, nearest]
-    # Half: an untrained stage is far from all levels alike. The difference: levels may have the same frequencies.
+    # Half: an untrained stage is equally far from all levels. ORDER_BITS: levels may have equal frequencies.
     moved = (least < own / 2) & (own - least > ORDER_BITS)
     wrong = [f"level {levels[i] + 1} predicts the codes of level {nearest[i] + 1}" for i in np.flatnonzero(moved)]
     return Finding(
@@ -280,7 +285,7 @@ def level_order(stage: Stage, predicted: np.ndarray, train_codes: np.ndarray) ->
         "order of the levels: levels that predict the codes of another level",
         float(len(wrong)),
         grade(bool(wrong), False),
-        "ok at 0 (its frequencies are less than half as far from the predictions as those of the own level)",
+        "ok at 0 (counts levels whose predictions are less than half as far from another level's frequencies)",
         "; ".join(wrong),
         "the levels are out of order: " + ", ".join(wrong) + "; tokenize again with this bundle and train the stage"
         if wrong

@@ -1,4 +1,4 @@
-"""What listens to clips: embedders for FAD and MCC, classifiers for KLD, behind one interface (`embedder`)."""
+"""Models that score clips: embedders for FAD and MCC, classifiers for KLD, behind one interface (`embedder`)."""
 
 from musiclm_jax.evaluation.embedders.embedder import (
     CLASSIFIERS,

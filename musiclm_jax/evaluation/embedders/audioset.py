@@ -14,12 +14,12 @@ FFT_SIZE = 512  # samples
 NUM_MELS = 64
 MIN_HZ, MAX_HZ = 125.0, 7500.0
 PATCH_FRAMES = 96
-PATCH_SAMPLES = (PATCH_FRAMES - 1) * HOP + FRAME  # what one patch is made from: 0.975 s
+PATCH_SAMPLES = (PATCH_FRAMES - 1) * HOP + FRAME  # samples in one patch: 0.975 s
 
 
 @functools.cache
 def mel_filters() -> np.ndarray:
-    """Triangles on the HTK mel scale, drawn over mel and not over frequency; the constant has no weight.
+    """Returns triangular filters on the HTK mel scale, linear in mel rather than in Hz; the DC bin has weight 0.
 
     Returns:
       float32 `[FFT_SIZE // 2 + 1, NUM_MELS]`.
@@ -38,5 +38,13 @@ def mel_filters() -> np.ndarray:
 
 
 def log_mel(audio: jax.Array, offset: float) -> jax.Array:
-    """log(mel magnitudes + offset) of audio `[batch, samples]` at 16 kHz, not padded: `[batch, frames, NUM_MELS]`."""
+    """Computes log(mel magnitudes + offset), without padding.
+
+    Args:
+      audio: float32 `[batch, samples]` at 16 kHz.
+      offset: added before the logarithm.
+
+    Returns:
+      float32 `[batch, frames, NUM_MELS]`.
+    """
     return jnp.log(magnitude(audio, FRAME, HOP, FFT_SIZE) @ mel_filters() + offset)

@@ -1,6 +1,6 @@
-"""What listens to clips, behind one interface: embedders for FAD and MCC, classifiers for KLD.
+"""One interface for the models that score clips: embedders for FAD and MCC, classifiers for KLD.
 
-| name | gives | weights |
+| name | output | weights |
 |---|---|---|
 | mulan | the bundle's own joint embedding | in the bundle |
 | musicnn, musicnn_tags | embedding, 50 music tags | the package: pip install --no-deps musicnn |
@@ -8,8 +8,8 @@
 | trill | speech embedding of 512 dimensions | $MUSICLM_TRILL: folder of the SavedModel |
 | yamnet | 521 AudioSet classes | $MUSICLM_YAMNET: yamnet.h5 |
 
-musicnn works without a download. The paper's figures are of VGGish, TRILL and an AudioSet classifier; figures of
-different embedders are never comparable.
+musicnn works without a download. The paper uses VGGish, TRILL and an AudioSet classifier; figures from different
+embedders are never comparable.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tokenizers import mulan
 
 EMBEDDINGS, PROBABILITIES = "embeddings", "probabilities"
-# Each name and the function that loads it, imported only when it is asked for. "mulan" comes from a bundle.
+# Name to loader, imported only when it is needed. "mulan" comes from a bundle.
 LOADERS = {
     "musicnn": "musiclm_jax.evaluation.embedders.musicnn:load_embedder",
     "musicnn_tags": "musiclm_jax.evaluation.embedders.musicnn:load_classifier",
@@ -40,22 +40,22 @@ CLASSIFIERS = ("musicnn_tags", "yamnet")
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """Turns windows of audio into vectors: embeddings, or class probabilities of a classifier.
+    """Maps windows of audio to vectors: embeddings, or the class probabilities of a classifier.
 
     Attributes:
-      name: as reports name it.
+      name: name in reports.
       version: identifies the weights; figures and caches of different versions are kept apart.
-      kind: whether the vectors are "embeddings" or "probabilities".
+      kind: "embeddings" or "probabilities".
       sample_rate: of the audio, in Hz.
-      window: samples that one vector is made from.
+      window: samples per vector.
       hop: samples from one window to the next.
       apply: (params, float32 `[windows, window]`) -> `[windows, dim]`.
-      params: what `apply` takes: arrays in nested dicts, or None.
-      margin: zeros put before and after a clip, in samples.
-      ending: what is done with a clip whose end does not fill a window. "drop": the rest is left out, a clip shorter
-        than a window has no vector; "repeat": the same, but such a clip is repeated to fill one window; "pad": zeros
-        fill the last window.
-      at_once: windows of a compiled call at most, for each device.
+      params: parameters for `apply`, as arrays in nested dicts, or None.
+      margin: zeros added before and after each clip, in samples.
+      ending: how to treat an incomplete last window. "drop": it is dropped, and a clip shorter than a window has no
+        vector. "repeat": likewise, but a clip shorter than a window is repeated to fill one. "pad": it is filled with
+        zeros.
+      at_once: maximum number of windows per device in one compiled call.
     """
 
     name: str
@@ -72,17 +72,17 @@ class Embedder:
 
     @property
     def min_seconds(self) -> float:
-        """Shortest clip that has a vector, in seconds."""
+        """Duration in seconds of the shortest clip that has a vector."""
         return (self.window - 2 * self.margin) / self.sample_rate if self.ending == "drop" else 1 / self.sample_rate
 
     def windows(self, audio: np.ndarray) -> np.ndarray:
-        """Cuts a clip.
+        """Cuts a clip into windows.
 
         Args:
           audio: float `[samples]` at `sample_rate`, at least one sample.
 
         Returns:
-          float32 `[windows, window]`; no window if the clip is shorter than `min_seconds`.
+          float32 `[windows, window]`; there are no windows if the clip is shorter than `min_seconds`.
         """
         audio = np.pad(np.asarray(audio, np.float32), self.margin)
         if self.ending == "pad":
@@ -96,14 +96,14 @@ class Embedder:
 
 
 def embed(embedder: Embedder, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Vectors of clips, computed in batches of windows over all devices of this process.
+    """Computes the vectors of clips, in batches of windows over all local devices.
 
     Args:
-      embedder: what listens.
+      embedder: the model.
       clips: float `[samples]` each, at the embedder's sample rate, of any length.
 
     Yields:
-      `[windows, dim]` float32 for each clip, in order; no rows for a clip that is too short.
+      float32 `[windows, dim]` for each clip, in order; zero rows for a clip that is too short.
     """
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("batch",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
@@ -112,14 +112,14 @@ def embed(embedder: Embedder, clips: Iterable[np.ndarray]) -> Iterator[np.ndarra
     size = embedder.at_once * mesh.size
 
     def vectors(batch: np.ndarray) -> np.ndarray:
-        # A last batch is filled up to a power of two for each device, so that few programs are compiled.
+        # The last batch is padded to a power of two per device, so that few programs are compiled.
         count = mesh.size * 2 ** math.ceil(math.log2(max(1, len(batch) / mesh.size)))
         filled = np.concatenate([batch, np.zeros((count - len(batch), embedder.window), np.float32)])
-        # Figures must not depend on the device: some multiply float32 in bfloat16 unless told.
+        # Figures must not depend on the device: by default, some multiply float32 matrices in bfloat16.
         with jax.default_matmul_precision("highest"):
             return np.asarray(embedder.apply(params, jax.device_put(filled, rows)), np.float32)[: len(batch)]
 
-    waiting: list[int] = []  # windows of the clips that are not complete
+    waiting: list[int] = []  # number of windows of each clip that has not been yielded
     pending: list[np.ndarray] = []
     count = 0  # windows in `pending`
     done: list[np.ndarray] = []
@@ -157,14 +157,14 @@ def load(name: str, bundle: Bundle | None = None) -> Embedder:
 
     Args:
       name: one of `EMBEDDERS` or `CLASSIFIERS`.
-      bundle: where "mulan" comes from.
+      bundle: provides "mulan".
 
     Raises:
-      ValueError: if the name is unknown, its weights are not there or not what is expected.
+      ValueError: if the name is unknown, or its weights are missing or invalid.
     """
     if name == "mulan":
         if bundle is None:
-            raise ValueError("the embedder mulan comes from a bundle: give one")
+            raise ValueError("the embedder mulan is part of a bundle: give a bundle")
         return mulan_embedder(bundle)
     if name not in LOADERS:
         raise ValueError(f"there is no embedder {name!r}: use {', '.join((*EMBEDDERS, *CLASSIFIERS))}")
@@ -173,7 +173,7 @@ def load(name: str, bundle: Bundle | None = None) -> Embedder:
 
 
 def mulan_embedder(bundle: Bundle) -> Embedder:
-    """The audio tower of a bundle: unit vectors of windows of 10 s every second."""
+    """Returns a bundle's audio tower as an embedder: a unit vector for each window of 10 s, one window per second."""
     config, variables = bundle.part("mulan")
     return Embedder(
         name="mulan",

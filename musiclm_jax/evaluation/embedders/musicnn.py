@@ -1,9 +1,9 @@
-"""musicnn (Pons and Serra, arXiv 1909.06654) in JAX: music tags and an embedding, with the weights of its package.
+"""musicnn (Pons and Serra, arXiv 1909.06654) in JAX: music tags and an embedding, with the weights from its package.
 
     pip install --no-deps musicnn
 
-(`--no-deps`: the package asks for an old TensorFlow that nothing here needs.) Two upstream faults are left out: its
-float16 mel overflows on loud audio, and its "penultimate" output repeats the first patch.
+`--no-deps` since the package requires an old TensorFlow that is not needed here. Two upstream bugs are fixed: the
+float16 mel spectrogram overflows on loud audio, and the "penultimate" output repeats the first patch.
 """
 
 import functools
@@ -20,7 +20,7 @@ from musiclm_jax.evaluation.embedders.weights import package_folder, read_tensor
 SAMPLE_RATE = 16_000  # Hz
 FFT_SIZE = 512  # samples
 HOP = 256  # samples between frames
-FRAMES = 187  # of a patch: 3 s
+FRAMES = 187  # per patch: 3 s
 NUM_MELS = 96
 MTT, MSD = "MTT_musicnn", "MSD_musicnn"  # trained on MagnaTagATune and on the Million Song Dataset
 MTT_TAGS = tuple(
@@ -44,22 +44,22 @@ MSD_TAGS = tuple(
 
 @functools.cache
 def weights(model: str) -> dict[str, np.ndarray]:
-    """Weights of `MTT` or `MSD` under their TensorFlow names, optimiser state left out.
+    """Loads the weights of `MTT` or `MSD` under their TensorFlow names, without the optimizer state.
 
     Raises:
       WeightsError: if the package is not installed.
     """
-    # The checkpoint's file names are empty before the dot, so the prefix is the folder with its slash.
+    # The checkpoint's file names have nothing before the dot, so the prefix is the folder with a trailing slash.
     found = read_tensorflow_checkpoint(f"{package_folder('musicnn') / model}/")
     optimiser = {name for name in found if "Adam" in name or name.startswith("beta")}
     return {name: value for name, value in found.items() if name not in optimiser}
 
 
 def log_mel(audio: jax.Array) -> jax.Array:
-    """musicnn's input, in float32: log10(1 + 10000 power) in librosa's default mel bands.
+    """Computes musicnn's input in float32: log10(1 + 10000 power) in librosa's default mel bands.
 
     Args:
-      audio: float32 `[batch, samples]` at 16 kHz; frames are cut without padding (the package pads by half a frame).
+      audio: float32 `[batch, samples]` at 16 kHz. It is not padded here (the package pads it by half a frame).
 
     Returns:
       float32 `[batch, frames, 96]`.
@@ -82,14 +82,14 @@ def _conv(weights: dict, index: int, x: jax.Array, padding: str) -> jax.Array:
 
 
 def forward(weights: dict, mel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Musically shaped filters, dense middle, global pooling.
+    """Applies the network: musically motivated filters, densely connected layers, global pooling.
 
     Args:
-      weights: of `weights`.
+      weights: from the function `weights`.
       mel: float32 `[patches, 187, 96]`.
 
     Returns:
-      Tag probabilities float32 `[patches, 50]` and the penultimate embedding float32 `[patches, 200]`.
+      Tag probabilities, float32 `[patches, 50]`, and the penultimate layer's embedding, float32 `[patches, 200]`.
     """
     x = _normalize(weights, 0, mel[..., None])
     in_time = jnp.pad(x, ((0, 0), (3, 3), (0, 0), (0, 0)))
@@ -103,7 +103,7 @@ def forward(weights: dict, mel: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = y if i == 5 else y + hidden
         features.append(hidden)
     joined = jnp.concatenate(features, axis=-1)  # [patches, frames, 753]
-    # TensorFlow flattens [channels, pool] row-major: max and mean of a channel stand side by side.
+    # TensorFlow flattens [channels, pool] in row-major order: max and mean of a channel are adjacent.
     pooled = jnp.stack([jnp.max(joined, axis=1), jnp.mean(joined, axis=1)], axis=-1).reshape(len(mel), -1)
     dense = jax.nn.relu(_normalize(weights, 9, pooled) @ weights["dense/kernel"] + weights["dense/bias"])
     embedding = _normalize(weights, 10, dense)
@@ -135,7 +135,7 @@ def _load(name: str, model: str, kind: str, apply) -> Embedder:
 
 
 def load_embedder(model: str = MTT) -> Embedder:
-    """The layer before the tags: 200 dimensions for every patch of 3 s.
+    """Loads the embedder, the layer before the tags: 200 dimensions for each patch of 3 s.
 
     Raises:
       WeightsError: if the package is not installed.
@@ -145,7 +145,7 @@ def load_embedder(model: str = MTT) -> Embedder:
 
 
 def load_classifier(model: str = MTT) -> Embedder:
-    """Probabilities of 50 tags for every patch of 3 s; several tags may hold.
+    """Loads the classifier: probabilities of 50 tags (multi-label) for each patch of 3 s.
 
     Raises:
       WeightsError: if the package is not installed.

@@ -1,7 +1,7 @@
-"""TRILL (Shor et al., arXiv 2002.12764): the embedder of FAD_Trill, run by TensorFlow from the released SavedModel.
+"""TRILL (Shor et al., arXiv 2002.12764): the embedder for FAD_Trill; TensorFlow runs the released SavedModel.
 
-Weights: the folder of `nonsemantic-speech-benchmark/trill` (saved_model.pb and variables/), which takes audio and its
-sample rate and gives the 512-dimensional "embedding" and the larger "layer19".
+Weights: the folder `nonsemantic-speech-benchmark/trill` (saved_model.pb and variables/). The model takes audio and its
+sample rate, and returns the 512-dimensional "embedding" and the larger "layer19".
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from musiclm_jax.evaluation.embedders.weights import WeightsError, fingerprint, 
 
 VARIABLE = "MUSICLM_TRILL"
 OUTPUT = "embedding"
-HOP = 2_667  # samples: a vector every sixth of a second, as TRILL's own framing has it
+HOP = 2_667  # samples: six vectors per second, as in TRILL's own framing
 
 
 def load() -> Embedder:
-    """TRILL with the SavedModel at $MUSICLM_TRILL: 512 dimensions for every 0.975 s, every sixth of a second.
+    """Loads TRILL from the SavedModel at $MUSICLM_TRILL: 512 dimensions for windows of 0.975 s, six per second.
 
     Raises:
-      WeightsError: if there is none or it is another.
+      WeightsError: if the SavedModel is missing or is not TRILL.
     """
     path = path_from_environment(VARIABLE, "the folder of TRILL's SavedModel (saved_model.pb, variables/)")
     import tensorflow as tf  # here: TRILL is released as a TensorFlow graph only
@@ -29,14 +29,14 @@ def load() -> Embedder:
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise WeightsError(f"{path} is not a SavedModel ({str(error).splitlines()[0]})") from error
     if not callable(module):
-        raise WeightsError(f"{path} is a SavedModel that cannot be called: expected that of TRILL")
+        raise WeightsError(f"{path} is a SavedModel that is not callable: expected TRILL's")
 
     def apply(_, windows) -> np.ndarray:
         outputs = module(samples=tf.constant(np.asarray(windows)), sample_rate=tf.constant(SAMPLE_RATE))
         if not isinstance(outputs, dict) or OUTPUT not in outputs:
-            raise WeightsError(f"{path} gives no {OUTPUT!r}: expected the SavedModel of TRILL")
+            raise WeightsError(f"{path} returns no {OUTPUT!r}: expected the SavedModel of TRILL")
         found = outputs[OUTPUT].numpy()
-        # A window is as long as one of TRILL's own; more than one vector for it would be of its padding.
+        # A window has the length of TRILL's own windows: any further vectors come from padding.
         return found[:, 0] if found.ndim == 3 else found
 
     return Embedder(

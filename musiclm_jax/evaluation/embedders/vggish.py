@@ -1,8 +1,8 @@
-"""VGGish (Hershey et al., arXiv 1609.09430) in JAX: the embedder of FAD_VGG.
+"""VGGish (Hershey et al., arXiv 1609.09430) in JAX: the embedder for FAD_VGG.
 
-Weights: `vggish_model.ckpt` of the AudioSet models (tensorflow/models, research/audioset/vggish), or
-`vggish-10086976.pth` of torchvggish, which frechet-audio-distance loads. The embedding is taken before its activation
-and without the PCA of the AudioSet release, as frechet-audio-distance does by default.
+Weights: `vggish_model.ckpt` from the AudioSet models (tensorflow/models, research/audioset/vggish), or
+`vggish-10086976.pth` from torchvggish, which frechet-audio-distance loads. The embedding is taken before the last
+activation and without the AudioSet release's PCA, as frechet-audio-distance does by default.
 """
 
 import math
@@ -24,13 +24,13 @@ from musiclm_jax.evaluation.embedders.weights import (
 
 VARIABLE = "MUSICLM_VGGISH"
 LOG_OFFSET = 0.01
-PATCHES_IN_CACHE = 8  # of a CPU
-# At once: the dense layers have 270 MB of weights, which are read for every batch.
+PATCHES_IN_CACHE = 8  # patches whose activations fit into a CPU's cache
+# Per batch: a large one, since the dense layers' 270 MB of weights are read for each batch.
 PATCHES = 256
-# Layers in order; a 2 x 2 maximum follows each group of convolutions.
+# Layers in order; 2 x 2 max pooling follows each group of convolutions.
 CONVOLUTIONS = (("conv1",), ("conv2",), ("conv3/conv3_1", "conv3/conv3_2"), ("conv4/conv4_1", "conv4/conv4_2"))
 DENSE = ("fc1/fc1_1", "fc1/fc1_2", "fc2")
-# Their names in torchvggish.
+# Layer names in torchvggish.
 TORCH_NAMES = {
     "conv1": "features.0",
     "conv2": "features.3",
@@ -47,7 +47,7 @@ Params = dict[str, dict[str, Any]]
 
 
 def from_tensorflow(variables: dict[str, np.ndarray]) -> Params:
-    """Parameters from the variables of `vggish_model.ckpt`: {layer: {"kernel", "bias"}}.
+    """Converts the variables of `vggish_model.ckpt` to parameters: {layer: {"kernel", "bias"}}.
 
     Raises:
       WeightsError: if a variable is missing.
@@ -58,11 +58,11 @@ def from_tensorflow(variables: dict[str, np.ndarray]) -> Params:
             for name in TORCH_NAMES
         }
     except KeyError as error:
-        raise WeightsError(f"the checkpoint has no variable {error}: expected those of VGGish") from error
+        raise WeightsError(f"the checkpoint has no variable {error}: expected a VGGish checkpoint") from error
 
 
 def from_torch(state: dict[str, np.ndarray]) -> Params:
-    """Parameters from torchvggish's state_dict, which flattens its patches in TensorFlow's order.
+    """Converts torchvggish's state_dict to parameters; torchvggish flattens patches in TensorFlow's order.
 
     Raises:
       WeightsError: if a tensor is missing.
@@ -72,16 +72,16 @@ def from_torch(state: dict[str, np.ndarray]) -> Params:
         try:
             kernel, bias = state[f"{source}.weight"], state[f"{source}.bias"]
         except KeyError as error:
-            raise WeightsError(f"the state_dict has no tensor {error}: expected those of torchvggish") from error
+            raise WeightsError(f"the state_dict has no tensor {error}: expected torchvggish's") from error
         params[name] = {"kernel": kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T, "bias": bias}
     return params
 
 
 def forward(params: Params, mel: jax.Array) -> jax.Array:
-    """Embeddings of log-mel patches; widths are those of the parameters.
+    """Computes the embeddings of log-mel patches; layer widths follow from the parameters.
 
     Args:
-      params: of `from_tensorflow` or `from_torch`.
+      params: from `from_tensorflow` or `from_torch`.
       mel: float32 `[patches, 96, 64]`.
 
     Returns:
@@ -95,7 +95,7 @@ def forward(params: Params, mel: jax.Array) -> jax.Array:
 
 
 def _features(params: Params, mel: jax.Array) -> jax.Array:
-    """The convolutions: `[patches, 12288]`."""
+    """Applies the convolutional layers: `[patches, 12288]`."""
     x = mel[..., None]
     for group in CONVOLUTIONS:
         for name in group:
@@ -107,13 +107,13 @@ def _features(params: Params, mel: jax.Array) -> jax.Array:
 
 
 def _features_on_cpu(params: Params, mel: jax.Array) -> jax.Array:
-    """The same with fewer products, and with few patches at once, which stay in the cache."""
+    """Computes `_features` with fewer multiplications, a few patches at a time, so that they stay in the cache."""
     first, *later = [name for group in CONVOLUTIONS for name in group]
     kernels = {name: winograd.transformed(params[name]["kernel"]) for name in later}
     last = {group[-1] for group in CONVOLUTIONS}
 
     def of_few(mel: jax.Array) -> jax.Array:
-        # The maximum comes before bias and rectifier: both keep the order, and four times less is left for them.
+        # Max pooling comes before bias and ReLU: both are monotonic, and only a quarter of the values is left for them.
         x = jax.nn.relu(
             winograd.maximum(winograd.tiles_of_one_channel(mel, params[first]["kernel"])) + params[first]["bias"]
         )
@@ -133,7 +133,7 @@ def _embedding(params: Params, windows: jax.Array) -> jax.Array:
 
 
 def embedder(params: Params, version: str) -> Embedder:
-    """VGGish with given parameters: a vector for every patch of 0.96 s side by side, the rest of a clip left out."""
+    """Returns VGGish with the given parameters: a vector for each 0.96 s, without overlap; a remainder is dropped."""
     return Embedder(
         name="vggish",
         version=version,
@@ -148,10 +148,10 @@ def embedder(params: Params, version: str) -> Embedder:
 
 
 def load() -> Embedder:
-    """VGGish with the weights at $MUSICLM_VGGISH.
+    """Loads VGGish with the weights at $MUSICLM_VGGISH.
 
     Raises:
-      WeightsError: if there are none or they are others.
+      WeightsError: if the weights are missing or are not VGGish's.
     """
     path = path_from_environment(VARIABLE, "VGGish's weights, vggish_model.ckpt or vggish-10086976.pth")
     if path.suffix in (".pth", ".pt"):

@@ -1,4 +1,4 @@
-"""Weights in the formats that public models are released in: NumPy arrays under the names that the file gives them."""
+"""Reads weights in the formats of public releases, as NumPy arrays under the names in the file."""
 
 import hashlib
 import importlib.util
@@ -10,14 +10,14 @@ import numpy as np
 
 
 class WeightsError(ValueError):
-    """Weights that are missing or not what is expected; the message is one line for the user."""
+    """Raised if weights are missing or not the expected ones; the message is one line for the user."""
 
 
 def package_folder(name: str) -> pathlib.Path:
-    """Folder of an installed package, without importing it (it may import frameworks that its weights do not need).
+    """Finds the folder of an installed package without importing it, which might load a whole framework.
 
     Raises:
-      WeightsError: if it is not installed.
+      WeightsError: if the package is not installed.
     """
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -26,27 +26,27 @@ def package_folder(name: str) -> pathlib.Path:
 
 
 def path_from_environment(variable: str, expected: str) -> pathlib.Path:
-    """Path that an environment variable holds.
+    """Reads a path from an environment variable.
 
     Args:
-      variable: its name.
-      expected: what it should lead to, for the error message.
+      variable: name of the variable.
+      expected: what the path should point to, for the error message.
 
     Raises:
-      WeightsError: if it is not set or leads nowhere.
+      WeightsError: if the variable is not set, or its path does not exist.
     """
     value = os.environ.get(variable, "")
     if not value:
-        raise WeightsError(f"${variable} is not set: it should hold the path of {expected}")
+        raise WeightsError(f"${variable} is not set: set it to the path of {expected}")
     path = pathlib.Path(value).expanduser()
-    # A TensorFlow checkpoint of several files is named by what their names begin with.
+    # A TensorFlow checkpoint of several files is named by their common prefix.
     if not path.exists() and not list(path.parent.glob(path.name + ".index")):
-        raise WeightsError(f"${variable} is {path}, where there is nothing: expected {expected}")
+        raise WeightsError(f"${variable} is {path}, which does not exist: expected {expected}")
     return path
 
 
 def fingerprint(path: pathlib.Path) -> str:
-    """First 12 digits of the sha256 of a file, of the files of a folder, or of a checkpoint's files."""
+    """Returns the first 12 hex digits of the SHA-256 of a file, a folder's files, or a checkpoint's files."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
@@ -58,7 +58,7 @@ def fingerprint(path: pathlib.Path) -> str:
 
 
 def read_tensorflow_checkpoint(prefix: pathlib.Path | str) -> dict[str, np.ndarray]:
-    """Variables of a TensorFlow checkpoint, old (one file) or new (.index and .data files that begin with `prefix`).
+    """Reads the variables of a TensorFlow checkpoint, old (one file) or new (`prefix`.index and `prefix`.data files).
 
     Raises:
       WeightsError: if it cannot be read.
@@ -74,7 +74,7 @@ def read_tensorflow_checkpoint(prefix: pathlib.Path | str) -> dict[str, np.ndarr
 
 
 def read_torch(path: pathlib.Path | str) -> dict[str, np.ndarray]:
-    """Tensors of a PyTorch state_dict; no code of the file is run.
+    """Reads the tensors of a PyTorch state_dict without executing code from the file.
 
     Raises:
       WeightsError: if PyTorch is not installed or the file is not a state_dict.
@@ -86,15 +86,15 @@ def read_torch(path: pathlib.Path | str) -> dict[str, np.ndarray]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.numpy() for name, tensor in state.items()}
-    except Exception as error:  # a file of another kind makes torch raise almost anything
+    except Exception as error:  # for other kinds of files, torch raises almost anything
         raise WeightsError(f"{path} is not a PyTorch state_dict ({str(error).splitlines()[0]})") from error
 
 
 def read_keras(path: pathlib.Path | str) -> dict[str, np.ndarray]:
-    """Weights of a Keras 2 HDF5 file, under names such as "layer1/conv/kernel:0".
+    """Reads the weights of a Keras 2 HDF5 file, under names such as "layer1/conv/kernel:0".
 
     Raises:
-      WeightsError: if the file is not one.
+      WeightsError: if the file is not such a file.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

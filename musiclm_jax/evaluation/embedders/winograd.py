@@ -1,8 +1,8 @@
-"""3 x 3 convolutions on CPUs with fewer products: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, arXiv 1509.09308).
+"""3 x 3 convolutions on CPUs with fewer multiplications: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, arXiv 1509.09308).
 
-A tile of 2 x 2 outputs takes 16 products of channels instead of 36. It is float32 as the plain convolution is, and the
-transforms of input and output only add and subtract. A tile is also the window of the 2 x 2 maximum that follows most
-layers of VGGish, so the outputs need not be put in order before it.
+A tile of 2 x 2 outputs takes 16 products over channels instead of 36. All arithmetic is float32, as in the plain
+convolution; the transforms of input and output only add and subtract. In VGGish, 2 x 2 max pooling follows most
+layers, and its window is a tile: outputs need not be rearranged before pooling.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# B^T, G and A^T of the paper.
+# B^T, G and A^T in the paper.
 INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
@@ -21,7 +21,7 @@ Tiles = list[list[jax.Array]]
 
 
 def transformed(kernel: jax.Array) -> jax.Array:
-    """The kernel `[3, 3, in, out]` as `tiles` takes it: float32 `[4, 4, in, out]`."""
+    """Transforms a kernel from `[3, 3, in_channels, out_channels]` to float32 `[4, 4, in_channels, out_channels]`."""
     matrix = np.array(KERNEL, np.float32)
     return jnp.einsum("ai,bj,ijcd->abcd", matrix, matrix, kernel)
 
@@ -32,15 +32,14 @@ def _sum(factors: Sequence[int], terms: Sequence[jax.Array]) -> jax.Array:
 
 
 def tiles(x: jax.Array, kernel: jax.Array) -> Tiles:
-    """Convolves with zeros around the image ("SAME").
+    """Convolves with "SAME" zero padding.
 
     Args:
-      x: float32 `[batch, rows, columns, in]`, rows and columns even.
-      kernel: `transformed`.
+      x: float32 `[batch, rows, columns, in_channels]`, with even rows and columns.
+      kernel: from `transformed`.
 
     Returns:
-      Two lists of two: outputs at even and odd rows, there at even and odd columns, each float32
-      `[batch, rows / 2, columns / 2, out]`.
+      Outputs by parity, `[row parity][column parity]`, each float32 `[batch, rows / 2, columns / 2, out_channels]`.
     """
     batch, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -56,9 +55,9 @@ def tiles(x: jax.Array, kernel: jax.Array) -> Tiles:
 
 
 def tiles_of_one_channel(image: jax.Array, kernel: jax.Array) -> Tiles:
-    """As `tiles` of an image `[batch, rows, columns]` and a plain kernel `[3, 3, 1, out]`.
+    """Computes `tiles` for an image `[batch, rows, columns]` and a plain kernel `[3, 3, 1, out_channels]`.
 
-    Sums of products one by one: a matrix product over nine values would move more than it multiplies.
+    It sums nine products directly: a matrix product over only nine values would be memory-bound.
     """
     _, height, width = image.shape
     padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)))
@@ -72,13 +71,13 @@ def tiles_of_one_channel(image: jax.Array, kernel: jax.Array) -> Tiles:
 
 
 def maximum(outputs: Tiles) -> jax.Array:
-    """The 2 x 2 maximum of the outputs `[batch, rows / 2, columns / 2, out]`."""
+    """Applies 2 x 2 max pooling to the outputs: `[batch, rows / 2, columns / 2, out_channels]`."""
     (a, b), (c, d) = outputs
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
 def image(outputs: Tiles) -> jax.Array:
-    """The outputs in order, `[batch, rows, columns, out]`."""
+    """Rearranges the outputs to `[batch, rows, columns, out_channels]`."""
     joined = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)  # [batch, rows / 2, 2, columns / 2, 2, out]
     batch, height, _, width, _, channels = joined.shape
     return joined.reshape(batch, 2 * height, 2 * width, channels)

@@ -1,6 +1,6 @@
 """YAMNet in JAX: an AudioSet classifier for KLD (MobileNet v1, Howard et al., arXiv 1704.04861).
 
-Weights: `yamnet.h5` of the AudioSet models (tensorflow/models, research/audioset/yamnet).
+Weights: `yamnet.h5` from the AudioSet models (tensorflow/models, research/audioset/yamnet).
 """
 
 from typing import Any
@@ -23,10 +23,10 @@ Params = dict[str, dict[str, Any]]
 
 
 def from_keras(weights: dict[str, np.ndarray]) -> Params:
-    """Parameters from the weights of `yamnet.h5`, with the batch normalisation folded into the convolutions.
+    """Converts the weights of `yamnet.h5` to parameters; batch normalization is folded into the convolutions.
 
     Args:
-      weights: "layer1/conv/kernel:0", "layer1/conv/bn/beta:0", ..., and the two of the one dense layer.
+      weights: "layer1/conv/kernel:0", "layer1/conv/bn/beta:0", ..., and kernel and bias of the dense layer.
 
     Returns:
       {"layer1/conv", "layer2/depthwise_conv", "layer2/pointwise_conv", ..., "classifier"}: {"kernel", "bias"}.
@@ -46,17 +46,17 @@ def from_keras(weights: dict[str, np.ndarray]) -> Params:
                 weights[f"{name}/bn/{part}:0"] for part in ("beta", "moving_mean", "moving_variance")
             )
             scale = 1 / np.sqrt(variance + BATCH_NORM_EPSILON)
-            # Keras keeps a depthwise kernel as [height, width, channels, 1]; XLA wants the channels last.
+            # Keras stores a depthwise kernel as [height, width, channels, 1]; XLA expects [height, width, 1, channels].
             kernel = kernel.transpose(0, 1, 3, 2) if depthwise else kernel
             params[name] = {"kernel": kernel * scale, "bias": beta - mean * scale}
         params["classifier"] = {"kernel": classifier["kernel:0"], "bias": classifier["bias:0"]}
     except KeyError as error:
-        raise WeightsError(f"the file has no weight {error}: expected those of yamnet.h5") from error
+        raise WeightsError(f"the file has no weight {error}: expected yamnet.h5") from error
     return params
 
 
 def forward(params: Params, mel: jax.Array) -> jax.Array:
-    """Class probabilities `[patches, classes]` of log-mel patches float32 `[patches, 96, 64]`; several may hold."""
+    """Computes multi-label class probabilities `[patches, classes]` of log-mel patches, float32 `[patches, 96, 64]`."""
     x = mel[..., None]
     for index, stride in enumerate(STRIDES, start=1):
         parts = ("depthwise_conv", "pointwise_conv") if index > 1 else ("conv",)
@@ -78,7 +78,7 @@ def _probabilities(params: Params, windows: jax.Array) -> jax.Array:
 
 
 def classifier(params: Params, version: str) -> Embedder:
-    """YAMNet with given parameters: patches of 0.96 s every 0.48 s, the end of a clip filled up with zeros."""
+    """Returns YAMNet with the given parameters: a patch of 0.96 s every 0.48 s; the last one is padded with zeros."""
     return Embedder(
         name="yamnet",
         version=version,
@@ -93,10 +93,10 @@ def classifier(params: Params, version: str) -> Embedder:
 
 
 def load() -> Embedder:
-    """YAMNet with the weights at $MUSICLM_YAMNET.
+    """Loads YAMNet with the weights at $MUSICLM_YAMNET.
 
     Raises:
-      WeightsError: if there are none or they are others.
+      WeightsError: if the weights are missing or are not YAMNet's.
     """
     path = path_from_environment(VARIABLE, "YAMNet's weights, yamnet.h5")
     return classifier(from_keras(read_keras(path)), fingerprint(path))

@@ -1,6 +1,6 @@
-"""A listening test of two systems: blind pairs of clips on a scale of five answers (MusicLM section 5.2).
+"""Blind listening test of two systems: pairs of clips, rated on a five-point scale (MusicLM section 5.2).
 
-`make_trials` makes the pairs, `server` plays them on a web page, `answers` keeps and counts what was said.
+`make_trials` makes the pairs, `server` plays them on a web page, `answers` stores and evaluates the ratings.
 """
 
 from musiclm_jax.evaluation.listening_test.trials import Trial, make_trials, read_captions

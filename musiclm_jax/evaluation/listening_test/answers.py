@@ -1,4 +1,4 @@
-"""Answers of a listening test: a file with a line of JSON for each, wins, and Wilcoxon's signed-rank test."""
+"""Answers of a listening test: a JSON Lines file, counts of wins, and Wilcoxon's signed-rank test."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ import scipy.stats
 
 from musiclm_jax.evaluation.listening_test.trials import Trial
 
-# Answers 1 to 5, about the clips that are heard as A and B.
+# Answers 1 to 5, about the clips played as A and B.
 SCALE = ("A is much better", "A is better", "No difference", "B is better", "B is much better")
 MIDDLE = 3
-EXACT_PAIRS = 13  # up to so many unequal pairs all 2^n signs are looked at, above them the normal distribution
+EXACT_PAIRS = 13  # up to this number of unequal pairs the p-value is exact (2^n signs); above, a normal approximation
 _FIELDS: dict[str, type] = {"id": str, "a": str, "b": str, "answer": int, "listener": str}
 
 
@@ -24,14 +24,14 @@ class Answer:
     """One answer.
 
     Attributes:
-      id: of the two clips.
-      a: system that was heard as A.
-      b: system that was heard as B.
+      id: id of the two clips.
+      a: system played as A.
+      b: system played as B.
       answer: 1 to 5, see `SCALE`.
-      listener: who answered; "" where nobody asked.
-      caption: what was shown.
-      seconds: from the first sight of the pair to the answer.
-      time: of the answer, ISO 8601 in UTC.
+      listener: name of the listener, or "".
+      caption: the caption that was shown.
+      seconds: from showing the pair to the answer.
+      time: time of the answer, ISO 8601 in UTC.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Answer:
 
 
 def append(path: pathlib.Path, answer: Answer) -> None:
-    """Writes an answer to the end of the file, and to the disk before it returns."""
+    """Appends an answer to the file and syncs it to disk before returning."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
         file.flush()
@@ -53,14 +53,14 @@ def append(path: pathlib.Path, answer: Answer) -> None:
 
 
 def read(path: str | os.PathLike) -> list[Answer]:
-    """Answers of a file, in order.
+    """Reads the answers from a file, in order.
 
     Raises:
-      ValueError: naming the line that is no answer, or the file that is missing.
+      ValueError: if the file is missing, or a line is not an answer; the message names it.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path}: no such file of answers")
+        raise ValueError(f"{path}: no such answers file")
     answers = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
@@ -69,14 +69,14 @@ def read(path: str | os.PathLike) -> list[Answer]:
             answers.append(_answer(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number}: no answer of a listening test ({error}): name another file, or delete the line"
+                f"{path}, line {number}: not a listening test's answer ({error}): use another file or delete the line"
             ) from error
     return answers
 
 
 def _answer(fields: Any) -> Answer:
     if not isinstance(fields, dict):
-        raise ValueError("expected an object")
+        raise ValueError("expected a JSON object")
     for name, kind in _FIELDS.items():
         if type(fields.get(name)) is not kind:
             raise ValueError(f"{name} is {fields.get(name)!r}")
@@ -86,23 +86,23 @@ def _answer(fields: Any) -> Answer:
 
 
 def unanswered(trials: Sequence[Trial], answers: Sequence[Answer], listener: str) -> list[int]:
-    """Numbers of the trials that a listener has not answered yet, whatever the sides were."""
+    """Returns the indices of the trials that a listener has not answered yet, regardless of sides."""
     done = {(own.id, frozenset((own.a, own.b))) for own in answers if own.listener == listener}
     return [index for index, trial in enumerate(trials) if (trial.id, frozenset(trial.systems)) not in done]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What listeners said of two systems.
+    """Comparison of two systems by listeners.
 
     Attributes:
-      systems: the two, in the order of their names.
-      counts: of the five answers, from "the first is much better" to "the second is much better".
-      clips: ids that were heard.
-      listeners: who answered.
-      mean: of the answers, -2 (the first is much better) to 2 (the second is).
-      statistic: Wilcoxon's, the smaller one of the two sums of ranks.
-      p_value: two-sided: how often as much or more would come about if the systems were equally good.
+      systems: the two systems, sorted by name.
+      counts: number of each answer, from "the first is much better" to "the second is much better".
+      clips: number of clips compared.
+      listeners: number of listeners.
+      mean: mean answer, from -2 (the first is much better) to 2 (the second is much better).
+      statistic: Wilcoxon's statistic, the smaller of the two rank sums.
+      p_value: two-sided p-value under the null hypothesis that the systems are equally good.
     """
 
     systems: tuple[str, str]
@@ -115,20 +115,20 @@ class Comparison:
 
     @property
     def wins(self) -> tuple[int, int]:
-        """Answers in which the first, and in which the second system is better."""
+        """Numbers of answers in favor of the first and of the second system."""
         return self.counts[0] + self.counts[1], self.counts[3] + self.counts[4]
 
     @property
     def ties(self) -> int:
-        """Answers without a difference."""
+        """Number of answers that hear no difference."""
         return self.counts[2]
 
 
 def compare(answers: Sequence[Answer]) -> list[Comparison]:
-    """Counts wins and tests every two systems that were compared.
+    """Counts wins and runs the signed-rank test for each pair of systems.
 
-    Of several answers of a listener about a clip the last counts. The test takes each clip once, with the mean over its
-    listeners: their answers about one pair are not independent.
+    If a listener answered a clip several times, the last answer counts. The test uses the mean over listeners for each
+    clip, since their answers about one pair are not independent.
     """
     last: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
     for own in answers:
@@ -158,13 +158,13 @@ def compare(answers: Sequence[Answer]) -> list[Comparison]:
 
 
 def signed_rank(differences: np.ndarray) -> tuple[float, float]:
-    """Wilcoxon's signed-rank test of paired differences `[pairs]`, two-sided; pairs without a difference are left out.
+    """Computes Wilcoxon's two-sided signed-rank test of paired differences `[pairs]`; zero differences are dropped.
 
-    Up to `EXACT_PAIRS` pairs the p-value is exact, also with ties; above, the normal distribution with the correction
-    for ties.
+    Up to `EXACT_PAIRS` pairs, the p-value is exact, even with ties. Above, it uses the normal approximation with tie
+    correction.
 
     Returns:
-      The smaller sum of ranks and the p-value; 0 and 1 where no pair differs.
+      The smaller rank sum and the p-value; 0 and 1 if no pair differs.
     """
     unequal = np.asarray(differences, np.float64)
     unequal = unequal[unequal != 0]

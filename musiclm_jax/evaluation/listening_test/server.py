@@ -1,4 +1,4 @@
-"""The web page of a listening test, and the local server behind it: Python's own library, nothing from the network."""
+"""Local web server for the page of a listening test; uses only Python's standard library and loads nothing remote."""
 
 import datetime
 import errno
@@ -23,9 +23,9 @@ from musiclm_jax.evaluation.listening_test.answers import SCALE, Answer
 from musiclm_jax.evaluation.listening_test.trials import Trial
 
 HOST = "127.0.0.1"
-SILENT_RMS = 1e-4  # of full scale; a softer clip is not made equally loud
-MAX_BODY = 10_000  # bytes of an answer
-# The page asks for nothing but this server's clips and answers.
+SILENT_RMS = 1e-4  # of full scale; a clip below it is left out of loudness matching
+MAX_BODY = 10_000  # maximum size of an answer in bytes
+# The page only exchanges clips and answers with this server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -34,21 +34,21 @@ _CLIP = re.compile(r"/clips/(\d+)/([ab])\.wav")
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one listening test on this machine alone.
+    """Serves one listening test, reachable only from this machine.
 
     Attributes:
       trials: all pairs, in the order of the test.
-      output: file of the answers; those that it holds already are not asked again.
-      listener: who answers.
+      output: file for the answers; pairs that it already answers are not asked again.
+      listener: name of the listener.
     """
 
     daemon_threads = True
 
     def __init__(self, trials: Sequence[Trial], output: pathlib.Path, listener: str = "", port: int = 0):
-        """Takes the port.
+        """Opens the port.
 
         Raises:
-          ValueError: if the port is in use or not allowed, or the output holds something else than answers.
+          ValueError: if the port is in use or not allowed, or the output file contains anything but answers.
         """
         self.trials, self.output, self.listener = list(trials), output, listener
         known = answer_file.read(output) if output.exists() else []
@@ -58,22 +58,22 @@ class Server(http.server.ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except OSError as error:
             reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-            raise ValueError(f"port {port} {reason}: choose another, or 0 for any that is free") from error
+            raise ValueError(f"port {port} {reason}: choose another, or 0 for any free port") from error
         except OverflowError as error:
-            raise ValueError(f"port {port}: give 1 to 65535, or 0 for any that is free") from error
+            raise ValueError(f"port is {port}: give 1 to 65535, or 0 for any free port") from error
 
     @property
     def url(self) -> str:
-        """Address of the page."""
+        """URL of the page."""
         return f"http://{HOST}:{self.server_address[1]}/"
 
     @property
     def answered(self) -> int:
-        """Pairs that have an answer."""
+        """Number of pairs that have an answer."""
         return len(self.trials) - len(self._open)
 
     def state(self) -> dict[str, Any]:
-        """What the page may know: the open pairs without their ids and systems."""
+        """Returns the state for the page: the open pairs, without their ids and systems."""
         with self._lock:
             waiting = sorted(self._open)
         return {
@@ -84,16 +84,16 @@ class Server(http.server.ThreadingHTTPServer):
         }
 
     def record(self, number: int, answer: int, seconds: float) -> None:
-        """Writes an answer down.
+        """Records an answer in the output file.
 
         Raises:
-          ValueError: if there is no such pair or answer, or the pair has one already.
+          ValueError: if the pair or answer does not exist, or the pair is already answered.
         """
         if answer not in range(1, len(SCALE) + 1):
             raise ValueError(f"answer {answer!r}: expected 1 to {len(SCALE)}")
         with self._lock:
             if number not in self._open:
-                raise ValueError(f"pair {number!r} is answered already, or there is none of that number")
+                raise ValueError(f"pair {number!r} is already answered or does not exist")
             trial = self.trials[number]
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             own = Answer(trial.id, *trial.systems, answer, self.listener, trial.caption, round(seconds, 1), now)
@@ -102,13 +102,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one request; `server` is the `Server`."""
+    """Handles one request; `server` is the `Server`."""
 
     server: Server
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """The page, the state of the test, or a clip."""
+        """Sends the page, the state of the test, or a clip."""
         if self.path == "/":
             page = importlib.resources.files("musiclm_jax.evaluation.listening_test").joinpath("page.html").read_bytes()
             self._send(200, "text/html; charset=utf-8", page)
@@ -118,16 +118,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             try:
                 clips = equally_loud([sound.load(path) for path in self.server.trials[int(match[1])].paths])
             except sound.AudioError:
-                # The message has the path, which would tell the listener whose clip it is.
-                self._send_json(500, {"error": "the clip can no longer be read: look at the server's files"})
+                # The error's message is not sent: its path would reveal the system to the listener.
+                self._send_json(500, {"error": "the clip can no longer be read: check the server's files"})
                 return
             self._send(200, "audio/wav", wav_bytes(clips["ab".index(match[2])]))
         else:
             self._send_json(404, {"error": f"there is no {self.path}"})
 
     def do_POST(self) -> None:
-        """Takes an answer: {"number", "answer", "seconds"}."""
-        # Pages of other sites cannot send this type here without asking first.
+        """Receives an answer: {"number", "answer", "seconds"}."""
+        # Other sites cannot send this content type here without a CORS preflight request.
         if self.path != "/answers" or self.headers.get_content_type() != "application/json":
             self.close_connection = True
             self._send_json(404, {"error": f"there is no {self.path} for {self.headers.get_content_type()}"})
@@ -141,7 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             seconds = max(0.0, float(fields.get("seconds", 0)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.close_connection = True
-            self._send_json(400, {"error": f"no answer: {error}"})
+            self._send_json(400, {"error": f"not a valid answer: {error}"})
             return
         try:
             self.server.record(number, answer, seconds)
@@ -164,17 +164,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self.wfile.write(content)
-        except ConnectionError:  # the browser went away
+        except ConnectionError:  # the browser disconnected
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Keeps the terminal free."""
+        """Logs nothing, to keep the terminal clear."""
 
 
 def equally_loud(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Scales clips `[samples]` down to the level of the softest one that is not silent, so that loudness does not win.
+    """Scales clips `[samples]` down to the RMS of the quietest audible one, so that louder clips have no advantage.
 
-    Every clip is kept within full scale, too.
+    It also keeps every clip within full scale.
     """
     levels = [float(np.sqrt(np.mean(np.square(clip, dtype=np.float64)))) for clip in clips]
     peaks = [max(1.0, float(np.abs(clip).max())) for clip in clips]
@@ -184,7 +184,7 @@ def equally_loud(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def wav_bytes(clip: np.ndarray) -> bytes:
-    """A 24 kHz WAV file of 16 bits of `[samples]` in [-1, 1]."""
+    """Encodes `[samples]` in [-1, 1] as a 16-bit WAV file at 24 kHz."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)

@@ -1,4 +1,4 @@
-"""Blind pairs: clips of two systems under the same id, sides and order drawn by a seed."""
+"""Blind pairs: clips of two systems with the same id, in random order and with random sides."""
 
 import csv
 import dataclasses
@@ -13,13 +13,13 @@ from musiclm_jax.data import audio as sound
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One pair.
+    """One pair of clips.
 
     Attributes:
-      id: of the two clips.
-      systems: names of the systems that are heard as A and as B.
-      paths: their sound files.
-      caption: what both were asked for; "" where it is not shown.
+      id: id of the two clips.
+      systems: names of the systems played as A and as B.
+      paths: sound files of A and B.
+      caption: the text both clips were generated from; "" if it is not shown.
     """
 
     id: str
@@ -31,19 +31,19 @@ class Trial:
 def make_trials(
     first: str | pathlib.Path, second: str | pathlib.Path, captions: Mapping[str, str] | None = None, seed: int = 0
 ) -> list[Trial]:
-    """Pairs the clips of two folders by their names, in random order and with random sides.
+    """Pairs the clips of two folders by name, in random order and with random sides.
 
-    A system is named by its folder, as it was given. Every file is read once, so that a broken one shows now.
+    A system's name is its folder as given. Every file is read once, so that broken files are found now.
 
     Args:
-      first: folder of one system's clips, `<id>.wav` or another extension of `audio.READABLE`.
-      second: that of the other.
-      captions: text of each id; None shows none.
-      seed: of order and sides. The same seed gives the same test, so that it can be gone on with.
+      first: folder of the first system's clips, named `<id>` with an extension from `audio.READABLE`.
+      second: folder of the second system's clips.
+      captions: id to text; None shows no captions.
+      seed: for order and sides. The same seed gives the same test, so that it can be resumed.
 
     Raises:
       ValueError: if a folder is missing or empty, both are the same, they share no id, or an id has no caption.
-      AudioError: naming the first file that cannot be read.
+      AudioError: if a file cannot be read; the message names the first one.
     """
     folders = [pathlib.Path(folder) for folder in (first, second)]
     found = [_sound_files(folder) for folder in folders]
@@ -53,12 +53,12 @@ def make_trials(
     if not ids:
         names = [next(iter(files.values())).name for files in found]
         raise ValueError(
-            f"{folders[0]} and {folders[1]} share no id: clips of a pair need the same name, found such as {names[0]} "
-            f"and {names[1]}"
+            f"{folders[0]} and {folders[1]} share no id: clips of a pair need the same name, found for example "
+            f"{names[0]} and {names[1]}"
         )
     if captions is not None and (missing := [name for name in ids if name not in captions]):
         raise ValueError(
-            f"{len(missing)} of {len(ids)} ids have no caption, such as {missing[0]}: add them, or leave captions out"
+            f"{len(missing)} of {len(ids)} ids have no caption, such as {missing[0]}: add them, or omit the captions"
         )
     pairs = []
     rng = np.random.default_rng(seed)
@@ -78,39 +78,39 @@ def _pair(items, sides: tuple[int, int]) -> tuple:
 
 
 def _sound_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Sound files of a folder by their names without extension.
+    """Returns the sound files of a folder by their names without extension.
 
     Raises:
-      ValueError: if there is no such folder, it holds none, or two of a name.
+      ValueError: if the folder does not exist, has no sound files, or has two with the same name.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give the one that holds a system's clips, named <id>.wav")
+        raise ValueError(f"{folder} is not a folder: give the folder of a system's clips, named <id>.wav")
     files: dict[str, pathlib.Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in sound.READABLE:
             continue
         if path.stem in files:
-            raise ValueError(f"{folder} holds {files[path.stem].name} and {path.name}: keep one clip for each id")
+            raise ValueError(f"{folder} contains {files[path.stem].name} and {path.name}: keep one clip for each id")
         files[path.stem] = path
     if not files:
-        raise ValueError(f"{folder} holds no sound files: expected clips named <id>.wav")
+        raise ValueError(f"{folder} contains no sound files: expected clips named <id>.wav")
     return files
 
 
 def read_captions(path: str | pathlib.Path) -> dict[str, str]:
-    """Captions by id.
+    """Reads captions by id.
 
     Args:
-      path: .csv with the columns "caption" and "id" (or "ytid", as MusicCaps has it), or .jsonl with a line for each
-        clip, an object with "id" and "caption" (of several captions the first), as a corpus has it in metadata.jsonl.
+      path: a .csv with the columns "caption" and "id" (or "ytid", as in MusicCaps), or a .jsonl with an object per
+        clip that has "id" and "caption", like a corpus's metadata.jsonl. If "caption" is a list, the first one is used.
 
     Raises:
-      ValueError: if the file is missing or holds something else.
+      ValueError: if the file is missing or has another format.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path}: no such file of captions")
+        raise ValueError(f"{path}: no such captions file")
     captions: dict[str, str] = {}
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file) if path.suffix.lower() == ".csv" else _json_lines(path, file)
@@ -132,7 +132,7 @@ def _json_lines(path: pathlib.Path, file):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: neither .csv nor an object of JSON ({error})") from error
+            raise ValueError(f"{path}, line {number}: the file is neither .csv nor .jsonl ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected id and caption, found {line[:40].strip()}")
         yield row
