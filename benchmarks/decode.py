@@ -1,23 +1,24 @@
-"""How fast stages decode: steps beside the memory they read and transformers' MusicGen, and the tiny bundle as a whole.
+"""Measures decoding speed: a stage's steps against memory bandwidth and MusicGen, and the whole tiny bundle.
 
     taskset -c 0 python -m benchmarks.decode --tokens tokens --output decode.json
     taskset -c 0 python -m benchmarks.decode --parts stage --layers 4 --positions 512 1024 2048
     python -m benchmarks.decode --parts bundle --long 600
 
-The second command is quick, with fewer layers of the same width; the third makes ten minutes of music.
+The second command is quick, with fewer layers of the same width; the third generates ten minutes of music.
 
-A stage of the paper's width (1024 wide, 16 heads, gated feed-forward of 4096) draws codes at given positions, with
-float32 kernels and with those of 8 bits (`int8.py`), for 1 and 8 rows. Its weights and its past are random: they change
-no time. MusicgenForCausalLM has the same width, depth, heads, rows and position, its own feed-forward (4096, not gated)
-and the cross-attention that it always has: as many weights. A step of it is one call of the model, without what its
-`generate` does around. Parties take turns, round by round; figures are medians of processor time, which other work on
-the machine hurts least, on one core.
+"stage": a stage of the paper's width (1024, 16 heads, gated feed-forward of 4096) samples codes at given positions,
+with float32 and with 8-bit kernels (`int8.py`), for 1 and 8 rows. Weights and KV cache are random, which does not
+affect the time. MusicgenForCausalLM has the same width, depth, heads, rows and position, its own feed-forward (4096,
+not gated) and its cross-attention, and so as many weights. Its step is one call of the model, without the overhead of
+`generate`. 24 layers take 8.5 GB at position 512, and 12 GB at 768. The bandwidth limit of a step comes from products
+of the stage's gate and up kernels alone, with one row.
 
-"Layout" is what transposed kernels, and the products that come with them, do to the bundle's stages, which are small.
+"kernels": matrix products by layout, dtype and number of rows. "layout": the effect of transposed kernels, and of
+their products, on the bundle's small stages. "loss": held-out bits of the bundle's stages with 8-bit kernels, on token
+records (--tokens). "bundle": whole commands, and music once compiled.
 
-"Kernels" are products of the stage's own gate and up kernels alone, with one row: the memory bandwidth that a step can
-have at most. Held-out bits with 8-bit kernels are measured for the bundle's stages, on token records (--tokens).
-24 layers take 8.5 GB at position 512, and 12 GB at 768.
+Contenders alternate round by round. Figures are medians of processor time, which other work on the machine affects
+least, on one core.
 """
 
 import argparse
@@ -51,15 +52,15 @@ from musiclm_jax.stages import decoding, layout
 from musiclm_jax.stages.layers import attention_to_past, attention_to_past_xla, bits16
 from musiclm_jax.stages.transformer import TransformerConfig, unstack_layers
 
-POSITIONS = (512,)  # ends of cache lengths: the whole cache that a step reads is filled
-KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs and how many
+POSITIONS = (512,)  # multiples of decoding.CACHE_STEP, so that the cache is full
+KERNELS = ((1024, 8192, 4), (256, 1024, 16))  # inputs, outputs, number of kernels
 PASTS = ((8, 16, 2048, 64), (10, 2, 512, 128))  # rows, heads, positions and channels
-FRAMES = 2  # of the coarse stage, in one call
+FRAMES = 2  # frames of the coarse stage per call
 PARTS = ("stage", "kernels", "layout", "loss", "bundle")
 
 
 def random_params(config: TransformerConfig, rows: int, seed: int) -> decoding.Params:
-    """Parameters of unrolled layers, float32, normal and of a size that keeps activations near 1."""
+    """Draws float32 parameters of unrolled layers, normal and scaled to keep activations near 1."""
     rng, d, f = np.random.default_rng(seed), config.d_model, config.d_ff
     channels = d // config.num_heads
 
@@ -85,7 +86,7 @@ def random_params(config: TransformerConfig, rows: int, seed: int) -> decoding.P
 
 
 def state_at(config: TransformerConfig, position: int, rows: int, rounded: bool) -> decoding.DecodeState:
-    """A state whose cache ends at `position`, FRAMES frames of four tokens before its end; its past is random."""
+    """Makes a state with a random KV cache of length `position`, `FRAMES` frames of four tokens before its end."""
     key, kept = jax.random.key(0), bits16 if rounded else jnp.asarray
     shape = (rows, config.num_heads, position, config.d_model // config.num_heads)
     past = [
@@ -105,7 +106,7 @@ def state_at(config: TransformerConfig, position: int, rows: int, rounded: bool)
 
 
 def stage_step(config: TransformerConfig, params: decoding.Params, position: int, rows: int) -> Callable[[], float]:
-    """Draws the last frames before `position` and returns the processor time of a step; again with each call."""
+    """Returns a function that samples the last frames before `position` and returns the processor time of a step."""
     stage = layout.coarse_stage()
     rounded = "qkv" + SCALE in params["layers_0"]["attention"]
     kept = [state_at(config, position, rows, rounded)]
@@ -123,7 +124,7 @@ def stage_step(config: TransformerConfig, params: decoding.Params, position: int
 
 
 def kernels_read(params: decoding.Params, layers: int) -> Callable[[], float]:
-    """Products of one row with gate and up of all layers: bytes of kernels read per second of processor time."""
+    """Returns a function that measures bandwidth: kernel bytes per second in one-row products with gate and up."""
     kernels = [params[f"layers_{i}"]["mlp"][name + TRANSPOSED] for i in range(layers) for name in ("gate", "up")]
     row = jnp.ones((1, kernels[0].shape[1]))
     products = jax.jit(lambda row, kernels: [transposed_product(row, kernel) for kernel in kernels])
@@ -138,7 +139,7 @@ def kernels_read(params: decoding.Params, layers: int) -> Callable[[], float]:
 
 
 def turns(parties: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of each party, whose calls take turns."""
+    """Runs the parties in turns and returns the median of each."""
     found: dict[str, list[float]] = {name: [] for name in parties}
     for _ in range(rounds):
         for name, run in parties.items():
@@ -147,14 +148,14 @@ def turns(parties: dict[str, Callable[[], float]], rounds: int) -> dict[str, flo
 
 
 def step_bytes(config: TransformerConfig, params: decoding.Params, position: int, rows: int) -> float:
-    """Bytes that a step has to read: kernels, norms, the codebook of its level, and keys and values of the past."""
+    """Returns the bytes that a step has to read: kernels, norms, the codebook of its level, and the KV cache."""
     layers = sum(leaf.nbytes for name, own in params.items() if name != "embedding" for leaf in jax.tree.leaves(own))
     past = 2 * config.num_layers * rows * position * config.d_model * 4
     return layers + 1024 * config.d_model * 4 + past
 
 
 def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: bool) -> tuple[list[Figure], dict]:
-    """Steps of the stage, beside memory and MusicGen."""
+    """Measures steps of the stage against memory bandwidth and MusicGen."""
     config = TransformerConfig(num_layers=layers, dropout=0.0)
     params = transposed_kernels(random_params(config, layout.coarse_stage().vocabulary.rows, 0))
     kinds = {"float32": params, "int8": int8_kernels(params)}
@@ -190,7 +191,7 @@ def measure_stage(layers: int, rounds: int, positions: Iterable[int], musicgen: 
 
 
 def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
-    """What becomes of kernels and of their order, in ms: with 1 to 64 rows, of the paper's and of the tiny size.
+    """Measures products by layout and dtype of the kernel, in ms, for 1 to 64 rows at the paper's and the tiny size.
 
     "Ours" are the products of decoding: `cpu_decoding` for few rows, else XLA's with the kernel first.
     """
@@ -245,7 +246,7 @@ def measure_kernels(rounds: int) -> tuple[list[Figure], dict]:
 
 
 def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
-    """Windows of the bundle's stages with kernels in their own order and transposed, in turns."""
+    """Measures windows of the bundle's stages with kernels as stored and transposed."""
 
     loaded, rng, figures, details = bundles.load(bundle), np.random.default_rng(0), [], {}
     for name in STAGES:
@@ -283,7 +284,7 @@ def measure_layout(bundle: str, rounds: int) -> tuple[list[Figure], dict]:
 
 
 def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
-    """Held-out bits per token with 8-bit kernels less those in float32, paired by clip."""
+    """Measures the increase in held-out bits per token from float32 to 8-bit kernels, paired by clip."""
     from musiclm_jax.data.records import read_token_records, shard_paths
     from musiclm_jax.evaluation.diagnose.stage_bits import crop, measure
 
@@ -304,13 +305,13 @@ def measure_loss(args: argparse.Namespace) -> tuple[list[Figure], dict]:
 
 
 def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figure], dict]:
-    """Commands of their own: the first, which compiles, and the second; then music without compilation, in this one.
+    """Measures two commands in their own processes, of which only the first compiles, and then compiled music here.
 
-    The start of a command is what it takes beyond the music itself.
+    The start-up time of a command is its time minus that of the music itself.
     """
 
     figures, music = [], {}
-    # Before this process has grown: a command's peak counts the process that it was forked from.
+    # Before this process has grown: a command's peak includes the process that it was forked from.
     with tempfile.TemporaryDirectory() as folder:
         commands = {which: _command(bundle, seconds, folder) for which in ("first", "second")}
         for which, (spent, peak) in commands.items():
@@ -338,28 +339,28 @@ def measure_bundle(bundle: str, seconds: float, long: float) -> tuple[list[Figur
 
 
 def _command(bundle: str, seconds: float, folder: str) -> tuple[float, float]:
-    """Processor seconds and peak memory in GiB of one `musiclm generate` whose compilation cache is in `folder`."""
+    """Runs `musiclm generate` with its compilation cache in `folder`; returns processor seconds and peak GiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "musiclm_jax.launch.main", "generate", "a calm piano piece", "--force"]
     command += ["--bundle", bundle, "--seconds", str(seconds), "--output", str(pathlib.Path(folder) / "music.wav")]
     subprocess.run(command, check=True, env=os.environ | {"MUSICLM_CACHE": folder}, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return spent, after.ru_maxrss / 2**20  # the largest of all so far: music gets longer from call to call
+    return spent, after.ru_maxrss / 2**20  # the maximum of all children so far; music gets longer from call to call
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = arguments(__doc__.splitlines()[0], corpus=False)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--layers", type=int, default=24, help="of the stage and of MusicGen")
+    parser.add_argument("--layers", type=int, default=24, help="layers of the stage and of MusicGen")
     parser.add_argument("--positions", nargs="+", type=int, default=list(POSITIONS), help="multiples of 256")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--without_musicgen", action="store_true", help="leaves out what needs torch and transformers")
-    parser.add_argument("--tokens", help="folder of token records, made by `musiclm tokenize`; for the loss")
-    parser.add_argument("--clips", type=int, default=100, help="held-out clips of the loss")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of music by the bundle")
-    parser.add_argument("--long", type=float, default=0.0, help="seconds of a long piece; 0 makes none")
+    parser.add_argument("--without_musicgen", action="store_true", help="skip MusicGen (torch, transformers)")
+    parser.add_argument("--tokens", help="folder of token records, made by `musiclm tokenize`, for the loss")
+    parser.add_argument("--clips", type=int, default=100, help="held-out clips for the loss")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the bundle's music")
+    parser.add_argument("--long", type=float, default=0.0, help="seconds of an additional long piece; 0 for none")
     args = parser.parse_args()
     if "loss" in args.parts and not args.tokens:
         parser.error("the loss needs held-out clips: give --tokens, or --parts without it")

@@ -1,12 +1,12 @@
-"""What decoding costs on TPUs that are not here: a step of each of the paper's stages, and 30 s of music.
+"""Estimates the cost of decoding on TPUs you do not have: a step of each of the paper's stages, and 30 s of music.
 
     python -m benchmarks.decode_plan --work plans --output docs/generation.md
 
-Each row compiles one step of `decoding` for a topology, with the whole cache of the stage's window filled, kernels and
-cache in bfloat16, every chip with its own pieces; libtpu's compiler says what HBM it takes. What a step has to read
-(kernels, the codebook of its level, keys and values of the past) and its FLOPs, at the chip's peak rates, bound it from
-below: a real step is slower. Needs libtpu: pip install '.[tpu]'. A row takes a minute or two of one core; its
-figures stay in --work, and the table is written after each row.
+Each row compiles one step of `decoding` for a topology, with a full KV cache for the stage's window, kernels and cache
+in bfloat16, and separate pieces on every chip. libtpu's compiler reports its HBM. The bytes that a step has to read
+(kernels, the codebook of its level, the KV cache) and its FLOPs, at the chip's peak rates, give a lower bound on its
+time. Needs libtpu: pip install '.[tpu]'. A row takes a minute or two on one core. Figures stay in --work, and the
+table is written after each row.
 """
 
 import argparse
@@ -36,26 +36,26 @@ MUSIC_ROWS = 4  # pieces on each device
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A step of a stage on a topology; FLOPs and the bytes that it has to read are those of one chip."""
+    """A step of a stage on a topology; rows, FLOPs and bytes are per chip."""
 
     stage: str
     topology: str
-    rows: int  # of a chip
-    read: float
+    rows: int
+    read: float  # bytes that the step has to read
     flops: float
     allocated: float  # share of the chip's HBM
     milliseconds: float  # the roofline of a step
-    bound: str  # what it is
+    bound: str  # the resource that sets the roofline
     steps: int  # for SECONDS of music
 
 
 def steps_of(stage: Stage, window: int, seconds: float) -> tuple[int, int]:
-    """Steps one after the other for so much music, and windows that are decoded side by side.
+    """Counts the sequential steps for a length of music, and the windows that are decoded in parallel.
 
     Args:
       stage: the stage.
-      window: semantic frames that it sees at once.
-      seconds: of music.
+      window: length of its window in semantic frames.
+      seconds: length of the music.
     """
     frames = round(seconds * SEMANTIC.frame_rate)
     per_frame = stage.target.levels * stage.stream(stage.target.stream).frame_rate // SEMANTIC.frame_rate
@@ -65,7 +65,7 @@ def steps_of(stage: Stage, window: int, seconds: float) -> tuple[int, int]:
 
 
 def shapes(config: TransformerConfig, stage: Stage, rows: int, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """Shapes of the parameters, caches, token, keys, valid positions and features of `decoding._decode`."""
+    """Returns the shapes of the parameters, caches, token, keys, valid positions and features of `decoding._decode`."""
     own, everywhere = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
 
     def shape(size: tuple[int, ...], dtype: Any, sharding: Any = own) -> jax.ShapeDtypeStruct:
@@ -95,7 +95,7 @@ def make(name: str, topology: str) -> Row:
     """Compiles one step.
 
     Args:
-      name: of the stage.
+      name: name of the stage.
       topology: such as "v5e:2x2".
     """
     devices, chip = plan.topology_devices(topology)
@@ -132,7 +132,7 @@ def _bytes(tree: Any) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a markdown table, and for each topology the seconds for the music."""
+    """Formats the rows as a Markdown table, with the seconds for the music on each topology."""
     lines = [
         "| stage, topology | rows a chip | HBM in use | GB that a step reads | FLOPs a step | least ms a step | "
         f"steps for {SECONDS:g} s | seconds for them |",
@@ -154,12 +154,12 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Makes the rows that are missing and writes the table."""
+    """Makes the missing rows and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of the figures, made if missing")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="page that holds the table's marks")
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the figures, created if missing")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="page with the table's marks")
     args = parser.parse_args()
-    # The TPU is described, not used; libtpu would look for one.
+    # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

