@@ -78,7 +78,7 @@ def test_a_passage_depends_on_seed_split_and_number_alone(sources):
     assert len(sounds) == len(arguments)
     for score in pools["train"]:
         score.notes = score.notes[:3]
-    with pytest.raises(RuntimeError, match=r"passage train-7: none of 40 draws makes one; the last: .*than 6 notes"):
+    with pytest.raises(RuntimeError, match=r"passage train-7: none of 40 draws is suitable; the last: .*than 6 notes"):
         make(test_corpus.SineRenderer(), pools, 0, "train", 7)
 
 
@@ -87,6 +87,6 @@ def test_the_command_builds_renditions_when_passages_are_asked_for(sources, tmp_
     assert "passages = 9 make {" in capsys.readouterr().err
     command = ["--output", str(tmp_path / "b"), "--passages", "50", "--workers", "2"]
     assert launch_corpus.main(command) == 0
-    assert "others are still at work" in capsys.readouterr().out
+    assert "others are still running" in capsys.readouterr().out
     assert launch_corpus.main([*command, "--worker", "1"]) == 0
     assert "complete, 50 passages, 0.11 h of renditions" in capsys.readouterr().out

@@ -313,7 +313,7 @@ def test_a_silent_instrument_is_an_error_not_a_clip(pool):
     renderer, index = SineRenderer(), [lead.name for lead in instruments.LEADS].index("sitar")
     assert build.make_clip(renderer, pool["train"], 0, "train", index).fields["instrument"] == "sitar"
     renderer.silent = instruments.BY_NAME["sitar"].program
-    with pytest.raises(RuntimeError, match="none of 40 draws makes a clip"):
+    with pytest.raises(RuntimeError, match="none of 40 draws is suitable"):
         build.make_clip(renderer, pool["train"], 0, "train", index)
 
 

@@ -59,7 +59,7 @@ def test_clips_are_those_of_make_clip(packed, tmp_path):
                     np.testing.assert_array_equal(
                         job.arrays["train.leads.int16"][index // 2], to_pcm16(np.clip(lead, -1, 1))
                     )  # fmt: skip
-        with pytest.raises(ValueError, match="6 clips of train asked for, 5 are rendered"):
+        with pytest.raises(ValueError, match="6 clips of train requested, but only 5 are rendered"):
             job.metadata("train", 6)
         job.failed()
     finally:
@@ -80,7 +80,7 @@ def test_a_worker_that_dies_is_heard_of(tmp_path):
             wait(job, train=1)
     finally:
         job.stop()
-    with pytest.raises(ValueError, match="expected splits of"):
+    with pytest.raises(ValueError, match="expected splits from"):
         resident.RenderJob(tmp_path, tmp_path, SEED, {"valid": 1}, 1, leads_every=1)
 
 

@@ -183,7 +183,7 @@ def test_an_extract_is_read_as_it_was_saved(tmp_path):
     assert len((tmp_path / "e.json").read_text(encoding="utf-8").splitlines()) == 5  # one a line: diffs can be read
     for text in ("{", '[{"text": 1}]', '{"a": 1}', "[1]"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(ValueError, match="holds no extracted captions"):
+        with pytest.raises(ValueError, match="does not contain extracted captions"):
             human_captions.load(tmp_path / "bad.json")
 
 

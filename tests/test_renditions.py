@@ -104,7 +104,7 @@ def test_pitches_move_by_octaves_into_reach():
 
 
 def test_what_makes_no_passage_is_named():
-    with pytest.raises(UnsuitableError, match="bach/1 is no tune of a tune book"):
+    with pytest.raises(UnsuitableError, match="bach/1 is not from a tune book"):
         renditions.passage(np.random.default_rng(0), tune("bach"))
     score = tune()
     score.notes = score.notes[::40]

@@ -1,7 +1,7 @@
-"""Reads tunes in ABC notation: title, kind, metre, key and the notes of the first voice.
+"""Parses tunes in ABC notation: title, kind, meter, key and the notes of the first voice.
 
 Covers the notation of the three tune books used here (ABC 1.6 to 2.0: accidentals, ties, tuplets, broken rhythm,
-chords, keys and lengths changed on the way). Grace notes and ornaments are left out, repeats are played once.
+chords, changes of key and unit length). Grace notes and ornaments are ignored, repeats are played once.
 Source: the ABC music standard 2.1, https://abcnotation.com/wiki/abc:standard:v2.1.
 """
 
@@ -12,7 +12,7 @@ from fractions import Fraction
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SHARP_ORDER = "FCGDAEB"
 _FIFTHS = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}
-# Sharps a mode has fewer (negative) or more than major on the same tonic.
+# Sharps that a mode has more (or fewer, if negative) than major on the same tonic.
 _MODE_FIFTHS = {"major": 0, "minor": -3, "mixolydian": -1, "dorian": -2, "phrygian": -4, "lydian": 1, "locrian": -5}
 _MODE_WORDS = {
     "": "major",
@@ -27,7 +27,7 @@ _MODE_WORDS = {
     "lyd": "lydian",
     "loc": "locrian",
 }
-# Notes in the time of how many, for tuplets without an explicit count.
+# (3 means three notes in the time of two: default time of tuplets without an explicit count.
 _TUPLETS = {2: 3, 3: 2, 4: 3, 5: 2, 6: 2, 7: 2, 8: 3, 9: 2}
 _TOKEN = re.compile(
     r"""(?P<inline>\[[A-Za-z]:[^\]]*\])|(?P<skip>"[^"]*"|![^!]*!|\{[^}]*\})
@@ -42,17 +42,17 @@ _TOKEN = re.compile(
 
 @dataclasses.dataclass
 class Tune:
-    """One tune as it stands in the book.
+    """One tune as printed in the book.
 
     Attributes:
       number: the X: field.
       title: the first T: field.
-      rhythm: the R: field in lower case, "" without one.
+      rhythm: the R: field in lower case, or "".
       meter: (numerator, denominator).
       tonic: pitch class of the key.
       mode: name of the mode ("major", "dorian", ...).
-      notes: (onset, duration, MIDI pitch), in quarters.
-      bars: onsets of the bar lines, in quarters.
+      notes: (onset, duration, MIDI pitch), times in quarter notes.
+      bars: onsets of the bar lines, in quarter notes.
     """
 
     number: str
@@ -66,7 +66,7 @@ class Tune:
 
 
 def parse_length(text: str) -> Fraction:
-    """Turns a note length ("", "2", "/", "3/2", "//") into a multiple of the unit length."""
+    """Parses a note length ("", "2", "/", "3/2", "//") to a multiple of the unit length."""
     head, slash, tail = text.partition("/")
     value = Fraction(int(head) if head else 1)
     if slash:
@@ -77,10 +77,10 @@ def parse_length(text: str) -> Fraction:
 
 
 def parse_key(text: str) -> tuple[int, str, dict[str, int]]:
-    """Turns a K: field into (tonic pitch class, mode, {letter: -1 | 1} of the key signature).
+    """Parses a K: field to (tonic pitch class, mode, {letter: -1 | 1} for the key signature).
 
     Raises:
-      ValueError: if the field names no key.
+      ValueError: if the field is not a key.
     """
     text = text.strip()
     if text.lower().startswith("hp"):  # Highland pipes: A mixolydian in all but name
@@ -97,18 +97,18 @@ def parse_key(text: str) -> tuple[int, str, dict[str, int]]:
 
 
 def parse_meter(text: str) -> tuple[int, int]:
-    """Turns an M: field into (numerator, denominator); C is 4/4, C| is 2/2."""
+    """Parses an M: field to (numerator, denominator); C is 4/4, C| is 2/2."""
     text = text.split("%")[0].strip()
     if text.startswith("C"):
         return (2, 2) if "|" in text else (4, 4)
     match = re.match(r"(\d+)/(\d+)", text)
     if not match:
-        raise ValueError(f"metre field {text!r}: expected C, C| or a fraction")
+        raise ValueError(f"meter field {text!r}: expected C, C| or a fraction")
     return int(match.group(1)), int(match.group(2))
 
 
 class _Body:
-    """State of the walk through a tune's body."""
+    """State while parsing a tune's body."""
 
     def __init__(self, unit: Fraction, signature: dict[str, int]):
         self.unit, self.signature = unit, signature
@@ -117,8 +117,8 @@ class _Body:
         self.bars: list[float] = []
         self.time = Fraction(0)
         self.tuplet_left, self.tuplet_scale = 0, Fraction(1)
-        self.broken = Fraction(1)  # factor that a broken rhythm sign puts on the next note
-        self.last: list[int] = []  # indices of the notes sounding last, for ties and broken rhythm
+        self.broken = Fraction(1)  # factor from a broken rhythm sign for the next note's length
+        self.last: list[int] = []  # indices of the latest note or chord, for ties and broken rhythm
         self.last_start = Fraction(0)
         self.tied: set[int] = set()
         self.chord: list[tuple[int, Fraction]] | None = None
@@ -198,7 +198,7 @@ class _Body:
 
 
 def parse_tune(text: str) -> Tune:
-    """Parses one tune, from its X: field to the next blank line.
+    """Parses the text of one tune, from its X: field to the next blank line.
 
     Raises:
       ValueError: if a field cannot be read.
@@ -242,5 +242,5 @@ def parse_tune(text: str) -> Tune:
 
 
 def split_book(text: str) -> list[str]:
-    """Splits the text of a book into its tunes, one string each, starting at an X: field."""
+    """Splits the text of a book into tunes, one string each, beginning with the X: field."""
     return ["X:" + part for part in re.split(r"(?m)^X:", text.replace("\r", ""))[1:]]

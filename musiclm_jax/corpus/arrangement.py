@@ -1,8 +1,7 @@
-"""Chooses what one clip plays and how: composition, lead instrument, tempo, key, texture, loudness, room; then the
-notes.
+"""Chooses what a clip plays and how: composition, lead, tempo, key, texture, loudness, room and, from these, the notes.
 
-Every choice comes from the clip's own random generator, so a clip depends on (seed, split, index) and on the
-scores, never on the order in which clips are made.
+Every choice comes from the clip's own random generator. A clip depends on (seed, split, index) and the scores, not on
+the order in which clips are generated.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from musiclm_jax.corpus.rendering import ROOMS
 from musiclm_jax.corpus.scores import DRUMS, TUNE_BOOKS, Score
 
 TEXTURES = {"solo": 0.5, "drone and bass": 0.12, "with drums": 0.12, "ensemble": 0.13, "band": 0.13}
-# Instrument x kind pairs that never meet in the training or validation split.
+# Instrument x kind pairs that do not occur in the training and validation splits.
 HELD_OUT_PAIRS = (
     ("banjo", "hornpipe"),
     ("trumpet", "jig"),
@@ -27,7 +26,7 @@ HELD_OUT_PAIRS = (
     ("church organ", "game music"),
 )
 HELD_OUT_SHARE = 0.2  # of the test split
-# How often a kind is drawn before texture is considered; kinds not named share the weight of their compositions.
+# Sampling weight of each kind, among the kinds that suit the texture.
 _KIND_WEIGHTS = {
     "jig": 1.0, "slip jig": 0.5, "reel": 1.0, "hornpipe": 0.9, "clog dance": 0.3, "strathspey": 0.6,
     "highland fling": 0.2, "air": 0.8, "waltz": 0.4, "march": 0.5, "dance tune": 0.2, "folk tune": 0.8,
@@ -36,37 +35,37 @@ _KIND_WEIGHTS = {
     "art song": 0.15, "opera aria": 0.12, "piano trio movement": 0.1, "trio sonata movement": 0.08,
     "concertino": 0.08, "song": 0.12, "hymn": 0.08,
 }  # fmt: skip
-# bpm per tempo class; the gaps keep the words apart. Fast compound metres stay below breathless.
+# bpm by tempo class; the gaps keep the classes distinct. Fast tunes in compound meters have a lower limit.
 TEMPI = {"slow": (54.0, 76.0), "moderate": (84.0, 110.0), "fast": (122.0, 176.0)}
 FASTEST_COMPOUND = 145.0
-TEMPO_LIMITS = (80.0, 116.0)  # bpm below the first is slow, above the second fast
+TEMPO_LIMITS = (80.0, 116.0)  # bpm below the first is slow, above the second is fast
 _SLOW_KINDS = ("air", "chorale", "hymn", "art song", "opera aria")
 GAIN_DB = (-10.0, 4.0)
-MIN_LEAD_SHARE = 0.55  # of the music's time in which the lead must sound
-FEWEST_NOTES = 8  # of an excerpt
+MIN_LEAD_SHARE = 0.55  # minimum share of the music's time in which the lead sounds
+FEWEST_NOTES = 8  # per excerpt
 
 
 @dataclasses.dataclass
 class Arrangement:
-    """What one clip plays.
+    """The musical content of one clip.
 
     Attributes:
       score: the composition.
       lead: the lead instrument.
       texture: one of TEXTURES.
-      voices: "single line" or "in harmony": how many notes the lead plays at once.
-      companions: what is heard beside the lead, in words for captions ("piano chords").
-      key: "G major".
-      mode: "major", "minor" or "mixolydian" where it is beyond doubt, else "".
+      voices: "single line" if the lead plays one note at a time, "in harmony" if it plays several.
+      companions: the other instruments, in words for captions ("piano chords").
+      key: such as "G major".
+      mode: "major", "minor" or "mixolydian" if it is certain, else "".
       bpm: beats per minute.
       tempo: "slow", "moderate" or "fast".
-      gain_db: loudness asked for, against the nominal level.
+      gain_db: intended loudness in dB relative to the nominal level.
       room: one of ROOMS.
       lead_tracks, other_tracks, drum_tracks: tracks for Renderer.stem.
       levels_db: levels of the three stems in the mix, in dB.
       preroll: seconds to cut from the beginning.
-      piece: what of the piece is heard, its "start" after a silence, its "middle" or its "end" and a silence.
-      pitch_class: int `[250]` at 25 Hz of the lead's highest note, -1 in rests.
+      piece: part of the piece that is heard: its "start" after silence, its "middle", or its "end" followed by silence.
+      pitch_class: int `[250]` at 25 Hz, pitch class of the lead's highest note; -1 in rests.
     """
 
     score: Score
@@ -90,18 +89,18 @@ class Arrangement:
 
 
 def held_out(lead: str, kind: str) -> bool:
-    """Whether an instrument x kind pair is kept for the test split."""
+    """Returns whether an instrument x kind pair is reserved for the test split."""
     return (lead, kind) in HELD_OUT_PAIRS
 
 
-# What suitable_kinds found, with the scores of which: sorting thousands for each clip would take as long as its reverb.
+# Cache of suitable_kinds, with its input: sorting thousands of scores for each clip would take as long as its reverb.
 _suitable: dict[tuple[int, int, str], tuple[list[Score], dict[str, list[Score]]]] = {}
 
 
 def suitable_kinds(texture: str, scores: list[Score]) -> dict[str, list[Score]]:
-    """Scores by kind that can be played in a texture."""
+    """Returns the scores that can be played in a texture, by kind."""
     key = (id(scores), len(scores), texture)
-    if key in _suitable:  # the list is kept with it, so that no other list gets its id
+    if key in _suitable:  # the entry holds the list, so that its id is not reused
         return _suitable[key][1]
     by_kind: dict[str, list[Score]] = {}
     for score in scores:
@@ -120,14 +119,13 @@ def suitable_kinds(texture: str, scores: list[Score]) -> dict[str, list[Score]]:
 def choose(
     rng: np.random.Generator, scores: list[Score], test: bool, lead: Instrument
 ) -> tuple[Score, str, Instrument]:
-    """Draws composition and texture for a lead instrument; in the test split a share of clips is drawn from the
-    held-out pairs.
+    """Draws composition and texture for a lead instrument; in the test split, some clips are held-out pairs.
 
     Args:
       rng: the clip's generator.
       scores: the split's scores.
       test: whether held-out pairs are allowed.
-      lead: instrument that is due; replaced where a held-out pair is drawn.
+      lead: scheduled instrument; replaced if a held-out pair is drawn.
 
     Returns:
       (score, texture, lead instrument).
@@ -143,13 +141,13 @@ def choose(
     kinds = [kind for kind in sorted(by_kind) if test or not held_out(lead.name, kind)]
     weights = np.array([_KIND_WEIGHTS[kind] for kind in kinds])
     if texture == "band":
-        weights[[kind == "game music" for kind in kinds]] *= 4.0  # real bands before arranged tunes
+        weights[[kind == "game music" for kind in kinds]] *= 4.0  # prefer real bands to arranged tunes
     kind = str(rng.choice(kinds, p=weights / weights.sum()))
     return by_kind[kind][rng.integers(len(by_kind[kind]))], texture, lead
 
 
 def _tempo(rng: np.random.Generator, score: Score) -> float:
-    """bpm of a performance."""
+    """Draws the bpm of a performance."""
     if score.bpm:
         return float(score.bpm * rng.uniform(0.85, 1.15))
     shares = (0.45, 0.4, 0.15) if score.kind in _SLOW_KINDS else (0.2, 0.35, 0.45)
@@ -165,7 +163,7 @@ def _tempo_class(bpm: float) -> str:
 
 
 def _lead_part(score: Score, notes: np.ndarray) -> int:
-    """The part that carries the tune: the first in scores; in MIDI the highest busy part that is not a bass."""
+    """Returns the part with the melody: the first one in scores; in MIDI, a high and busy part that is not a bass."""
     if score.kind != "game music":
         return int(notes[np.argmin(notes[:, 3]), 3])
     best, chosen = -np.inf, None
@@ -174,17 +172,17 @@ def _lead_part(score: Score, notes: np.ndarray) -> int:
         if program == DRUMS or program in range(32, 40) or len(rows) < 8:
             continue
         onsets = len(np.unique(np.round(rows[:, 0], 2)))
-        # Tunes are high, busy, and rarely chords.
+        # Melodies are high, busy, and rarely chords.
         merit = np.median(rows[:, 2]) / 12 + min(onsets, 40) / 20 - 2.0 * (len(rows) / onsets - 1)
         if merit > best:
             best, chosen = merit, part
     if chosen is None:
-        raise UnsuitableError("no part carries a tune here")
+        raise UnsuitableError("no part has a melody here")
     return chosen
 
 
 def _octave(notes: np.ndarray, lead: Instrument, shift: int) -> int:
-    """`shift` plus the octaves that bring most notes into the instrument's range, then nearest to its middle."""
+    """Returns `shift` plus the octaves that move most notes into the instrument's range, and closest to its middle."""
     pitches = notes[:, 2]
 
     def cost(octaves: int) -> tuple[int, float]:
@@ -196,7 +194,7 @@ def _octave(notes: np.ndarray, lead: Instrument, shift: int) -> int:
 
 
 def lead_pitch_class(notes: np.ndarray, preroll: float) -> np.ndarray:
-    """Pitch class `[250]` of the highest sounding note of `[n, 4]` (in seconds) per 25 Hz frame, -1 in rests."""
+    """Returns the pitch class `[250]` of the highest note per 25 Hz frame, -1 in rests; notes `[n, 4]` in seconds."""
     times = (np.arange(round(CLIP_SECONDS * 25)) + 0.5) / 25 + preroll
     sounding = (notes[None, :, 0] <= times[:, None]) & (notes[None, :, 1] > times[:, None])
     top = np.where(sounding, notes[None, :, 2], -1.0).max(axis=1, initial=-1.0).astype(int)
@@ -209,8 +207,8 @@ class Key(NamedTuple):
     Attributes:
       shift: semitones from the written key to this one.
       tonic: pitch class, 0 to 11.
-      mode: "major", "minor" or another that the notation names.
-      known_mode: the mode again where it is beyond doubt, else "".
+      mode: "major", "minor" or another notated mode.
+      known_mode: the mode again if it is certain, else "".
     """
 
     shift: int
@@ -222,12 +220,12 @@ class Key(NamedTuple):
 def _key(rng: np.random.Generator, score: Score, notes: np.ndarray) -> Key:
     """Draws the key of a performance.
 
-    A major or minor mode is beyond doubt where the notation, the whole piece and the excerpt agree on it.
+    A major or minor mode is certain if the notation, the whole piece and the excerpt agree on it.
 
     Args:
       rng: the clip's generator.
       score: the composition.
-      notes: those of the excerpt, `[n, 5]`.
+      notes: notes of the excerpt, `[n, 5]`.
     """
     whole = harmony.find_key(excerpts.pitched(score))
     tonic, mode = (score.tonic, score.mode) if score.tonic >= 0 else whole
@@ -242,13 +240,13 @@ def _key(rng: np.random.Generator, score: Score, notes: np.ndarray) -> Key:
 def _lead_melody(
     rng: np.random.Generator, score: Score, notes: np.ndarray, texture: str, lead: Instrument
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """What the lead plays, what is left for others (notes `[n, 5]` both), and "single line" or "in harmony"."""
+    """Returns the lead's notes, the other parts' notes (both `[n, 5]`), and "single line" or "in harmony"."""
     part = _lead_part(score, notes)
     melody, others = notes[notes[:, 3] == part], notes[notes[:, 3] != part]
     if score.source not in TUNE_BOOKS and texture == "solo" and lead.chords and rng.random() < 0.65:
         return notes, others, "in harmony"
     if score.kind != "game music":
-        # One voice plays one note at a time: of double stops the highest stays.
+        # One voice plays one note at a time: keep the highest note of double stops.
         order = np.lexsort((-melody[:, 2], np.round(melody[:, 0], 2)))
         melody = melody[order][np.unique(np.round(melody[order, 0], 2), return_index=True)[1]]
     return melody, others, "single line"
@@ -257,7 +255,7 @@ def _lead_melody(
 def _lead_track(
     rng: np.random.Generator, played: performance.Performance, melody: np.ndarray, lead: Instrument, shift: int
 ) -> companions.Track:
-    """The lead's notes in its range, in the key that `shift` semitones lead to, on one of its sounds."""
+    """Returns the lead's track: its notes, transposed by `shift` semitones and octaves into its range, with a sound."""
     rows = melody[:, [0, 1, 2, 4]]
     rows[:, 2] = np.clip(rows[:, 2] + _octave(melody, lead, shift), 21, 108)
     rows[:, 3] = played.lead_velocities(rows[:, 0])
@@ -274,19 +272,19 @@ def _companions(
     texture: str,
     lead: Instrument,
 ) -> companions.Companions:
-    """Draws who plays with the lead: the other parts of game music and scores, an accompaniment by rule for tunes.
+    """Draws the lead's companions: the other parts of game music and scores, or rule-based accompaniment for tunes.
 
     Args:
       rng: the clip's generator.
       played: how the clip is played.
       melody: the lead's notes of the excerpt, `[n, 5]` in the written key.
-      others: the notes of the other parts, likewise.
-      key: of the performance.
+      others: the other parts' notes of the excerpt, `[n, 5]` in the written key.
+      key: key of the performance.
       texture: one of TEXTURES.
       lead: the lead instrument.
 
     Raises:
-      UnsuitableError: if parts rest that the texture needs.
+      UnsuitableError: if parts that the texture needs rest.
     """
     score = played.excerpt.score
     if texture == "solo":
@@ -301,22 +299,22 @@ def _companions(
 
 
 def _levels_db(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Draws the levels in the mix, in dB: of the lead, of the other instruments, of the drums."""
+    """Draws the levels in the mix, in dB, of the lead, the other instruments and the drums."""
     others_below, drums_below = float(rng.uniform(5.0, 10.0)), float(rng.uniform(5.0, 9.0))
     return -20.0, -20.0 - others_below, -20.0 - drums_below
 
 
 def _check_lead(excerpt: Excerpt, pitch_class: np.ndarray) -> None:
-    """Raises UnsuitableError if the lead rests for too much of the music."""
+    """Raises UnsuitableError if the lead rests for too long."""
     if np.mean(pitch_class >= 0) < MIN_LEAD_SHARE * excerpt.music_seconds / CLIP_SECONDS:
         raise UnsuitableError("the lead rests too long")
 
 
 def arrange(rng: np.random.Generator, score: Score, texture: str, lead: Instrument) -> Arrangement:
-    """Draws the performance and writes out its notes.
+    """Draws a performance and its notes.
 
     Raises:
-      UnsuitableError: if the passage drawn does not make a clip.
+      UnsuitableError: if the drawn passage is unsuitable for a clip.
     """
     bpm = _tempo(rng, score)
     excerpt = excerpts.draw(rng, score, bpm)

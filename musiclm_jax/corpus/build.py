@@ -1,6 +1,6 @@
 """Builds the corpus: scores -> arrangements -> audio and captions -> records, a card, and metadata.
 
-The build is resumable shard by shard (shards.py).
+An interrupted build resumes at the first incomplete shard (shards.py).
 """
 
 import pathlib
@@ -13,21 +13,19 @@ from musiclm_jax.corpus.clips import Clip, make_clip
 from musiclm_jax.data import records
 from musiclm_jax.data.samples import level_db
 
-CORPUS_VERSION = 2  # raise it when the same seed gives other clips
+CORPUS_VERSION = 2  # increase it when a change alters the clips of a seed
 
 
 def clip_counts(hours: float) -> dict[str, int]:
-    """Number of clips per split for a corpus of `hours`.
+    """Returns the number of clips in each split of a corpus of `hours`.
 
     Raises:
-      ValueError: if a split would have no clip.
+      ValueError: if a split would have no clips.
     """
     total = hours * 3600 / arrangement.CLIP_SECONDS
     counts = {split: round(total * share) for split, share in compositions.SHARES.items()}
     if min(counts.values()) < 1:
-        raise ValueError(
-            f"hours = {hours} make {counts} clips: expected at least one in each split; ask for 0.1 or more"
-        )
+        raise ValueError(f"hours = {hours} give {counts} clips: each split needs at least one, give 0.1 hours or more")
     return counts
 
 
@@ -42,22 +40,22 @@ def _metadata(clip: Clip) -> dict:
 def build(
     output: str, seed: int, hours: float, worker: tuple[int, int] = (0, 1), progress: Callable[[str], None] = print
 ) -> bool:
-    """Builds the corpus, or what is missing of it.
+    """Builds the corpus, or its missing shards.
 
     Args:
       output: folder of the corpus.
-      seed: every seed gives another corpus of the same compositions.
+      seed: each seed gives another corpus of the same compositions.
       hours: hours of audio in all splits together.
-      worker: (index, count): this process makes every count-th shard; the last to finish writes card and metadata.
+      worker: (index, count): this process builds every count-th shard; the last to finish writes card and metadata.
       progress: called with lines of text.
 
     Returns:
-      Whether the corpus is complete (other workers may still be at work).
+      Whether the corpus is complete; False if other workers are still running.
 
     Raises:
-      ValueError: if the folder holds a corpus with other settings, or `hours` are too few.
+      ValueError: if the folder contains a corpus with other settings, or `hours` is too small.
     """
-    counts = clip_counts(hours)  # first: it refuses bad hours before minutes of parsing
+    counts = clip_counts(hours)  # first, to reject bad hours before minutes of parsing
     folder = pathlib.Path(output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     found, missing = scores.load_scores(folder / ".scores", progress)

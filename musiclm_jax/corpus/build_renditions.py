@@ -1,4 +1,4 @@
-"""Builds what the melody model is trained on: passages of the corpus's tunes, each in several renditions."""
+"""Builds the training data of the melody model: passages of the corpus's tunes, each in several renditions."""
 
 import functools
 import pathlib
@@ -11,29 +11,29 @@ from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
 from musiclm_jax.data import records
 
-VERSION = 1  # raise it when the same seed gives other renditions
-RENDITIONS = 4  # of a passage
+VERSION = 1  # increase it when a change alters the renditions of a seed
+RENDITIONS = 4  # per passage
 MAX_DRAWS = 40
-OWN_DRAWS = 8  # of them of the composition whose turn it is
+OWN_DRAWS = 8  # draws from the scheduled composition, before any other is tried
 
 
 def make_passage(
     renderer: rendering.Renderer, pools: dict[str, list[Score]], seed: int, split: str, index: int
 ) -> tuple[bytes, dict]:
-    """Draws passage `index` of a split and plays it RENDITIONS times; depends on nothing but its arguments.
+    """Draws passage `index` of a split and renders it RENDITIONS times; depends only on its arguments.
 
     Args:
       renderer: the synthesizer.
       pools: tunes of each split.
-      seed: of the build.
+      seed: the build's seed.
       split: name of the split.
-      index: number of the passage; compositions take turns, so that a few passages are of as many tunes.
+      index: number of the passage. Compositions take turns, so that even a few passages cover many tunes.
 
     Returns:
       The record and its metadata.
 
     Raises:
-      RuntimeError: if no draw of MAX_DRAWS makes a passage.
+      RuntimeError: if none of MAX_DRAWS draws gives a suitable passage.
     """
     rng = np.random.default_rng((seed, compositions.SPLIT_NUMBERS[split], index))
     known = sorted({score.composition for score in pools[split]})
@@ -50,7 +50,7 @@ def make_passage(
         except (UnsuitableError, rendering.SilentError) as error:
             reasons.append(str(error))
     else:
-        raise RuntimeError(f"passage {split}-{index}: none of {MAX_DRAWS} draws makes one; the last: {reasons[-3:]}")
+        raise RuntimeError(f"passage {split}-{index}: none of {MAX_DRAWS} draws is suitable; the last: {reasons[-3:]}")
     name, players = f"{split}-{index:05d}", [rendition.player for rendition in made]
     audio = np.stack([rendition.audio for rendition in made])
     record = records.rendition_example(id=name, renditions=audio, players=players, composition=score.composition)
@@ -70,24 +70,24 @@ def make_passage(
 def build(
     output: str, seed: int, passages: int, worker: tuple[int, int] = (0, 1), progress: Callable[[str], None] = print
 ) -> bool:
-    """Builds the renditions, or what is missing of them.
+    """Builds the renditions, or their missing shards.
 
     Args:
       output: folder of the records.
-      seed: every seed gives other passages of the same tunes.
-      passages: in all splits together; they share the corpus's splits.
-      worker: (index, count): this process makes every count-th shard.
+      seed: each seed gives other passages of the same tunes.
+      passages: number in all splits together; compositions are split as in the corpus.
+      worker: (index, count): this process builds every count-th shard.
       progress: called with lines of text.
 
     Returns:
-      Whether they are complete (other workers may still be at work).
+      Whether they are complete; False if other workers are still running.
 
     Raises:
-      ValueError: if the folder holds a build with other settings, or there are too few passages for the splits.
+      ValueError: if the folder contains a build with other settings, or there are too few passages for the splits.
     """
     counts = {split: round(passages * share) for split, share in compositions.SHARES.items()}
     if min(counts.values()) < 2:
-        raise ValueError(f"passages = {passages} make {counts}: expected two or more in each split; ask for 50 or more")
+        raise ValueError(f"passages = {passages} give {counts}: each split needs at least two, give 50 or more")
     folder = pathlib.Path(output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     found, _ = scores.load_scores(folder / ".scores", progress)

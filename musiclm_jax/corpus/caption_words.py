@@ -1,13 +1,13 @@
-"""Words for what an arrangement is made of: several for every instrument, kind, tempo, mood, room and loudness.
+"""Words for the facts of an arrangement: synonyms for each instrument, kind, tempo, mood, room and loudness.
 
-Phrases that need an article have it; those without one are plurals. benchmarks/paraphrases.py keeps words of its own
-out of here, so that its sentences stay new to a model of this corpus (tests/test_captions.py holds this).
+Phrases include their article; phrases without one are plurals. The words of benchmarks/paraphrases.py must not be added
+here, so that its sentences stay new to models trained on this corpus (checked in tests/test_captions.py).
 """
 
 import re
 from collections.abc import Sequence
 
-# Mood words by (mode, tempo class): the rule that captions state moods by.
+# Mood words by (mode, tempo class). Captions state moods by this rule only.
 MOODS = {
     ("major", "fast"): (
         "cheerful", "happy", "lively", "joyful", "upbeat", "playful", "merry", "jolly", "high-spirited", "exuberant",
@@ -28,7 +28,7 @@ MOODS = {
         "sad", "melancholic", "mournful", "sombre", "sorrowful", "doleful", "plaintive", "melancholy", "grieving",
     ),
 }  # fmt: skip
-# Adjectives. "Lively" is a mood: fast music in a minor key is not called so.
+# Adjectives. "Lively" is not among them: it is a mood word, which does not fit fast music in a minor key.
 TEMPO_WORDS = {
     "slow": (
         "slow", "unhurried", "slow-paced", "laid-back", "leisurely", "downtempo", "slow-moving", "largo", "adagio",
@@ -52,7 +52,7 @@ TEMPO_NOUNS = {
     "moderate": ("a medium tempo", "a moderate tempo", "a moderate pace", "a medium pace", "a steady walking pace"),
     "fast": ("a fast tempo", "a quick pace", "a brisk tempo", "a fast pace", "a rapid tempo", "high speed"),
 }
-# Names of the leads. A caption names the lead by one of these, or by one of PEOPLE.
+# Names of the lead instruments. A caption names the lead by one of these or by one of PEOPLE.
 LEADS = {
     "piano": ("a piano", "an acoustic piano", "a pianoforte", "a concert piano", "piano keys"),
     "church organ": ("a church organ", "a pipe organ", "an organ", "organ pipes", "a big church organ"),
@@ -161,7 +161,7 @@ SOLO_HARMONY = (
     "solo, in chords and harmony",
 )  # fmt: skip
 SOLO_LINE = ("as a single melodic line without accompaniment", "solo, a single line of melody", "one melody line alone")
-# Other names for what is heard beside the lead; those that stand nowhere here keep their own.
+# Synonyms for accompanying instruments; instruments that are not listed keep their names.
 COMPANIONS = {
     "piano chords": ("piano chords", "chords on a piano", "a piano", "a piano playing chords"),
     "strummed guitar chords": ("strummed guitar chords", "a strummed guitar", "guitar chords", "a guitar"),
@@ -180,20 +180,20 @@ COMPANIONS = {
 
 
 def with_article(phrase: str) -> str:
-    """The phrase with its indefinite article."""
+    """Adds the indefinite article to a phrase."""
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def bare(phrase: str) -> str:
-    """The phrase without its article."""
+    """Removes the article from a phrase."""
     return re.sub(r"^(an?|the) ", "", phrase)
 
 
 def join(phrases: Sequence[str]) -> str:
-    """ "drums, strings and a bass" """
+    """Joins phrases: "drums, strings and a bass"."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
 def capital(text: str) -> str:
-    """The text with a capital first letter; the others stay."""
+    """Capitalizes the first letter and leaves the others unchanged."""
     return text[0].upper() + text[1:]

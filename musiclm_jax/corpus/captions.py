@@ -1,8 +1,8 @@
-"""Captions of true facts: what the arrangement chose, in varied sentences, and nothing else.
+"""Captions that state only facts of the arrangement, in varied wording.
 
-Mood words follow a stated rule: the mode and the tempo class decide (MOODS); without a certain mode there is no
-mood word. Every caption names the lead instrument. People ask in lists of words, in requests, in one phrase or in many
-sentences, so there are templates of each; a model that has read only one of these does not follow the others.
+Mood words follow a fixed rule: mode and tempo class determine them (MOODS); if the mode is uncertain, there is no mood
+word. Every caption names the lead instrument. People write prompts as lists of words, requests, phrases or several
+sentences, so there are templates for each: a model trained on one form does not follow the others.
 """
 
 import re
@@ -15,34 +15,33 @@ from musiclm_jax.corpus.arrangement import Arrangement
 from musiclm_jax.corpus.caption_words import MOODS, TEMPO_WORDS, bare, capital, join
 from musiclm_jax.corpus.caption_words import with_article as an
 
-LOUD_DB, QUIET_DB = 1.5, -7.0  # gains beyond these are called loud and quiet
+LOUD_DB, QUIET_DB = 1.5, -7.0  # a gain above the first is called loud, below the second quiet
 CAPTIONS_PER_CLIP = (4, 5, 6)
-# How captions are written: as the template has them, without capitals and maybe without the last period, in capitals,
-# without articles.
+# Shares of captions in lower case (half of them without the final period), in upper case, and without articles.
 LOWER_SHARE, UPPER_SHARE, TELEGRAM_SHARE = 0.25, 0.03, 0.05
 
 
 def _moods(arrangement: Arrangement) -> tuple[str, ...]:
-    """Mood words by the rule of MOODS, maybe none."""
+    """Returns the mood words allowed by the rule in MOODS; there may be none."""
     mode = "major" if arrangement.mode == "mixolydian" else arrangement.mode
     return MOODS.get((mode, arrangement.tempo), ())
 
 
 def _loudness(gain_db: float) -> tuple[str, ...]:
-    """Words for a loudness that is worth a word."""
+    """Returns words for the loudness if it is notable, else an empty tuple."""
     return words.LOUD if gain_db > LOUD_DB else words.QUIET if gain_db < QUIET_DB else ()
 
 
 class Wording:
-    """Draws true phrases about one clip; each call may give other words.
+    """Draws true phrases about one clip; each call may use other words.
 
     Attributes:
       arrangement: what is played.
-      moods: mood words that are allowed.
+      moods: allowed mood words.
       loudness: words for the loudness; may be empty.
       sung: whether the lead is a choir.
-      instrumental: whether nothing sounds like singing.
-      said: facts that the caption at hand has stated already; `facts` and `tags` leave them out.
+      instrumental: whether no part is a choir.
+      said: facts that the current caption has already stated; `facts` and `tags` skip them.
     """
 
     def __init__(self, arrangement: Arrangement, gain_db: float, rng: np.random.Generator):
@@ -55,35 +54,35 @@ class Wording:
         self._rng = rng
 
     def pick(self, options: Sequence[str]) -> str:
-        """One of the options."""
+        """Draws one of the options."""
         return str(options[int(self._rng.integers(len(options)))])
 
     def maybe(self, share: float) -> bool:
-        """True with a probability."""
+        """Returns True with probability `share`."""
         return bool(self._rng.random() < share)
 
     def shuffled(self, phrases: Sequence[str], fewest: int = 0) -> list[str]:
-        """At least `fewest` of the phrases that are not empty, in a drawn order."""
+        """Draws at least `fewest` of the non-empty phrases, in random order."""
         there = [phrase for phrase in phrases if phrase]
         count = self._rng.integers(min(fewest, len(there)), len(there) + 1)
         return [there[index] for index in self._rng.permutation(len(there))[:count]]
 
     def _lead(self) -> str:
-        # The commonest name is drawn most, so that rare names do not thin it out.
+        # The most common name comes first and is drawn most often.
         names = words.LEADS.get(self.arrangement.lead.name, self.arrangement.lead.words)
         return names[0] if self.maybe(0.3) else self.pick(names)
 
     def lead(self) -> str:
-        """ "a violin", "the violin" or "strings" """
+        """Names the lead: "a violin", "the violin" or "strings"."""
         name = self._lead()
         return f"the {bare(name)}" if name[:2] in ("a ", "an") and self.maybe(0.2) else name
 
     def bare_lead(self) -> str:
-        """ "violin" """
+        """Names the lead without an article: "violin"."""
         return bare(self._lead())
 
     def lead_plays(self, ing: bool = False) -> str:
-        """ "a fiddler plays", "strings are playing" """
+        """Says that the lead plays: "a fiddler plays", "strings are playing"."""
         person = words.PEOPLE.get(self.arrangement.lead.name)
         name = person if person and self.maybe(0.4) else self.lead()
         plural = not name.startswith(("a ", "an ", "the ")) or name == "the pipes"
@@ -92,44 +91,44 @@ class Wording:
         return f"{name} play{'' if plural else 's'}"
 
     def on_lead(self) -> str:
-        """ "on a violin"; nobody plays on a choir: "by a choir"."""
+        """Returns "on a violin", or "by a choir" for a choir."""
         return f"{'by' if self.sung else 'on'} {self.lead()}"
 
     def played(self) -> str:
-        """ "played on a violin" """
+        """Returns a phrase such as "played on a violin"."""
         return f"{'sung' if self.sung else self.pick(('played', 'performed'))} {self.on_lead()}"
 
     def mood(self) -> str:
-        """A mood word, or "" where none is certain."""
+        """Draws a mood word, or returns "" if none is certain."""
         self.said.add("mood")
         return self.pick(self.moods) if self.moods else ""
 
     def tempo(self) -> str:
-        """ "slow" """
+        """Draws a tempo adjective: "slow"."""
         self.said.add("tempo")
         return self.pick(TEMPO_WORDS[self.arrangement.tempo])
 
     def tempo_state(self) -> str:
-        """ "medium", for "the tempo is" """
+        """Draws a word to follow "the tempo is": "medium"."""
         self.said.add("tempo")
         return self.pick(words.TEMPO_IS[self.arrangement.tempo])
 
     def tempo_noun(self) -> str:
-        """ "a slow pace" """
+        """Draws a tempo noun: "a slow pace"."""
         self.said.add("tempo")
         return self.pick(words.TEMPO_NOUNS[self.arrangement.tempo])
 
     def feel(self, between: str = " and ") -> str:
-        """Mood and tempo, or either, in any order."""
+        """Draws mood, tempo or both, in any order."""
         drawn = self.shuffled(("mood", "tempo") if self.moods else ("tempo",), fewest=1)
         return between.join(self.mood() if name == "mood" else self.tempo() for name in drawn)
 
     def kind(self) -> str:
-        """ "jig" """
+        """Names the kind of piece: "jig"."""
         return self.pick(words.KINDS.get(self.arrangement.score.kind, (self.arrangement.score.kind,)))
 
     def piece(self, mood_share: float = 0.5, tempo_share: float = 0.5) -> str:
-        """ "slow, sad Irish air" """
+        """Describes the piece: "slow, sad Irish air"."""
         kind, origin = self.kind(), self.arrangement.score.origin
         front = self.shuffled(
             (self.mood() if self.maybe(mood_share) else "", self.tempo() if self.maybe(tempo_share) else ""), fewest=2
@@ -138,13 +137,13 @@ class Wording:
         return self.pick((", ", " ")).join(front) + (" " if front else "") + origin + kind
 
     def companions(self) -> list[str]:
-        """What is heard beside the lead, drums last; empty for a solo."""
+        """Names the accompanying instruments, drums last; empty for a solo."""
         self.said.add("texture")
         names = [self.pick(words.COMPANIONS.get(name, (name,))) for name in self.arrangement.companions[:3]]
         return names + ([self.pick(words.DRUMS)] if self.arrangement.drum_tracks else [])
 
     def texture(self) -> str:
-        """What happens beside the lead, to stand after "the lead, "."""
+        """Describes the accompaniment, to follow "the lead, "."""
         beside = self.companions()
         if self.arrangement.texture == "solo":
             harmony = self.arrangement.voices == "in harmony"
@@ -165,12 +164,12 @@ class Wording:
         return self.pick(options)
 
     def room(self) -> str:
-        """ "a lot of reverb" """
+        """Describes the room: "a lot of reverb"."""
         self.said.add("room")
         return self.pick(words.ROOMS[self.arrangement.room])
 
     def tags(self) -> list[str]:
-        """At least two short phrases that the caption has not stated, in a drawn order; the lead is not among them."""
+        """Draws at least two short phrases with facts that the caption has not stated, without the lead."""
         said, beside = set(self.said), [bare(name) for name in self.companions()]
         texture = "solo" if self.arrangement.texture == "solo" else self.pick(beside) if beside else "ensemble"
         options = [
@@ -185,7 +184,7 @@ class Wording:
         return self.shuffled(options, fewest=2)
 
     def facts(self, most: int = 3) -> str:
-        """Up to `most` sentences on what the caption has not stated, or none, each with a space before it."""
+        """Draws up to `most` sentences, maybe none, on facts not yet stated; each begins with a space."""
         said = set(self.said)  # stating one fact here does not rule out another
         sentences = [
             "" if "tempo" in said else self._tempo_fact(),
@@ -230,11 +229,11 @@ class Wording:
     def _loudness_fact(self) -> str:
         return f"The recording is {self.pick(self.loudness)}." if self.loudness else ""
 
-    # What is not there is said seldom: people ask for what they want.
+    # Absence is rarely stated: people ask for what they want.
 
     def _no_drums_fact(self) -> str:
         clip = self.arrangement
-        # Steel drums and timpani are drums of a kind.
+        # Steel drums and timpani are drums, too.
         drums = clip.drum_tracks or clip.lead.name == "steel drums" or "timpani" in clip.companions
         if drums or not self.maybe(0.15):
             return ""
@@ -246,7 +245,7 @@ class Wording:
         return self.pick(("It is instrumental music.", "It is an instrumental.", "There is no singer."))
 
 
-# Each names the lead. Those in LISTS are lists of words, the others sentences or phrases.
+# Each template names the lead. LISTS are lists of words, SENTENCES are sentences or phrases.
 LISTS: tuple[Callable[[Wording], str], ...] = (
     lambda w: ", ".join(w.shuffled((w.bare_lead(), *w.tags()), fewest=9)),
     lambda w: ", ".join((f"{w.feel(' ')} {w.bare_lead()}", *w.tags()[:3])),
@@ -304,11 +303,11 @@ SENTENCES: tuple[Callable[[Wording], str], ...] = (
     lambda w: f"Please play {w.feel()} music {w.on_lead()}, {w.texture()}.",
     lambda w: f"Something {w.feel()}, {w.texture()}, with {w.lead()} please.",
 )
-LIST_SHARE = 0.25  # of the captions
+LIST_SHARE = 0.25  # share of captions that are lists
 
 
 def _written(text: str, wording: Wording, is_list: bool) -> str:
-    """The text in one of the ways in which people write."""
+    """Varies capitals, articles and punctuation of a text as people do."""
     text = text if is_list and wording.maybe(0.7) else capital(text)
     if wording.maybe(TELEGRAM_SHARE):
         text = re.sub(r"\b([Aa]n?|[Tt]he) (?!lot |little |touch |set )", "", text)
@@ -318,16 +317,16 @@ def _written(text: str, wording: Wording, is_list: bool) -> str:
 
 
 def captions(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) -> list[str]:
-    """Four to six different sentences, phrases or lists about a clip; each names the lead.
+    """Writes four to six different captions for a clip: sentences, phrases or lists; each names the lead.
 
     Args:
       arrangement: what is played.
-      gain_db: the loudness that was reached.
+      gain_db: the clip's final gain in dB.
       rng: the clip's generator.
     """
     wording = Wording(arrangement, gain_db, rng)
     wanted = CAPTIONS_PER_CLIP[rng.integers(len(CAPTIONS_PER_CLIP))]
-    # No template twice in a clip: its captions are to differ in more than their synonyms.
+    # No template occurs twice in a clip, so that its captions differ in more than synonyms.
     lists, sentences = list(rng.permutation(len(LISTS))), list(rng.permutation(len(SENTENCES)))
     result: list[str] = []
     while len(result) < wanted:
@@ -341,7 +340,7 @@ def captions(arrangement: Arrangement, gain_db: float, rng: np.random.Generator)
 
 
 def aspects(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) -> list[str]:
-    """Short phrases about a clip, as in MusicCaps' aspect lists; all true, in a drawn order."""
+    """Writes short, true phrases about a clip in random order, like MusicCaps' aspect lists."""
     moods, wording = _moods(arrangement), Wording(arrangement, gain_db, rng)
     result = [arrangement.lead.name, arrangement.score.kind, f"{arrangement.tempo} tempo", arrangement.texture]
     if arrangement.texture == "solo":
@@ -354,7 +353,7 @@ def aspects(arrangement: Arrangement, gain_db: float, rng: np.random.Generator) 
     result.append("drums" if arrangement.drum_tracks else "no percussion")
     result += ["reverberant"] if arrangement.room == "hall" else ["dry sound"] if arrangement.room == "dry" else []
     result += ["loud"] if gain_db > LOUD_DB else ["quiet"] if gain_db < QUIET_DB else []
-    # Other names beside the plain ones, which stay: evaluations read them.
+    # Add synonyms, but keep the plain names: evaluations read them.
     result += [name for name in (wording.bare_lead(), wording.tempo(), wording.kind()) if wording.maybe(0.5)]
     unique = list(dict.fromkeys(str(phrase) for phrase in result))
     return [unique[index] for index in rng.permutation(len(unique))]

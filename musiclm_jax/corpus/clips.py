@@ -1,4 +1,4 @@
-"""Draws, renders and describes one clip. Needs neither TensorFlow nor the libraries that read scores."""
+"""Draws, renders and captions one clip; needs neither TensorFlow nor the libraries that read scores."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ MAX_DRAWS = 40
 
 @dataclasses.dataclass
 class Clip:
-    """One clip: `fields` are the keyword arguments of records.audio_example, `extra` is for the metadata only."""
+    """One clip: `fields` are keyword arguments of records.audio_example, `extra` is further metadata."""
 
     fields: dict
     extra: dict
 
 
 def make_clip(renderer: rendering.Renderer, pool: list[Score], seed: int, split: str, index: int) -> Clip:
-    """Draws, renders and describes clip `index` of a split; depends on nothing but its arguments.
+    """Draws, renders and captions clip `index` of a split; depends only on its arguments.
 
     Args:
       renderer: the synthesizer.
@@ -29,7 +29,7 @@ def make_clip(renderer: rendering.Renderer, pool: list[Score], seed: int, split:
       index: number of the clip; the lead instruments take turns.
 
     Raises:
-      RuntimeError: if no draw of MAX_DRAWS makes a clip.
+      RuntimeError: if none of MAX_DRAWS draws is suitable.
     """
     rng = np.random.default_rng((seed, compositions.SPLIT_NUMBERS[split], index))
     due = instruments.LEADS[index % len(instruments.LEADS)]
@@ -52,7 +52,7 @@ def make_clip(renderer: rendering.Renderer, pool: list[Score], seed: int, split:
         except (arrangement.UnsuitableError, rendering.SilentError) as error:
             reasons.append(f"{score.id} on {lead.name}: {error}")
     else:
-        raise RuntimeError(f"clip {split}-{index}: none of {MAX_DRAWS} draws makes a clip; the last: {reasons[-3:]}")
+        raise RuntimeError(f"clip {split}-{index}: none of {MAX_DRAWS} draws is suitable; the last: {reasons[-3:]}")
     fields = {
         "id": f"{split}-{index:05d}",
         "audio": audio,

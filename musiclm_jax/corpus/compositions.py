@@ -1,4 +1,4 @@
-"""Which scores are the same composition, and which split a composition belongs to."""
+"""Groups scores into compositions, and assigns compositions to splits."""
 
 import collections
 import hashlib
@@ -10,11 +10,10 @@ import numpy as np
 from musiclm_jax.corpus.scores import DRUMS, TUNE_BOOKS, TUNE_KINDS, Score
 from musiclm_jax.data import tokens
 
-SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # in the seed of each clip
+SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}  # part of each clip's seed
 SHARES = {"train": 0.88, "validation": 0.04, "test": 0.08}  # of compositions and of clips
-RARE_KIND = (
-    8  # kinds with fewer compositions stay in train: elsewhere they would be asked for without having been heard
-)
+# Kinds with fewer compositions stay in train: otherwise, a kind could be tested without training examples.
+RARE_KIND = 8
 
 
 def _title_key(title: str) -> str:
@@ -25,7 +24,7 @@ def _title_key(title: str) -> str:
 
 
 def _melody_key(score: Score) -> str:
-    """Intervals between the first 13 notes that the highest voice strikes on beats, after the pickup."""
+    """Returns the intervals between the first 13 notes of the top voice that fall on beats, after the pickup."""
     notes = score.notes[score.notes[:, 3] == score.notes[0, 3]] if DRUMS in score.programs else score.notes
     phase = notes[:, 0] - score.pickup
     notes = notes[(np.abs(phase - np.round(phase)) < 0.01) & (phase >= 0)]
@@ -35,12 +34,12 @@ def _melody_key(score: Score) -> str:
             top[float(onset)] = max(top.get(float(onset), 0.0), float(pitch))
     pitches = [top[onset] for onset in sorted(top)][:13]
     steps = [int(b - a) for a, b in itertools.pairwise(pitches)]
-    # Repeated notes are not a melody: unrelated pieces would share them.
+    # Repeated notes do not identify a melody: unrelated pieces may share them.
     return ",".join(map(str, steps)) if len(steps) == 12 and sum(step != 0 for step in steps) >= 5 else ""
 
 
 def group(scores: list[Score]) -> None:
-    """Sets `composition`: scores that share a title or the beginning of a melody belong to one composition."""
+    """Sets `composition`: scores that share a title or the beginning of the melody are one composition."""
     parent = list(range(len(scores)))
 
     def root(index: int) -> int:
@@ -60,13 +59,13 @@ def group(scores: list[Score]) -> None:
 
 
 def split_of(composition: str) -> str:
-    """The split of a composition, by a hash of its id."""
+    """Returns the split of a composition, from a hash of its id."""
     value = int.from_bytes(hashlib.sha256(composition.encode()).digest()[:8], "big") / 2**64
     return "train" if value < SHARES["train"] else "validation" if value < 1 - SHARES["test"] else "test"
 
 
 def split_scores(found: list[Score]) -> dict[str, list[Score]]:
-    """Scores by split: by hash of the composition; compositions with a rare kind go to train."""
+    """Returns scores by split, from a hash of their composition; compositions of a rare kind go to train."""
     by_kind = collections.defaultdict(set)
     for score in found:
         by_kind[score.kind].add(score.composition)

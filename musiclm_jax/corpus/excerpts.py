@@ -1,4 +1,4 @@
-"""Chooses where in a piece a clip lies: in its middle, at its start after a silence, or up to its last notes."""
+"""Chooses the excerpt of a piece for a clip: from its middle, its start after silence, or its end before silence."""
 
 import dataclasses
 
@@ -8,32 +8,32 @@ from musiclm_jax.corpus import harmony
 from musiclm_jax.corpus.scores import DRUMS, Score
 
 CLIP_SECONDS = 10.0
-PREROLL_SECONDS = 1.0  # rendered before the clip and cut, so that half of the clips begin in the middle of the music
-START_SHARE, END_SHARE = 0.12, 0.08  # of clips with the start or the end of a piece
+PREROLL_SECONDS = 1.0  # rendered before the clip and cut, so that a clip may begin while notes are sounding
+START_SHARE, END_SHARE = 0.12, 0.08  # shares of clips with the start and the end of a piece
 SILENCE_BEFORE = (0.3, 1.5)  # seconds before a piece's first note
 SILENCE_AFTER = (0.8, 2.5)  # seconds after a piece's last notes, in which they ring out
-_SPARE_SECONDS = 0.5  # notes beyond the clip's end, since a player may hurry
-_NEAR = 1e-4  # quarters
+_SPARE_SECONDS = 0.5  # extra notes after the clip's end, since a performance may speed up
+_NEAR = 1e-4  # quarter notes
 
 
 class UnsuitableError(ValueError):
-    """This passage does not make a clip (rests, range); the caller draws again."""
+    """Raised if a passage is unsuitable for a clip, for example because it rests; the caller draws again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """Where a clip lies in a piece.
+    """The part of a piece that a clip plays.
 
     Attributes:
       score: the composition.
-      per_quarter: seconds of a quarter.
-      beat: quarters of a beat.
-      start: in quarters: what sounds first.
-      end: in quarters: notes from there on are not played.
-      offset: seconds from the beginning of the rendered sound to `start`.
+      per_quarter: duration of a quarter note in seconds.
+      beat: length of a beat in quarter notes.
+      start: first position that is played, in quarter notes.
+      end: end of the excerpt, in quarter notes; notes that begin there or later are not played.
+      offset: seconds from the beginning of the rendered audio to `start`.
       preroll: seconds to cut from the beginning.
-      piece: what of the piece is shown, "start", "middle" or "end".
-      music_seconds: seconds of the clip between a silence before and one after it.
+      piece: "start", "middle" or "end" of the piece.
+      music_seconds: duration of the clip without silence before and after the music.
     """
 
     score: Score
@@ -48,12 +48,12 @@ class Excerpt:
 
     @property
     def first_bar(self) -> float:
-        """Beginning, in quarters, of the bar in which accompaniment enters; a pickup is played without it."""
+        """Start, in quarter notes, of the bar in which the accompaniment enters; a pickup has no accompaniment."""
         bars = np.floor((self.start - self.score.pickup) / self.score.bar + _NEAR)
         return self.score.pickup + self.score.bar * float(max(bars, 0.0) if self.piece == "start" else bars)
 
     def notes(self, of: np.ndarray) -> np.ndarray:
-        """Of notes `[n, 5]` of the piece, those of the excerpt. A piece that is too short is played again."""
+        """Selects the excerpt's notes from the piece's `[n, 5]`. A piece that is too short is repeated."""
         period = _period(self.score)
         last = 0 if self.piece == "end" else int(self.end // period)
         copies = []
@@ -66,16 +66,16 @@ class Excerpt:
         return rows[np.argsort(rows[:, 0], kind="stable")]
 
     def within(self, rows: np.ndarray) -> np.ndarray:
-        """Of notes `[n, 4]` made for whole bars, those that are not before a beginning or after an end.
+        """Selects the excerpt's notes from `[n, 4]`, which were generated for whole bars.
 
-        Where the beginning is cut, notes of the bar before it go on sounding.
+        If the beginning is cut, earlier notes of its bar are kept, since they may still be sounding.
         """
         rows = rows[rows[:, 0] < self.end - _NEAR]
         return rows[rows[:, 0] >= self.start - _NEAR] if self.preroll == 0 or self.piece == "start" else rows
 
 
 def draw(rng: np.random.Generator, score: Score, bpm: float) -> Excerpt:
-    """Draws an excerpt of a piece at a tempo."""
+    """Draws an excerpt of a piece at the given tempo."""
     beat = harmony.beat_quarters(score.meter) if not score.bpm else 1.0
     per_quarter = 60.0 / bpm / beat
     chance = rng.random()
@@ -97,7 +97,7 @@ def draw(rng: np.random.Generator, score: Score, bpm: float) -> Excerpt:
 
 
 def pitched(score: Score) -> np.ndarray:
-    """Notes `[n, 5]` of a score without those of drum kits."""
+    """Returns the notes `[n, 5]` of a score without drum kits."""
     if DRUMS not in score.programs:
         return score.notes
     drums = [part for part, program in enumerate(score.programs) if program == DRUMS]
@@ -105,5 +105,5 @@ def pitched(score: Score) -> np.ndarray:
 
 
 def _period(score: Score) -> float:
-    """Quarters after which a piece that is played again begins."""
+    """Returns the number of quarter notes after which a repeated piece begins again."""
     return max(float(np.ceil((score.quarters - score.pickup) / score.bar - 1e-3)), 1.0) * score.bar

@@ -1,6 +1,6 @@
-"""Simple accompaniment for single melodies: key finding, chords, bass, drones and drum patterns.
+"""Simple accompaniment for melodies: key finding, chords, bass, drones and drum patterns.
 
-Times are in quarters; notes are rows (onset, duration, MIDI pitch, velocity).
+Times are in quarter notes; notes are rows (onset, duration, MIDI pitch, velocity).
 """
 
 import numpy as np
@@ -8,14 +8,14 @@ import numpy as np
 # Krumhansl and Kessler's probe-tone profiles (1982), as in music21 and most key finders.
 _MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 _MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-# Both on each tonic `[24, 12]`, centred and of length one, so that products with them order keys by correlation.
+# Both profiles on each tonic `[24, 12]`, centered, with unit norm: products with them rank keys by correlation.
 _KEYS = np.array([np.roll(profile - profile.mean(), tonic) for profile in (_MAJOR, _MINOR) for tonic in range(12)])
 _KEYS /= np.linalg.norm(_KEYS, axis=1, keepdims=True)
 TONICS = {
     "major": ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B"),
     "minor": ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B"),
 }
-# Chords as offsets from the tonic, with a weight: how welcome each is.
+# Chords as offsets from the tonic, with a weight of preference.
 _CHORDS = {
     "major": {(0, 4, 7): 1.0, (5, 9, 0): 0.8, (7, 11, 2): 0.9, (9, 0, 4): 0.5, (2, 5, 9): 0.45},
     "minor": {(0, 3, 7): 1.0, (5, 8, 0): 0.7, (7, 11, 2): 0.6, (10, 2, 5): 0.75, (8, 0, 3): 0.6, (3, 7, 10): 0.6},
@@ -26,36 +26,37 @@ KICK, SNARE, CLOSED_HAT, OPEN_HAT, RIDE = 36, 38, 42, 46, 51
 
 
 def find_key(notes: np.ndarray) -> tuple[int, str]:
-    """Key of notes `[n, >= 3]` by correlation of their durations per pitch class with both profiles.
+    """Finds the key of notes `[n, >= 3]` by correlating their durations per pitch class with the key profiles.
 
     Returns:
       (pitch class of the tonic, "major" or "minor").
     """
     histogram = np.bincount(notes[:, 2].astype(int) % 12, weights=notes[:, 1], minlength=12)
-    best = int(np.argmax(_KEYS @ (histogram - histogram.mean())))  # the histogram's own scale is the same for all
+    best = int(np.argmax(_KEYS @ (histogram - histogram.mean())))  # the norm of the histogram does not matter
     return best % 12, "major" if best < 12 else "minor"
 
 
 def key_name(tonic: int, mode: str) -> str:
-    """Name of a key: "G major", "F# minor", "A mixolydian"."""
+    """Returns the name of a key: "G major", "F# minor", "A mixolydian"."""
     return f"{TONICS['major' if mode in ('major', 'lydian', 'mixolydian') else 'minor'][tonic % 12]} {mode}"
 
 
 def is_compound(meter: tuple[int, int]) -> bool:
-    """Whether beats have three parts (6/8, 9/8, 12/8)."""
+    """Returns whether beats have three parts (6/8, 9/8, 12/8)."""
     return meter[0] % 3 == 0 and meter[0] > 3 and meter[1] >= 8
 
 
 def beat_quarters(meter: tuple[int, int]) -> float:
-    """Length in quarters of the beat that bpm counts: a dotted quarter in compound metres, else a quarter."""
+    """Returns the length of a beat in quarter notes: 1.5 (dotted) in compound meters, else 1."""
     return 1.5 if is_compound(meter) else 1.0
 
 
 def chords(
     melody: np.ndarray, tonic: int, mode: str, start: float, end: float, step: float
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """One chord per `step` quarters from `start` to `end`: the one that covers most of the melody's time, with a
-    liking for the tonic.
+    """Chooses a chord for each `step` quarter notes from `start` to `end`.
+
+    A chord's score is the time of the melody's notes that it contains, plus its weight in `_CHORDS`.
 
     Returns:
       [(onset, pitch classes, root first)].
@@ -65,7 +66,7 @@ def chords(
     for onset in np.arange(start, end - 1e-6, step):
         overlap = np.minimum(melody[:, 0] + melody[:, 1], onset + step) - np.maximum(melody[:, 0], onset)
         weight = np.bincount(melody[:, 2].astype(int) % 12, weights=np.clip(overlap, 0, None), minlength=12)
-        # The note on the beat counts twice: it decides what the ear takes for the harmony.
+        # The note on the beat has extra weight, since it determines the perceived harmony.
         sounding = (melody[:, 0] <= onset + 1e-3) & (melody[:, 0] + melody[:, 1] > onset + 1e-3)
         for pitch in melody[sounding, 2].astype(int):
             weight[pitch % 12] += 0.5 * step
@@ -76,12 +77,12 @@ def chords(
 
 
 def _near(pitch_class: int, low: int) -> int:
-    """Lowest MIDI pitch of a pitch class that is at least `low`."""
+    """Returns the lowest MIDI pitch of a pitch class that is at least `low`."""
     return low + (pitch_class - low) % 12
 
 
 def bass_line(progression: list[tuple[float, tuple[int, ...]]], step: float, beat: float, low: int) -> np.ndarray:
-    """Roots (and fifths on the second beat of a chord) from MIDI pitch `low` upwards, one note per beat."""
+    """Generates a bass line from MIDI pitch `low` upwards, one note per beat: alternating roots and fifths."""
     rows = []
     for onset, chord in progression:
         for index, time in enumerate(np.arange(onset, onset + step - 1e-6, beat)):
@@ -92,7 +93,7 @@ def bass_line(progression: list[tuple[float, tuple[int, ...]]], step: float, bea
 def chord_part(
     progression: list[tuple[float, tuple[int, ...]]], step: float, beat: float, low: int, pattern: str
 ) -> np.ndarray:
-    """Chords in close position above MIDI pitch `low`: pattern "held", "beats" or "offbeats"."""
+    """Generates chords in close position above MIDI pitch `low`; `pattern` is "held", "beats" or "offbeats"."""
     rows = []
     for onset, chord in progression:
         pitches = [_near(pc, low) for pc in chord]
@@ -106,14 +107,14 @@ def chord_part(
 
 
 def drone(tonic: int, start: float, end: float, step: float, low: int) -> np.ndarray:
-    """Tonic and fifth held for `step` quarters at a time."""
+    """Generates a drone of tonic and fifth, restarted every `step` quarter notes."""
     pitches = [_near(tonic, low), _near(tonic, low) + 7]
     rows = [(t, min(step, end - t) * 1.0, p, 85) for t in np.arange(start, end - 1e-6, step) for p in pitches]
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
 def drum_pattern(meter: tuple[int, int], start: float, end: float, style: int) -> np.ndarray:
-    """A plain beat in the metre, bar by bar: style 0 with closed hats, 1 with the ride, 2 without a snare."""
+    """Generates a plain beat in the meter: style 0 uses closed hi-hats, 1 the ride cymbal, 2 has no snare."""
     bar, beat = 4.0 * meter[0] / meter[1], beat_quarters(meter)
     beats = max(round(bar / beat), 1)
     part = beat / 3 if is_compound(meter) else beat / 2

@@ -1,11 +1,10 @@
-"""Sentences that people wrote about music (MusicCaps), with the facts that they name in the terms of the corpus.
+"""Extracts sentences that people wrote about music (MusicCaps), and the facts they state in the corpus's terms.
 
-A clip of the corpus may be paired with a sentence if all that the sentence names is true of the clip. So a sentence
-counts only if it names one of the lead instruments, and nothing that the corpus never holds: other instruments,
-singers, speech, noises, genres. Whole captions seldom pass; single sentences and clauses do. The words that decide are
-in human_words.py.
+A clip of the corpus may be paired with a sentence if all its facts are true of the clip. A sentence is used only if it
+names one of the lead instruments, and nothing that the corpus never contains: other instruments, singers, speech,
+noises, genres. Whole captions rarely pass; single sentences and clauses do. human_words.py holds the patterns.
 
-MusicCaps is an evaluation, too: who evaluates on it trains only with captions whose `split` is "train".
+MusicCaps is also an evaluation set: to evaluate on it, train only with captions whose `split` is "train".
 """
 
 import ast
@@ -20,29 +19,29 @@ from typing import Any
 
 from musiclm_jax.corpus import human_words as words
 
-MOST_WORDS = 45  # longer texts say too much that cannot be checked
+MOST_WORDS = 45  # longer texts state too much that cannot be checked
 FEWEST_WORDS = 2
 MOST_INSTRUMENTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class HumanCaption:
-    """A text and the facts that it names; what it does not name is empty.
+    """A text and the facts that it states; facts that it does not state are empty.
 
     Attributes:
-      text: as it was written, but for "low quality" before "recording", which is no fact of ours.
+      text: as written, without "low quality" before "recording", which does not apply to the corpus.
       source: MusicCaps' ytid.
-      split: "train" or "test", that of the evaluation (AudioSet's evaluation segments are "test").
-      part: "caption", "sentence", "clause" or "aspect" (a phrase of MusicCaps' aspect lists).
-      instruments: leads of the corpus in the order in which they are named; the first is the main one.
+      split: "train", or "test" for AudioSet's evaluation segments.
+      part: "caption", "sentence", "clause" or "aspect" (a phrase from MusicCaps' aspect lists).
+      instruments: leads of the corpus, in the order in which they are named; the first is the main one.
       tempo: "slow", "moderate", "fast" or "".
       mode: "major", "minor" or "".
-      moods: names of human_words.MOODS.
+      moods: keys of human_words.MOODS.
       texture: "solo", "accompanied" or "".
-      drums: whether there are drums; None if nothing is said.
-      kinds: kinds of pieces of which one must be the clip's; empty if any may be.
+      drums: whether there are drums; None if not stated.
+      kinds: allowed kinds of pieces; empty if any kind fits.
       chords: whether the lead plays several notes at once.
-      reverb: whether the sound is said to be reverberant.
+      reverb: whether the sound is reverberant.
     """
 
     text: str
@@ -65,8 +64,10 @@ def _names(pattern: str, text: str) -> bool:
 
 
 def _cut(patterns: Mapping[str, str], text: str) -> tuple[dict[str, int], str]:
-    """Where each of the patterns is found first, and the text without what was found: longer names come first, so that
-    "piano" does not find an electric piano."""
+    """Returns the first position of each pattern that matches, and the text with all matches masked.
+
+    Longer names must come first, so that "piano" does not match an electric piano.
+    """
     found: dict[str, int] = {}
     for name, pattern in patterns.items():
         matches = list(re.finditer(rf"\b(?:{pattern})\b", text))
@@ -77,7 +78,7 @@ def _cut(patterns: Mapping[str, str], text: str) -> tuple[dict[str, int], str]:
 
 
 def find_facts(text: str) -> dict[str, Any] | None:
-    """The facts of a text by the names of HumanCaption's fields; None if it is of no use for the corpus.
+    """Finds the facts in a text, by the names of HumanCaption's fields; None if it cannot be used for the corpus.
 
     Args:
       text: a caption, a sentence or a clause.
@@ -85,7 +86,7 @@ def find_facts(text: str) -> dict[str, Any] | None:
     lower = " ".join(text.lower().split())
     if not FEWEST_WORDS <= len(lower.split()) <= MOST_WORDS:
         return None
-    # What is denied is no mention: "there are no voices", "no percussion".
+    # A negation is not a mention: "there are no voices", "no percussion".
     no_drums, no_others = _names(words.NO_DRUMS, lower), _names(words.NO_OTHERS, lower)
     rest = re.sub(words.NEGATED, lambda match: " " * len(match[0]), lower)
     found, rest = _cut(words.INSTRUMENTS, rest)
@@ -97,8 +98,8 @@ def find_facts(text: str) -> dict[str, Any] | None:
         return None
     drums = _names(words.DRUMS, rest)
     place = found[instruments[0]]
-    # The lead is no accompaniment: not "accompanied by a flute", nor "a flute in the background".
-    # A likeness is none either: "something like a fiddle".
+    # The lead must not be an accompaniment ("accompanied by a flute", "a flute in the background") or a comparison
+    # ("something like a fiddle").
     if _names(f"{words.SIDE_ROLES}|{words.SUPPOSED}", rest[:place]):
         return None
     if re.match(r"_+ (?:accompaniment|backing)", rest[place:]):
@@ -131,7 +132,7 @@ def find_facts(text: str) -> dict[str, Any] | None:
 
 
 def _parts(caption: str) -> list[tuple[str, str]]:
-    """(part, text) of a caption, its sentences and their clauses."""
+    """Returns (part, text) for a caption, its sentences and their clauses."""
     sentences = [
         text.strip() for text in re.split(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-zA-Z]{2})", caption) if text.strip()
     ]
@@ -144,7 +145,7 @@ def _parts(caption: str) -> list[tuple[str, str]]:
 
 
 def _aspects(text: str) -> list[tuple[str, str]]:
-    """("aspect", phrase) of a cell of the aspect lists; none if it is no list."""
+    """Returns ("aspect", phrase) for each phrase in a cell with an aspect list; none if the cell is not a list."""
     try:
         return [("aspect", str(phrase).strip()) for phrase in ast.literal_eval(text)]
     except (ValueError, SyntaxError, TypeError):
@@ -152,25 +153,25 @@ def _aspects(text: str) -> list[tuple[str, str]]:
 
 
 def read(path: str | os.PathLike[str]) -> list[HumanCaption]:
-    """Reads MusicCaps' CSV file: captions, their parts and aspects that name nothing but facts of the corpus.
+    """Reads MusicCaps' CSV file: all captions, parts of captions and aspects that fit the corpus.
 
     Args:
       path: musiccaps-public.csv.
 
     Returns:
-      Each text once, in the order of the file.
+      The distinct texts, in the order of the file.
 
     Raises:
-      ValueError: if the file is no such CSV.
+      ValueError: if the file is not MusicCaps' CSV.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), set(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}): expected the captions of MusicCaps") from error
+        raise ValueError(f"{path} cannot be read as CSV ({error}): expected MusicCaps' captions") from error
     if lacking := [name for name in ("ytid", "caption", "is_audioset_eval") if name not in columns]:
-        raise ValueError(f"{path} has no column {', '.join(lacking)}: expected the captions of MusicCaps")
+        raise ValueError(f"{path} has no column {', '.join(lacking)}: expected MusicCaps' captions")
     result: dict[str, HumanCaption] = {}
     for row in rows:
         split = "test" if row["is_audioset_eval"] == "True" else "train"
@@ -182,7 +183,7 @@ def read(path: str | os.PathLike[str]) -> list[HumanCaption]:
 
 
 def _agrees(caption: HumanCaption, clip: Mapping[str, Any]) -> bool:
-    """Whether all that a caption names is known to be true of a clip."""
+    """Returns whether all facts of a caption are known to be true of a clip."""
     main, *others = caption.instruments
     beside = " ".join(clip.get("companions", ())).lower()
     moods = [words.MOODS[name] for name in caption.moods]
@@ -201,18 +202,18 @@ def _agrees(caption: HumanCaption, clip: Mapping[str, Any]) -> bool:
 
 
 def match(captions: Sequence[HumanCaption], clip: Mapping[str, Any]) -> list[int]:
-    """Numbers of the captions whose facts are all true of a clip.
+    """Returns the indices of the captions whose facts are all true of a clip.
 
     Args:
-      captions: what `read` or `load` returned.
-      clip: metadata of a clip: instrument, tempo, mode, texture, drums, kind; companions, voices and room where they
-        are known (a caption that names what is unknown does not match).
+      captions: from `read` or `load`.
+      clip: metadata of a clip: instrument, tempo, mode, texture, drums, kind; companions, voices and room if known (a
+        caption that states an unknown fact does not match).
     """
     return [number for number, caption in enumerate(captions) if _agrees(caption, clip)]
 
 
 def save(captions: Sequence[HumanCaption], path: str | os.PathLike[str]) -> None:
-    """Writes captions as JSON, one a line, without their empty fields."""
+    """Writes captions as JSON, one per line, without empty fields."""
     defaults = {field.name: field.default for field in dataclasses.fields(HumanCaption)}
     rows = [
         {name: value for name, value in dataclasses.asdict(caption).items() if value != defaults[name]}
@@ -223,10 +224,10 @@ def save(captions: Sequence[HumanCaption], path: str | os.PathLike[str]) -> None
 
 
 def load(path: str | os.PathLike[str]) -> list[HumanCaption]:
-    """Reads what `save` wrote.
+    """Reads captions that `save` wrote.
 
     Raises:
-      ValueError: if the file is something else.
+      ValueError: if the file has another format.
     """
     try:
         rows = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -234,4 +235,4 @@ def load(path: str | os.PathLike[str]) -> list[HumanCaption]:
             row.update({name: tuple(value) for name, value in row.items() if isinstance(value, list)})
         return [HumanCaption(**row) for row in rows]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no extracted captions ({error})") from error
+        raise ValueError(f"{path} does not contain extracted captions ({error})") from error

@@ -1,6 +1,6 @@
-"""Patterns by which human_captions.py finds facts in what people wrote, matched at word boundaries, in lower case.
+"""Patterns with which human_captions.py finds facts in people's sentences: lower case, matched at word boundaries.
 
-They lean to the strict side: a sentence that is left out costs little, a false pair teaches a false word.
+They are strict: dropping a sentence costs little, while a wrong pair teaches a wrong word.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ _CLASSICAL = (
 
 @dataclasses.dataclass(frozen=True)
 class Mood:
-    """Words for a mood, and what must be known of a clip that is called so.
+    """Words for a mood, and the clips they fit.
 
     Attributes:
       pattern: matched at word boundaries.
-      modes: modes in which music sounds so; "" stands for an uncertain one.
-      tempi: tempo classes.
+      modes: modes that fit the mood; "" is an uncertain mode.
+      tempi: tempo classes that fit the mood.
     """
 
     pattern: str
@@ -31,9 +31,9 @@ class Mood:
     tempi: tuple[str, ...]
 
 
-OTHER = "other"  # instruments that are no lead of the corpus
+OTHER = "other"  # instruments that are not leads of the corpus
 
-# In the order in which they are looked for; what is found is taken out of the text before the next is looked for.
+# In search order: matches are masked in the text before the next pattern is tried.
 INSTRUMENTS = {
     "steel drums": r"steel[- ]?(?:drum|pan)s?(?:-orchestra)?|steel drum band",
     "synth bass": r"(?:synth|synthesi[sz]er|synthesi[sz]ed)[- ]bass(?:[- ]?lines?)?|bass synth(?:esi[sz]er)?s?",
@@ -48,14 +48,14 @@ INSTRUMENTS = {
     ),
     "string ensemble": (
         r"string (?:ensemble|section|orchestra|symphony)s?|orchestral strings|violins|violin section|"
-        # Not those of an instrument.
+        # Not the strings of an instrument.
         r"(?<!guitar )(?<!plucked )(?<!picked )(?<!nylon )(?<!steel )(?<!open )(?<!metal )(?<!fretted )(?<!muted )"
         r"(?<!of the )(?<!heart )(?<!sympathetic )strings(?! of)"
     ),
     "tubular bells": (
         r"tubular (?:bell|chime)s?|church bells?|orchestral (?:bell|chime)s|(?<!wind )(?<!bar )(?<!door )chimes"
     ),
-    # Before the leads whose names these hold.
+    # Before the leads whose names are contained in these.
     OTHER: (
         r"acoustic bass(?: guitar)?|(?:hammond|electric|mouth|barrel|amplified|jazz|keyboard|synth|rock|"
         r"mechanical) organs?|"
@@ -100,7 +100,7 @@ INSTRUMENTS = {
     "bagpipe": r"bagpipes?|bagpipers?|pipers?",
 }
 
-# The same rule as caption_words.MOODS, with people's words.
+# The same rule as in caption_words.MOODS, with the words that people use.
 MOODS = {
     "happy": Mood(
         r"happy|happily|cheerful|cheery|cheerfully|joyful|joyous|joy|upbeat|playful|playfully|merry|jolly|"
@@ -151,7 +151,7 @@ TEMPI = {
     ),
     "fast": r"fast|faster|fast-paced|up-?tempo|rapid|rapidly|quick|quickly|brisk|briskly|allegro|speedy|high tempo",
 }
-# Kinds of the corpus that a word allows.
+# Kinds of the corpus that fit a word.
 KINDS = {
     r"jigs?": ("jig", "slip jig"),
     r"reels?": ("reel",),
@@ -182,7 +182,7 @@ NO_OTHERS = (
     r"no other (?:\w+ )?(?:instruments?|instrumentation|accompaniment)"
 )
 NO_DRUMS = r"(?:no|without|without any) (?:drums?|percussion|percussions|beat)(?: (?:or|and) \w+)?"
-# Denials, to be taken out before anything is looked for.
+# Negations, removed before any search.
 NEGATED = (
     rf"\b(?:{NO_OTHERS}|{NO_DRUMS}|(?:no|without|without any|does not have any|doesn't have any) "
     r"(?:\w+ )?(?:voices?|vocals?|singers?|singing|lyrics|words|speech))\b"
@@ -192,13 +192,13 @@ DRUMS = (
     r"hi-?\s?hats?|kick|kicks|toms?|rimshots?|beats?(?! (?:of|per))"
 )
 ACCOMPANIED = r"accompan\w+|backing|backed|background|alongside|together with|duet|ensemble|band|supported"
-# Before the lead's name: it has a side role.
+# Before the lead's name, these mean that it only accompanies.
 SIDE_ROLES = (
     r"accompanied|accompaniment|accompanying|backed|supported|supporting|background|along with|along to|"
     r"alongside|backing|also|underneath|support|"
     r"on top of"
 )
-# Where nothing else is named, the lead itself is behind something.
+# If no other instrument is named, these mean that the lead itself only accompanies.
 BEHIND = (
     r"background|backing|accompaniment|accompanies|accompanying|accompanied|backed|supporting|supports|supported|"
     r"alongside|along with|along to|also|fills?|filler|context|support|underneath|rhythm|rhythmic|countermelody|"
@@ -206,14 +206,14 @@ BEHIND = (
 )
 CHORDS = r"chords?|strum\w*|arpeggi\w*|harmoni[sz]\w*|polyphon\w*|both hands|left hand|harmonies"
 REVERB = r"reverb|reverberant|reverberating|echo|echoes|echoing|echoey|spacious|hall"
-# What may be said without being so.
+# Words that make a statement hypothetical or a comparison.
 SUPPOSED = r"could|can|may|might|would|suitable|suit|suits|something|perfect|probably|like"
 VOICES = (
     r"voices?|voiced|vocals?|vocalists?|vocali[sz]\w*|sing|sings|singing|singers?|sung|choruses|chorus|chants?|"
     r"chanting|"
     r"acapella|a cappella|hum|humming|yodel\w*|verse|ballad|serenad\w*"
 )
-# What the corpus never holds, whatever else is named.
+# Things that the corpus never contains.
 FOREIGN = (
     r"male|female|man|men|woman|women|girls?|boys?|child|children|kids?|lyrics|rap\w*|speech|speak\w*|talk\w*|"
     r"said|says|"
@@ -238,7 +238,7 @@ FOREIGN = (
     r"different parts|hundreds|group of|soldiers?|parade|tremulous|modern|"
     r"contemporary|atonal|discordant|off-key|chaotic"
 )
-# A text about one moment of a piece is not about a clip.
+# A text about one moment of a piece does not describe a whole clip.
 CHANGES = (
     r"at (?:one|some|the|this) (?:beginning|end|start|point|same time)|in the (?:beginning|end)|first half|"
     r"second half|"

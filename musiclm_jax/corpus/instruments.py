@@ -1,6 +1,6 @@
-"""The lead instruments and what accompanies them: sound font, program, range and names.
+"""Lead and accompanying instruments: sound font, program, range and names.
 
-Only programs that taggers independent of this project recognise are leads, so that captions can be checked.
+Only programs that independent taggers recognize are leads, so that captions can be checked.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ MUSESCORE = "MuseScore General"
 
 @dataclasses.dataclass(frozen=True)
 class Instrument:
-    """A program of a sound font, or of either of two.
+    """An instrument, played by one or more sound font programs.
 
     Attributes:
       name: plain name, the `instrument` field of records.
@@ -19,9 +19,9 @@ class Instrument:
       program: General MIDI program.
       low: lowest MIDI pitch that sounds well.
       high: highest MIDI pitch that sounds well.
-      chords: whether several voices at once suit it.
-      words: names for captions, with an article where one is due.
-      alternatives: (font, program) of others that sound as well.
+      chords: whether it can play several notes at once.
+      words: names for captions, with an article if they need one.
+      alternatives: (font, program) of other programs for it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Instrument:
 
     @property
     def sounds(self) -> tuple[tuple[str, int], ...]:
-        """(font, program) of each program that plays it."""
+        """(font, program) of every program for it."""
         return (self.font, self.program), *self.alternatives
 
 
@@ -73,7 +73,7 @@ LEADS = (
 )  # fmt: skip
 BY_NAME = {instrument.name: instrument for instrument in LEADS}
 
-# Accompaniment. Names are as they stand in captions, behind "over" or "with".
+# Accompaniment. Names follow "over" or "with" in captions.
 CHORD_PLAYERS = (
     Instrument("piano chords", TIMGM, 0, 48, 72, True, ("piano chords",)),
     Instrument("guitar chords", MUSESCORE, 24, 48, 72, True, ("strummed guitar chords",), ((TIMGM, 24),)),
@@ -92,12 +92,12 @@ ELECTRIC_BASS = Instrument("electric bass", MUSESCORE, 33, 31, 50, False, ("a ba
 
 
 def programs(font: str) -> set[int]:
-    """Programs of a font that an instrument here uses; game music may use others."""
+    """Returns the programs of a font that the instruments here use; game music may use others."""
     everyone = (*LEADS, *CHORD_PLAYERS, *DRONE_PLAYERS, ACOUSTIC_BASS, ELECTRIC_BASS)
     return {program for player in everyone for own, program in player.sounds if own == font}
 
 
-# General MIDI program families in words, for what is heard beside the lead in game music.
+# Names of General MIDI program families, for the accompaniment in game music.
 _FAMILIES = (
     (range(0, 4), "piano"), (range(4, 6), "electric piano"), (range(6, 8), "harpsichord"), (range(8, 16), "mallets"),
     (range(16, 24), "organ"), (range(24, 26), "acoustic guitar"), (range(26, 29), "electric guitar"),
@@ -109,5 +109,5 @@ _FAMILIES = (
 
 
 def family(program: int) -> str:
-    """Plain name of a General MIDI program's family, "" for ethnic instruments, percussion and effects."""
+    """Returns the name of a General MIDI program's family; "" for ethnic instruments, percussion and effects."""
     return next((name for programs, name in _FAMILIES if program in programs), "")

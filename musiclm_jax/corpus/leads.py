@@ -1,7 +1,7 @@
-"""The lead of a clip by itself, sung or whistled, from the pitch classes that the corpus tells.
+"""Performs a clip's lead alone, sung or whistled, from the pitch classes in the corpus's records.
 
-A stage that is to follow a voice (`--melody`) is trained with voices. The melody of the clip would be that of its
-whole mixture: accompaniment, bass and drums are heard with it.
+A stage that should follow a voice (`--melody`) is trained with voices. Melody tokens of the clip's own audio would also
+encode accompaniment, bass and drums.
 """
 
 import zlib
@@ -12,18 +12,18 @@ from musiclm_jax.corpus import voices
 from musiclm_jax.corpus.renditions import octaves
 from musiclm_jax.data.tokens import MISSING_PITCH, PITCH_CLASS_RATE, SAMPLE_RATE
 
-SHORTEST = 2  # frames of a note; less is where one note goes over into the next
-WANDERS = 7  # semitones out of a voice's range from which on a note is sung an octave or more nearer to it
-FIRST_PITCH = 62  # MIDI pitch near which a tune begins
+SHORTEST = 2  # minimum frames of a note; shorter runs are transitions between notes
+WANDERS = 7  # semitones; notes further outside a voice's range are moved by octaves
+FIRST_PITCH = 62  # a tune begins close to this MIDI pitch
 VELOCITY = 96
-OWN_SHARE = 0.25  # of clips whose melody is that of the clip itself, as that of a recording may be
+OWN_SHARE = 0.25  # share of clips that keep their own audio, since users may give a full recording as the melody
 
 
 def tune(pitch_class: np.ndarray) -> np.ndarray:
-    """Notes of a lead, each in the octave that is nearest to the note before.
+    """Reconstructs the notes of a lead; each takes the octave closest to the note before.
 
     Args:
-      pitch_class: int `[frames]` as audio records have it (`records.audio_example`).
+      pitch_class: int `[frames]`, as in audio records (`records.audio_example`).
 
     Returns:
       float `[n, 4]`: start and end in seconds, MIDI pitch, velocity.
@@ -39,10 +39,10 @@ def tune(pitch_class: np.ndarray) -> np.ndarray:
 
 
 def performed(clip_id: str, audio: np.ndarray, pitch_class: np.ndarray) -> np.ndarray:
-    """What the melody of a clip is heard from: its lead by a voice, drawn by the clip's name, or the clip itself.
+    """Returns the audio for a clip's melody tokens: its lead performed by a voice, or the clip itself.
 
     Args:
-      clip_id: names the clip.
+      clip_id: id of the clip; seeds the choice.
       audio: float32 `[samples]`, 24 kHz.
       pitch_class: as in `tune`.
 
@@ -54,7 +54,7 @@ def performed(clip_id: str, audio: np.ndarray, pitch_class: np.ndarray) -> np.nd
         return audio
     voice, reach = voices.VOICES[rng.integers(len(voices.VOICES))]
     notes[:, 2] += octaves(notes[:, 2], reach)
-    # The steps of a lead that leaps by more than half octaves add up: it can end where nobody sings.
+    # Leaps of more than half an octave are folded, so the pitch may drift out of the voice's range.
     notes[:, 2] += 12 * np.ceil(np.maximum(reach[0] - WANDERS - notes[:, 2], 0) / 12)
     notes[:, 2] -= 12 * np.ceil(np.maximum(notes[:, 2] - reach[1] - WANDERS, 0) / 12)
     return voice(notes, len(audio) / SAMPLE_RATE, rng)

@@ -1,6 +1,6 @@
-"""Packs what clips are made of, parsed scores and cut sound fonts, for machines that have neither.
+"""Packs the inputs of the corpus, parsed scores and reduced sound fonts, for machines that have neither.
 
-A packed corpus is rendered where music21, pretty_midi and the Debian packages are not installed (resident.py).
+A packed corpus can be rendered without music21, pretty_midi and the Debian packages (resident.py).
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from musiclm_jax.corpus import compositions, instruments, rendering, scores, sou
 from musiclm_jax.corpus.scores import Score
 
 SCORES = "scores.npz"
-# TimGM6mb stays whole: game music uses programs and drum kits from all over it.
+# TimGM6mb is packed whole: game music uses many of its programs and drum kits.
 FONTS = {instruments.TIMGM: "TimGM6mb.sf2", instruments.MUSESCORE: "MuseScore_General_cut.sf3"}
-_SCALE = 10_000  # parsed scores are rounded to four decimals (scores.load_scores), so that this is exact
+_SCALE = 10_000  # exact, since parsed scores are rounded to four decimals (scores.load_scores)
 
 
 def write_scores(path: pathlib.Path, found: list[Score]) -> None:
-    """Writes scores with their compositions into one file."""
+    """Writes scores, including their composition ids, to one file."""
     notes = [np.round(score.notes.astype(float) * _SCALE).astype(np.int64) for score in found]
     for rows in notes:
         rows[1:, 0] = np.diff(rows[:, 0])  # small numbers compress well
@@ -38,7 +38,7 @@ def write_scores(path: pathlib.Path, found: list[Score]) -> None:
 
 
 def read_scores(path: pathlib.Path) -> list[Score]:
-    """Reads what `write_scores` wrote."""
+    """Reads scores that `write_scores` wrote."""
     with np.load(path) as arrays:
         rest = json.loads(arrays["rest"].tobytes())
         edges = np.concatenate([[0], np.cumsum(arrays["counts"])])
@@ -53,9 +53,9 @@ def read_scores(path: pathlib.Path) -> list[Score]:
 
 
 def pack(output: pathlib.Path) -> None:
-    """Packs all scores that are installed here, and both sound fonts.
+    """Packs all scores that are installed on this machine, and both sound fonts.
 
-    Parsed scores are kept beside the folder (`<output>.scores`): parsing them takes minutes.
+    Parsed scores are cached next to the folder (`<output>.scores`), since parsing takes minutes.
 
     Args:
       output: folder of the pack.
@@ -72,5 +72,5 @@ def pack(output: pathlib.Path) -> None:
 
 
 def read_pack(folder: pathlib.Path) -> tuple[list[Score], dict[str, pathlib.Path]]:
-    """Scores with their compositions set, and the path of each sound font by its name, for `rendering.Renderer`."""
+    """Reads a pack: scores with `composition` set, and sound font name to path, as `rendering.Renderer` takes it."""
     return read_scores(folder / SCORES), {name: folder / file for name, file in FONTS.items()}

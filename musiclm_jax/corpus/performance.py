@@ -1,6 +1,6 @@
-"""How players play: dynamics by phrase, accents of the metre, a tempo that drifts, and notes a little off.
+"""Expressive performance: dynamics by phrase, metrical accents, tempo drift and small timing deviations.
 
-One performance is shared by all players of a clip: they rise, fall and hurry together.
+All players of a clip share one performance, so that their dynamics and tempo change together.
 """
 
 import dataclasses
@@ -9,18 +9,18 @@ import numpy as np
 
 from musiclm_jax.corpus.excerpts import Excerpt
 
-SOFTEST = (55.0, 88.0)  # MIDI velocities of a clip's soft end; its loud end lies above, at most at LOUDEST
+SOFTEST = (55.0, 88.0)  # range of a clip's minimum MIDI velocity; its maximum is higher, up to LOUDEST
 LOUDEST = 120.0
-LEAST_RANGE = 15.0  # between both
+LEAST_RANGE = 15.0  # between minimum and maximum
 PHRASE_BARS = (2, 3, 4, 4)
-RUBATO = 0.03  # largest deviation of the tempo
-DRUMS_RUBATO = 0.3  # share of it that is left where drums keep the time
-JITTER_SECONDS = (0.002, 0.008)  # standard deviation of single notes
-SPREAD = (2.0, 7.0)  # standard deviation of velocities of single notes
+RUBATO = 0.03  # largest relative deviation of the tempo
+DRUMS_RUBATO = 0.3  # factor for RUBATO if there are drums
+JITTER_SECONDS = (0.002, 0.008)  # standard deviation of onsets
+SPREAD = (2.0, 7.0)  # standard deviation of velocities
 HELD = (0.88, 0.98)  # share of its written length that a note is held
-RING_SECONDS = 0.4  # that a piece's last notes are held longer
+RING_SECONDS = 0.4  # by which a piece's last notes are held longer
 _VELOCITIES = (25.0, 127.0)
-_MARGIN = 16  # quarters around the excerpt whose time is known
+_MARGIN = 16  # quarter notes before and after the excerpt that are also mapped to seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Performance:
 
     Attributes:
       excerpt: what is played.
-      quarters, seconds: rising, of the same length: when a place in the piece is played.
-      softest, loudest: velocities of the lead between which phrases rise and fall.
-      phrase: length in quarters.
-      peak: of a phrase, the share that has passed when it is loudest.
-      jitter: in seconds, standard deviation of onsets.
+      quarters, seconds: increasing, of equal length: positions in the piece and the times at which they are played.
+      softest, loudest: range of the lead's velocities within a phrase.
+      phrase: length of a phrase in quarter notes.
+      peak: position of a phrase's loudest point, 0 to 1.
+      jitter: standard deviation of onsets in seconds.
       spread: standard deviation of velocities.
       held: share of its written length that a note is held.
     """
@@ -50,7 +50,7 @@ class Performance:
     held: float
 
     def loudness(self, onsets: np.ndarray) -> np.ndarray:
-        """From 0 (soft) to 1: two thirds are the phrase's arc, one third the accents of bars and beats."""
+        """Returns the loudness from 0 to 1: two thirds from the phrase's arc, one third from metrical accents."""
         since = onsets - self.excerpt.score.pickup
         passed = (since / self.phrase) % 1.0
         arc = np.sin(np.pi * passed ** (np.log(0.5) / np.log(self.peak)))
@@ -58,15 +58,15 @@ class Performance:
         return (2 * arc + accent) / 3
 
     def lead_velocities(self, onsets: np.ndarray) -> np.ndarray:
-        """Velocities of the lead, before they spread."""
+        """Returns the lead's velocities, before random deviations."""
         return self.softest + (self.loudest - self.softest) * self.loudness(onsets)
 
     def companion_velocities(self, onsets: np.ndarray, written: np.ndarray) -> np.ndarray:
-        """Velocities of others, who keep their own and follow half of the lead's rise and fall."""
+        """Returns the companions' velocities: the written ones, plus half of the lead's dynamics."""
         return written + 0.5 * (self.loudest - self.softest) * (self.loudness(onsets) - 0.5)
 
     def play(self, rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
-        """Turns notes in quarters into notes in seconds.
+        """Converts notes from quarter notes to seconds, with random deviations.
 
         Args:
           rng: the clip's generator.
@@ -82,7 +82,7 @@ class Performance:
         end = onset + np.maximum((written - onset) * self.held, 0.05)
         if self.excerpt.piece == "end":
             last = float(np.interp(self.excerpt.end, self.quarters, self.seconds))
-            # What was to sound beyond the end stops with the last notes.
+            # Notes that would sound beyond the end stop with the last notes.
             end = np.where(written > last - 0.02, last + RING_SECONDS, end)
         onset = np.maximum(onset + rng.normal(0.0, self.jitter, len(rows)), 0.0)
         velocity = np.clip(rows[:, 3] + rng.normal(0.0, self.spread, len(rows)), *_VELOCITIES)
@@ -92,7 +92,7 @@ class Performance:
 
 
 def draw(rng: np.random.Generator, excerpt: Excerpt, drums: bool) -> Performance:
-    """Draws a way of playing an excerpt; where there are drums, the tempo hardly drifts."""
+    """Draws a performance of an excerpt; with drums, the tempo hardly drifts."""
     softest = float(rng.uniform(*SOFTEST))
     phrase = excerpt.score.bar * float(rng.choice(PHRASE_BARS))
     quarters, seconds = _timing(rng, excerpt, phrase, RUBATO * rng.random() * (DRUMS_RUBATO if drums else 1.0))
@@ -111,26 +111,26 @@ def draw(rng: np.random.Generator, excerpt: Excerpt, drums: bool) -> Performance
 
 
 def _timing(rng: np.random.Generator, excerpt: Excerpt, phrase: float, depth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Quarters and the seconds at which they are played, in a tempo that drifts from half phrase to half phrase."""
+    """Draws a tempo that drifts between half phrases; returns quarter notes and the seconds when they are played."""
     quarters = np.arange(excerpt.start - _MARGIN, excerpt.end + _MARGIN)
     turns = np.arange(quarters[0], quarters[-1] + phrase, phrase / 2)
     slower = np.interp(quarters, turns, rng.uniform(-depth, depth, len(turns)))
     inside = (quarters >= excerpt.start) & (quarters <= excerpt.end)
-    slower = np.clip(slower - slower[inside].mean(), -RUBATO, RUBATO)  # the mean tempo is the one that is told
+    slower = np.clip(slower - slower[inside].mean(), -RUBATO, RUBATO)  # the mean tempo is the stated one
     seconds = np.cumsum(excerpt.per_quarter * (1.0 + slower))
-    if excerpt.piece == "end":  # the last note, not the first, has its time
+    if excerpt.piece == "end":  # align the end of the excerpt, not its start
         stop = excerpt.offset + (excerpt.end - excerpt.start) * excerpt.per_quarter
         return quarters, seconds - np.interp(excerpt.end, quarters, seconds) + stop
     return quarters, seconds - np.interp(excerpt.start, quarters, seconds) + excerpt.offset
 
 
 def _on(since: np.ndarray, length: float) -> np.ndarray:
-    """Whether times in quarters are whole multiples of a length."""
+    """Returns whether times are whole multiples of a length, both in quarter notes."""
     return np.abs(since - length * np.round(since / length)) < 0.02
 
 
 def _release(notes: np.ndarray) -> None:
-    """Ends a note before its key is struck again: the synthesizer's note-off would end both."""
+    """Ends each note before the next of the same pitch: the synthesizer's note-off would end both."""
     order = np.lexsort((notes[:, 0], notes[:, 2]))
     before, after = order[:-1], order[1:]
     same = notes[before, 2] == notes[after, 2]

@@ -13,12 +13,12 @@ from musiclm_jax.corpus.clips import Clip, make_clip
 from musiclm_jax.corpus.scores import Score
 from musiclm_jax.data.samples import to_pcm16
 
-_FURTHER = 1_000_001  # from the number of a clip that cannot be made to the one that stands in for it
-_LEFT_OUT = ("audio", "pitch_class")  # of a clip's fields, in metadata
+_FURTHER = 1_000_001  # added to the index of a clip that cannot be generated, to draw a replacement
+_LEFT_OUT = ("audio", "pitch_class")  # fields of a clip that are not metadata
 
 
 def claim(folder: pathlib.Path) -> int:
-    """Takes the next place in the schedule; no two workers get the same."""
+    """Claims the next position in the schedule; no two workers get the same one."""
     with open(folder / "next", "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         place = int(file.read())
@@ -28,13 +28,13 @@ def claim(folder: pathlib.Path) -> int:
 
 
 def make_or_replace(renderer: rendering.Renderer, pool: list[Score], seed: int, split: str, index: int) -> Clip:
-    """The clip of a number, or where none can be made that of another number, under the same name."""
+    """Makes clip `index`; if that fails, makes another clip and gives it the same id."""
     number = index
     while True:
         try:
             clip = make_clip(renderer, pool, seed, split, number)
         except RuntimeError as error:
-            print(f"{error}; another takes its place", flush=True)
+            print(f"{error}; replaced by another clip", flush=True)
             number += _FURTHER  # another lead instrument, too
             continue
         clip.fields["id"] = f"{split}-{index:05d}"
@@ -42,7 +42,7 @@ def make_or_replace(renderer: rendering.Renderer, pool: list[Score], seed: int, 
 
 
 def work(folder: pathlib.Path, worker: int) -> None:
-    """Renders clips until none is left."""
+    """Renders clips until all are rendered."""
     settings = json.loads((folder / resident.SETTINGS).read_text())
     scores, fonts = pack.read_pack(pathlib.Path(settings["pack"]))
     pools, renderer = compositions.split_scores(scores), rendering.Renderer(fonts)
@@ -50,7 +50,7 @@ def work(folder: pathlib.Path, worker: int) -> None:
     arrays = resident.open_arrays(folder, settings["counts"], every, "r+")
     order = resident.schedule(settings["counts"])
     with open(folder / f"metadata-{worker}.jsonl", "w") as file:
-        # Without the process that waits for the clips, nobody would end this one.
+        # Stop if the parent process has died: nothing else would end this one.
         while os.getppid() == settings["parent"] and (place := claim(folder)) < len(order):
             split, index = order[place]
             clip = make_or_replace(renderer, pools[split], settings["seed"], split, index)
@@ -62,7 +62,7 @@ def work(folder: pathlib.Path, worker: int) -> None:
             known = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
             file.write(json.dumps(known | clip.extra | {"index": index}) + "\n")
             file.flush()
-            arrays[f"{split}.done"][index] = 1  # last: then all else of the clip is there
+            arrays[f"{split}.done"][index] = 1  # last, when everything else of the clip is written
 
 
 if __name__ == "__main__":

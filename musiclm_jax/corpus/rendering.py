@@ -1,6 +1,6 @@
-"""Makes arrangements sound: sound fonts by `tinysoundfont`, a synthetic room, loudness.
+"""Renders arrangements: sound fonts with `tinysoundfont`, a synthetic room, loudness.
 
-Everything is 24 kHz. Stems are mono float32 `[samples]`.
+All audio is 24 kHz. Stems are mono float32 `[samples]`.
 """
 
 import pathlib
@@ -16,24 +16,24 @@ from musiclm_jax.data import tokens
 from musiclm_jax.data.samples import level_db
 
 RATE = tokens.SAMPLE_RATE
-NOMINAL_RMS_DB = -20.0  # dB below full scale of a clip with gain_db = 0
-RMS_RANGE_DB = (-38.0, -9.0)  # every clip of the corpus lies within
-SILENT_STEM_DB = -60.0  # a stem below this level comes from a program that makes no sound
+NOMINAL_RMS_DB = -20.0  # dBFS of a clip with gain_db = 0
+RMS_RANGE_DB = (-38.0, -9.0)  # allowed levels of a clip
+SILENT_STEM_DB = -60.0  # a stem below this level comes from a program that produces no sound
 MAX_PEAK = 0.98
-# Room: (seconds until the reverb has decayed by 60 dB, share of the reverb's energy against the direct sound).
+# Room: (reverberation time RT60 in seconds, level of the reverb relative to the direct sound).
 ROOMS = {"dry": (0.0, 0.0), "room": (0.5, 0.25), "hall": (2.2, 0.6)}
 _MUSESCORE_PACKAGE = "musescore-general-soundfont-small"
 
 
 class SilentError(ValueError):
-    """A stem or a clip lies outside the stated range of loudness."""
+    """Raised if a stem or a clip is outside the allowed range of loudness."""
 
 
 def font_paths() -> dict[str, pathlib.Path]:
-    """Paths of both sound fonts.
+    """Finds both sound fonts.
 
     Raises:
-      SystemExit: with what to install, if one is missing.
+      SystemExit: if one is missing; the message says what to install.
     """
     try:
         import pretty_midi
@@ -55,20 +55,20 @@ def font_paths() -> dict[str, pathlib.Path]:
 
 
 class Renderer:
-    """A synthesizer with both fonts loaded (seconds). Renders are pure: silence is restored before each."""
+    """A synthesizer with both sound fonts; loading takes seconds. Each render starts from silence."""
 
     def __init__(self, fonts: Mapping[str, pathlib.Path] | None = None):
         """Loads the fonts.
 
         Args:
-          fonts: path of each by its name; without it, those that are installed here.
+          fonts: font name to path; None uses the installed ones.
         """
         try:
             import tinysoundfont
         except ImportError as error:
             raise SystemExit(
                 "musiclm corpus needs tinysoundfont: pip install --no-deps tinysoundfont "
-                "(--no-deps: it declares pyaudio, which is only for playing aloud and needs a compiler and portaudio)"
+                "(--no-deps skips pyaudio, which is only for playback and needs a compiler and portaudio)"
             ) from error
         self._synth = tinysoundfont.Synth(samplerate=RATE)
         self._fonts = {name: self._synth.sfload(str(path)) for name, path in (fonts or font_paths()).items()}
@@ -78,7 +78,7 @@ class Renderer:
         for _ in range(100):
             if np.abs(np.frombuffer(self._synth.generate(2048), np.float32)).max() == 0.0:
                 return
-        raise RuntimeError("the synthesizer still sounds 8 s after all sounds were switched off")
+        raise RuntimeError("the synthesizer is still not silent 8 s after all sounds were turned off")
 
     def stem(self, tracks: Sequence[tuple[str, int, bool, np.ndarray]], seconds: float) -> np.ndarray:
         """Renders tracks together.
@@ -91,7 +91,7 @@ class Renderer:
           float32 `[samples]`, mean of the two channels, at the font's own level.
 
         Raises:
-          SilentError: if there are notes and nothing is heard.
+          SilentError: if there are notes, but the result is silent.
         """
         synth = self._synth
         self._silence()
@@ -127,7 +127,7 @@ class Renderer:
 
 
 def mix(stems: Sequence[np.ndarray], levels_db: Sequence[float]) -> np.ndarray:
-    """Adds stems `[samples]`, each brought to its level in dB of full scale (root mean square)."""
+    """Mixes stems `[samples]`, each scaled to its RMS level in dBFS."""
     result = np.zeros_like(stems[0])
     for stem, level in zip(stems, levels_db, strict=True):
         result += stem * np.float32(10 ** ((level - level_db(stem)) / 20))
@@ -135,9 +135,9 @@ def mix(stems: Sequence[np.ndarray], levels_db: Sequence[float]) -> np.ndarray:
 
 
 def add_room(audio: np.ndarray, room: str, rng: np.random.Generator) -> np.ndarray:
-    """Convolves audio `[samples]` with exponentially decaying noise; "dry" returns it as it is.
+    """Convolves audio `[samples]` with exponentially decaying noise; "dry" returns it unchanged.
 
-    The reverb gets the share of ROOMS against the direct sound's energy, and loses its highs as rooms do.
+    ROOMS sets the level of the reverb relative to the direct sound. A low-pass filter mimics the room's absorption.
     """
     decay, share = ROOMS[room]
     if decay == 0.0:
@@ -146,7 +146,7 @@ def add_room(audio: np.ndarray, room: str, rng: np.random.Generator) -> np.ndarr
     noise = rng.standard_normal(time.size, np.float32) * np.exp(np.float32(-3.0 * np.log(10) / decay) * time)
     noise[: round(0.012 * RATE)] = 0.0  # the first reflection comes later than the direct sound
     noise = scipy.signal.lfilter(np.array([0.45], np.float32), np.array([1.0, -0.55], np.float32), noise)
-    # A whole transform in single precision: the tail of a hall is too long for pieces to be faster.
+    # One long transform in single precision: a hall's tail is too long for block convolution to be faster.
     length = scipy.fft.next_fast_len(audio.size + noise.size - 1, real=True)
     spectrum = scipy.fft.rfft(audio, length) * scipy.fft.rfft(noise, length)
     reverb = scipy.fft.irfft(spectrum, length)[: audio.size]
@@ -156,13 +156,13 @@ def add_room(audio: np.ndarray, room: str, rng: np.random.Generator) -> np.ndarr
 
 
 def set_loudness(audio: np.ndarray, gain_db: float) -> tuple[np.ndarray, float]:
-    """Brings a clip to NOMINAL_RMS_DB + gain_db, or lower where its peak would exceed MAX_PEAK.
+    """Scales a clip to NOMINAL_RMS_DB + gain_db, or lower if its peak would exceed MAX_PEAK.
 
     Returns:
-      (audio `[samples]`, the gain in dB that was reached).
+      (audio `[samples]`, final gain in dB).
 
     Raises:
-      SilentError: if the result lies outside RMS_RANGE_DB.
+      SilentError: if the final level is outside RMS_RANGE_DB.
     """
     level = level_db(audio)
     scaled = audio * np.float32(10 ** ((NOMINAL_RMS_DB + gain_db - level) / 20))

@@ -1,8 +1,8 @@
-"""Renditions of one passage that share its melody and differ in all else: what the melody model is trained on.
+"""Training data of the melody model: renditions of a passage that share its melody and differ in everything else.
 
-MusicLM's own pairs (section 3.3, arXiv 2301.11325) are covers, instrumentals, vocals and humming of the same pieces.
-Here they are made from scores: instrument, sung or whistled; tempo, key, accompaniment, loudness and room are drawn for
-each rendition alone.
+MusicLM's pairs (section 3.3, arXiv 2301.11325) are covers, instrumentals, vocals and humming of the same pieces. Here
+they are generated from scores. Each rendition has its own player (an instrument, singing or whistling), tempo, key,
+accompaniment, loudness and room.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.instruments import Instrument
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
 
-SECONDS = 4.0  # of a rendition: the melody model's window
+SECONDS = 4.0  # per rendition: the melody model's window
 TEMPI = (76.0, 132.0)  # bpm of a passage
-FASTER = 1.15  # a rendition is at most so much faster or slower than the passage's own tempo
+FASTER = 1.15  # largest factor between the tempo of a rendition and that of its passage
 KEYS = (-5, 6)  # semitones, both included
 PLAYERS = {"instrument": 0.6, "sung": 0.25, "whistled": 0.15}
-ACCOMPANIED = 0.5  # of the renditions by instruments and singers
-MIN_NOTES = 6  # of a passage, of at least MIN_PITCHES pitches
+ACCOMPANIED = 0.5  # share of the instrumental and sung renditions that have accompaniment
+MIN_NOTES = 6  # per passage, of at least MIN_PITCHES pitches
 MIN_PITCHES = 3
 
 
@@ -31,10 +31,10 @@ class Passage:
 
     Attributes:
       score: the composition.
-      start: in quarters.
-      per_quarter: seconds of a quarter at its own tempo.
-      notes: float32 `[n, 4]`, onset and duration in quarters, MIDI pitch, velocity; one at a time. They reach as far as
-        the fastest rendition gets.
+      start: in quarter notes.
+      per_quarter: duration of a quarter note in seconds, at the passage's tempo.
+      notes: float32 `[n, 4]`, onset and duration in quarter notes, MIDI pitch, velocity; monophonic. There are enough
+        for the fastest rendition.
     """
 
     score: Score
@@ -44,20 +44,20 @@ class Passage:
 
 
 class Rendition(NamedTuple):
-    """A rendition: who plays (of PLAYERS), and float32 `[samples]` of SECONDS, 24 kHz."""
+    """A rendition: its player (one of PLAYERS) and its audio, float32 `[samples]` at 24 kHz, SECONDS long."""
 
     player: str
     audio: np.ndarray
 
 
 def passage(rng: np.random.Generator, score: Score, seconds: float = SECONDS) -> Passage:
-    """Draws a passage of a tune book's tune, from the beginning of a bar, for renditions of so many seconds.
+    """Draws a passage from a tune, starting at a bar, for renditions of `seconds`.
 
     Raises:
-      UnsuitableError: if it rests, hardly moves, or the score is no single tune.
+      UnsuitableError: if it has too few notes or pitches, or the score is not from a tune book.
     """
     if score.source not in TUNE_BOOKS:
-        raise UnsuitableError(f"{score.id} is no tune of a tune book")
+        raise UnsuitableError(f"{score.id} is not from a tune book")
     per_quarter = 60.0 / float(rng.uniform(*TEMPI)) / harmony.beat_quarters(score.meter)
     length = seconds * FASTER / per_quarter
     bars = max(int((score.quarters - score.pickup - length) / score.bar), 0)
@@ -72,10 +72,10 @@ def passage(rng: np.random.Generator, score: Score, seconds: float = SECONDS) ->
 
 
 def render(rng: np.random.Generator, renderer: rendering.Renderer, played: Passage) -> Rendition:
-    """Draws and plays one rendition.
+    """Draws and renders one rendition.
 
     Raises:
-      SilentError: if an instrument makes no sound.
+      SilentError: if an instrument produces no sound.
     """
     player = str(rng.choice(list(PLAYERS), p=list(PLAYERS.values())))
     per_quarter = played.per_quarter * FASTER ** rng.uniform(-1.0, 1.0)
@@ -101,7 +101,7 @@ def render(rng: np.random.Generator, renderer: rendering.Renderer, played: Passa
 
 
 def in_seconds(notes: np.ndarray, start: float, per_quarter: float, offset: float) -> np.ndarray:
-    """Notes `[n, 4]` of (onset, duration, pitch, velocity) in quarters as (start, end, pitch, velocity) in seconds.
+    """Converts notes `[n, 4]` of (onset, duration, pitch, velocity) in quarter notes to (start, end, ...) in seconds.
 
     A note ends before the next of the same pitch begins: the synthesizer's note-off would end both.
     """
@@ -114,7 +114,7 @@ def in_seconds(notes: np.ndarray, start: float, per_quarter: float, offset: floa
 
 
 def octaves(pitches: np.ndarray, reach: tuple[int, int]) -> int:
-    """Semitones, a multiple of 12, that bring most pitches into a range, then nearest to its middle."""
+    """Returns the octaves, in semitones, that move most pitches into a range, and closest to its middle."""
 
     def cost(count: int) -> tuple[int, float]:
         moved = pitches + 12 * count
@@ -127,7 +127,7 @@ def octaves(pitches: np.ndarray, reach: tuple[int, int]) -> int:
 def accompaniment(
     rng: np.random.Generator, played: Passage, shift: int, per_quarter: float, offset: float
 ) -> list[tuple[str, int, bool, np.ndarray]]:
-    """Tracks for `Renderer.stem`: chords or a drone, a bass, and drums or none."""
+    """Draws tracks for `Renderer.stem`: a drone, or chords and a bass; with or without drums."""
     score, start = played.score, played.start
     end, beat = start + SECONDS / per_quarter, harmony.beat_quarters(score.meter)
     tonic = (score.tonic + shift) % 12

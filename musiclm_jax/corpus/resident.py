@@ -1,7 +1,7 @@
-"""Renders a packed corpus (pack.py) by worker processes into memory-mapped arrays, while something else uses the clips.
+"""Renders a packed corpus (pack.py) in worker processes, into memory-mapped arrays that can be read meanwhile.
 
-Clips are the same as those of `clips.make_clip` with the same seed, split and number. Workers are programs of their own
-(render_worker.py), which never import JAX.
+Clips equal those from `clips.make_clip` for the same seed, split and index. Workers are separate programs
+(render_worker.py) that never import JAX.
 """
 
 import json
@@ -18,23 +18,23 @@ from musiclm_jax.data.tokens import SAMPLE_RATE, SPLITS
 
 SAMPLES = round(CLIP_SECONDS * SAMPLE_RATE)
 SETTINGS = "render_job.json"
-_ORDER = ("validation", "test", "train")  # few clips, which an evaluation waits for, before many
+_ORDER = ("validation", "test", "train")  # small splits first: evaluation needs them complete
 _STOP_SECONDS = 5.0
 
 
 def schedule(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Splits and numbers of all clips, in the order in which they are rendered."""
+    """Returns (split, index) of all clips, in the order in which they are rendered."""
     return [(split, index) for split in _ORDER for index in range(counts.get(split, 0))]
 
 
 def open_arrays(folder: pathlib.Path, counts: Mapping[str, int], leads_every: int, mode: str) -> dict[str, np.ndarray]:
-    """Memory-mapped arrays of a job by the names of their files.
+    """Opens the memory-mapped arrays of a job, by file name.
 
     Args:
-      folder: the job's.
-      counts: clips of each split.
-      leads_every: of train clips, one in so many has its lead performed by a voice.
-      mode: of np.memmap: "w+" creates them, full of zeros, "r+" and "r" open them.
+      folder: the job's folder.
+      counts: number of clips in each split.
+      leads_every: one in `leads_every` train clips has its lead performed by a voice.
+      mode: mode of np.memmap: "w+" creates arrays of zeros, "r+" and "r" open existing ones.
 
     Returns:
       "<split>.audio.int16" `[n, samples]`, "<split>.done" `[n]`, "train.leads.int16" `[leads, samples]`.
@@ -57,7 +57,7 @@ class RenderJob:
     """Workers that render clips in the order of `schedule`.
 
     Attributes:
-      arrays: memory-mapped int16 and uint8 arrays that grow full, as in `open_arrays`, read-only.
+      arrays: read-only memory-mapped arrays from `open_arrays`, which the workers fill.
     """
 
     def __init__(
@@ -69,23 +69,23 @@ class RenderJob:
         workers: int,
         leads_every: int,
     ):
-        """Starts the workers; what an earlier job left in the work folder is overwritten.
+        """Starts the workers; overwrites the files of an earlier job in the work folder.
 
         Args:
-          pack_folder: what `pack.pack` wrote.
-          work_folder: for the arrays (480 kB a clip), which may lie in memory (/dev/shm).
-          seed: of the corpus.
-          counts: clips of each split.
-          workers: processes.
-          leads_every: of train clips, one in so many has its lead performed by a voice.
+          pack_folder: folder from `pack.pack`.
+          work_folder: folder for the arrays (480 kB per clip); may be in memory (/dev/shm).
+          seed: the corpus's seed.
+          counts: number of clips in each split.
+          workers: number of processes.
+          leads_every: one in `leads_every` train clips has its lead performed by a voice.
 
         Raises:
-          ValueError: if a split is not known, or there is no worker.
+          ValueError: if a split is unknown, or `workers` or `leads_every` is below 1.
         """
         if not set(counts) <= set(SPLITS) or workers < 1 or leads_every < 1:
             raise ValueError(
-                f"counts = {dict(counts)}, workers = {workers}, leads_every = {leads_every}: expected splits of "
-                f"{SPLITS}, one worker or more, and a lead for each so many clips"
+                f"counts = {dict(counts)}, workers = {workers}, leads_every = {leads_every}: expected splits from "
+                f"{SPLITS}, and at least 1 for workers and leads_every"
             )
         self._folder, self._counts = pathlib.Path(work_folder), dict(counts)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +100,13 @@ class RenderJob:
         (self._folder / SETTINGS).write_text(json.dumps(settings))
         self._leading = dict.fromkeys(self._counts, 0)
         self._rows: dict[tuple[str, int], dict] = {}
-        self._read = [0] * workers  # bytes of each worker's metadata that are read
+        self._read = [0] * workers  # bytes read from each worker's metadata file
         self._processes = [self._start(number) for number in range(workers)]
 
     def _start(self, number: int) -> subprocess.Popen:
         root = str(pathlib.Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # One thread each: there are as many workers as cores. JAX is not imported; if it were, it must leave the GPU.
+        # One thread each: workers may fill all cores. Workers do not import JAX; if one did, it must leave the GPU alone.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "musiclm_jax.corpus.render_worker", str(self._folder), str(number)]
@@ -117,7 +117,7 @@ class RenderJob:
         return self._folder / f"worker-{number}.log"
 
     def available(self, split: str) -> int:
-        """Number of leading clips of a split that are all rendered."""
+        """Returns how many clips of a split are rendered, counted up to the first missing one."""
         if not self._counts.get(split):
             return 0
         waiting = self.arrays[f"{split}.done"][self._leading[split] :] == 0
@@ -125,13 +125,13 @@ class RenderJob:
         return self._leading[split]
 
     def metadata(self, split: str, n: int) -> list[dict]:
-        """What is known of the first n clips of a split, in order: id, caption, aspects, composition, and so on.
+        """Returns metadata of the first n clips of a split, in order: id, caption, aspects, composition, and so on.
 
         Raises:
           ValueError: if fewer are available.
         """
         if n > self.available(split):
-            raise ValueError(f"{n} clips of {split} asked for, {self.available(split)} are rendered")
+            raise ValueError(f"{n} clips of {split} requested, but only {self.available(split)} are rendered")
         if any((split, index) not in self._rows for index in range(n)):
             self._read_metadata()
         return [self._rows[split, index] for index in range(n)]
@@ -150,10 +150,10 @@ class RenderJob:
                     self._rows[row["split"], row["index"]] = row
 
     def failed(self) -> None:
-        """Looks after the workers.
+        """Checks that no worker has failed.
 
         Raises:
-          RuntimeError: if one died, with what it last said.
+          RuntimeError: if one has; the message includes the end of its log.
         """
         for number, process in enumerate(self._processes):
             if process.poll() not in (None, 0):
@@ -161,7 +161,7 @@ class RenderJob:
                 raise RuntimeError(f"render worker {number} ended with status {process.returncode}:\n{text}")
 
     def stop(self) -> None:
-        """Ends the workers; what is rendered stays."""
+        """Stops the workers; rendered clips are kept."""
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()

@@ -1,8 +1,8 @@
 """Reads real compositions into `Score`s: the music21 corpus, OpenTTD's openmsx and Freedoom's MIDI.
 
-Palestrina, Monteverdi and the Essen collection are left out (rights). Parsed scores are cached as JSON beside the
-records, since the classical movements take minutes to parse. Nothing here is copied into the repository: scores are
-read where they are installed.
+Palestrina, Monteverdi and the Essen collection are left out because of their rights. Parsed scores are cached as JSON
+next to the records, since the classical movements take minutes to parse. Scores are read from where they are installed;
+nothing is copied into the repository.
 """
 
 import collections
@@ -20,10 +20,10 @@ import numpy as np
 
 from musiclm_jax.corpus import abc
 
-CACHE_VERSION = 1  # in the cache's file name: raise it when a reader changes what it returns
+CACHE_VERSION = 1  # part of the cache's file names: increase it when a reader's result changes
 OPENMSX = pathlib.Path("/usr/share/games/openttd/baseset/openmsx")
 FREEDOOM = (pathlib.Path("/usr/share/games/doom/freedoom1.wad"), pathlib.Path("/usr/share/games/doom/freedoom2.wad"))
-DRUMS = 128  # program number that stands for a drum kit
+DRUMS = 128  # program number for drum kits
 UNKNOWN_PROGRAM = -1
 
 # Tune books of the music21 corpus: folder -> (adjective that captions may use, note for the card).
@@ -91,16 +91,16 @@ class Score:
     Attributes:
       id: "<source>/<file or number>", unique.
       source: folder of the music21 corpus, "openmsx" or "freedoom".
-      title: title as printed, "" without one.
+      title: title as printed, or "".
       kind: kind of piece ("jig", "chorale", "game music").
       origin: adjective that captions may use ("Irish", "Baroque"), or "".
       meter: (numerator, denominator).
-      pickup: onset of the first full bar, in quarters, 0 <= pickup < bar.
+      pickup: onset of the first full bar, in quarter notes, 0 <= pickup < bar.
       tonic: pitch class of the notated key, -1 if not notated.
       mode: name of the notated mode, "" if not notated.
-      bpm: the file's own tempo in quarters per minute, 0 without one (scores leave it to the player).
-      programs: General MIDI program per part, DRUMS for kits, UNKNOWN_PROGRAM for scores.
-      notes: float32 `[n, 5]`: onset and duration in quarters, MIDI pitch, part, velocity (0..127); sorted by onset.
+      bpm: the file's tempo in quarter notes per minute; 0 if it has none, as in printed scores.
+      programs: General MIDI program of each part, DRUMS for kits, UNKNOWN_PROGRAM for scores.
+      notes: float32 `[n, 5]`: onset and duration in quarter notes, MIDI pitch, part, velocity 0..127; sorted by onset.
       composition: id of the group of scores that share a melody or a title, set by compositions.group.
     """
 
@@ -120,12 +120,12 @@ class Score:
 
     @property
     def bar(self) -> float:
-        """Length of a bar, in quarters."""
+        """Length of a bar, in quarter notes."""
         return 4.0 * self.meter[0] / self.meter[1]
 
     @property
     def quarters(self) -> float:
-        """Length of the piece, in quarters."""
+        """Length of the piece, in quarter notes."""
         return float(np.max(self.notes[:, 0] + self.notes[:, 1]))
 
 
@@ -140,7 +140,7 @@ def _music21():
 
 
 def music21_folder() -> pathlib.Path:
-    """Folder of the music21 corpus."""
+    """Returns the folder of the music21 corpus."""
     return pathlib.Path(_music21().__file__).parent / "corpus"
 
 
@@ -155,7 +155,7 @@ def _tune_kind(tune: abc.Tune, book: str) -> str:
 
 
 def _pickup(bars: Iterable[float], bar: float) -> float:
-    """Most common phase of the bar lines."""
+    """Returns the most common phase of the bar lines, in quarter notes."""
     phases = collections.Counter(round(onset % bar, 3) for onset in bars)
     return phases.most_common(1)[0][0] % bar if phases else 0.0
 
@@ -163,7 +163,7 @@ def _pickup(bars: Iterable[float], bar: float) -> float:
 def _double_if_short(
     notes: np.ndarray, meter: tuple[int, int], pickup: float
 ) -> tuple[np.ndarray, tuple[int, int], float]:
-    """Rewrites tunes in sixteenths (2/4) in eighths (4/4), so that one bpm means the same pace in all books."""
+    """Doubles the note values of tunes in sixteenths (2/4 to 4/4), so that bpm means the same pace in all books."""
     compound = meter[0] % 3 == 0 and meter[0] > 3
     if compound or np.median(notes[:, 1]) > 0.4:
         return notes, meter, pickup
@@ -173,7 +173,7 @@ def _double_if_short(
 
 
 def read_tune_books() -> list[Score]:
-    """Ryan's, O'Neill's and Aird's tunes; tunes of a few notes or with an unreadable key are left out."""
+    """Reads Ryan's, O'Neill's and Aird's tunes; skips tunes with few notes or unreadable fields."""
     result = []
     for book, (origin, _) in TUNE_BOOKS.items():
         seen: collections.Counter[str] = collections.Counter()
@@ -235,7 +235,7 @@ def _classical_score(music21, path: pathlib.Path, name: str, kind: str, origin: 
 
 
 def read_classical(progress: Callable[[str], None] = print) -> list[Score]:
-    """Bach's chorales and the classical movements of the music21 corpus; unreadable files are reported and left out."""
+    """Reads Bach's chorales and the classical movements of the music21 corpus; reports and skips unreadable files."""
     music21, root, result = _music21(), music21_folder(), []
     paths = []
     for prefix, (kind, origin) in _CLASSICAL.items():
@@ -253,18 +253,18 @@ def read_classical(progress: Callable[[str], None] = print) -> list[Score]:
     for count, (path, name, kind, origin) in enumerate(paths):
         try:
             score = _classical_score(music21, path, name, kind, origin)
-        except Exception as error:  # music21 raises many types of its own; a file it cannot read is no loss
-            progress(f"scores: left out {name}: {type(error).__name__}: {error}")
+        except Exception as error:  # music21 raises many exception types; losing an unreadable file does no harm
+            progress(f"scores: skipped {name}: {type(error).__name__}: {error}")
             continue
         if score is not None:
             result.append(score)
         if count % 50 == 49:
-            progress(f"scores: {count + 1} of {len(paths)} classical works read")
+            progress(f"scores: read {count + 1} of {len(paths)} classical works")
     return result
 
 
 def midi_score(data: bytes, name: str, source: str, title: str) -> Score | None:
-    """Turns a MIDI file into a Score of kind "game music"; None when it holds fewer than 40 notes."""
+    """Converts a MIDI file to a Score of kind "game music"; returns None if it has fewer than 40 notes."""
     try:
         import pretty_midi
     except ImportError as error:
@@ -275,7 +275,7 @@ def midi_score(data: bytes, name: str, source: str, title: str) -> Score | None:
     rows: list = []
     programs: list[int] = []
     for instrument in midi.instruments:
-        # Programs from 112 on are percussion and sound effects; only steel drums (114) play tunes.
+        # Programs from 112 on are percussion and sound effects; only steel drums (114) play melodies.
         if not instrument.is_drum and instrument.program >= 112 and instrument.program != 114:
             continue
         if len(instrument.notes) < 4:
@@ -295,14 +295,14 @@ def midi_score(data: bytes, name: str, source: str, title: str) -> Score | None:
 
 
 def read_openmsx() -> list[Score]:
-    """The pieces of OpenTTD's free music set."""
+    """Reads the pieces of OpenTTD's free music set."""
     paths = sorted(OPENMSX.glob("*.mid"))
     scores = [midi_score(p.read_bytes(), f"openmsx/{p.stem}", "openmsx", p.stem.replace("_", " ")) for p in paths]
     return [score for score in scores if score]
 
 
 def wad_lumps(data: bytes) -> dict[str, bytes]:
-    """The MIDI lumps of a WAD file by name."""
+    """Returns the MIDI lumps of a WAD file by name."""
     count, offset = struct.unpack("<ii", data[4:12])
     lumps = {}
     for index in range(count):
@@ -313,7 +313,7 @@ def wad_lumps(data: bytes) -> dict[str, bytes]:
 
 
 def read_freedoom() -> list[Score]:
-    """The music of Freedoom's two phases, each file once."""
+    """Reads the music of Freedoom's two phases, without duplicate files."""
     result, seen = [], set()
     for path in FREEDOOM:
         for name, data in wad_lumps(path.read_bytes()).items():
@@ -331,14 +331,14 @@ def _to_json(score: Score) -> dict:
 
 
 def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) -> tuple[list[Score], dict[str, str]]:
-    """All scores that are installed here, from the cache where it holds them.
+    """Loads all installed scores, from the cache if possible.
 
     Args:
       cache: folder for the parsed scores.
-      progress: called with a line of text now and then.
+      progress: called with lines of text.
 
     Returns:
-      (scores sorted by id, {name of a missing source: what to install}).
+      (scores sorted by id, {name of a missing source: command that installs it}).
     """
     cache.mkdir(parents=True, exist_ok=True)
     missing = {}
@@ -354,7 +354,7 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
             readers[name] = reader
         else:
             missing[name] = f"apt install {name}"
-            progress(f"scores: Debian package {name} is not installed: going on without it (apt install {name})")
+            progress(f"scores: Debian package {name} is not installed: continuing without it (apt install {name})")
     scores = []
     for name, reader in readers.items():
         path = cache / f"{name}-v{CACHE_VERSION}.json"
@@ -368,7 +368,7 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
             temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several workers may parse at once
             temporary.write_text(json.dumps([_to_json(score) for score in found]))
             temporary.rename(path)
-            # The cached form is rounded: read it back, so that a first and a second run are the same.
+            # The cache is rounded; round here, too, so that the first run equals later ones.
             for score in found:
                 score.notes = np.round(score.notes.astype(float), 4).astype(np.float32)
         progress(f"scores: {len(found)} from {name}")

@@ -1,4 +1,4 @@
-"""Writes a folder of records, resumable shard by shard: a shard gets its name when it is complete."""
+"""Writes a folder of records, resumable by shard: a shard gets its final name when it is complete."""
 
 import json
 import pathlib
@@ -15,16 +15,16 @@ Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, met
 
 
 def check_settings(folder: pathlib.Path, settings: dict) -> None:
-    """A folder holds one build: the settings of the first run are kept.
+    """Stores the settings of the first run in the folder, and checks that later runs have the same.
 
     Raises:
-      ValueError: if the folder was built with others.
+      ValueError: if the folder was built with other settings.
     """
     path = folder / "settings.json"
     if path.exists():
         found = json.loads(path.read_text())
         if found != settings:
-            raise ValueError(f"{folder} holds a corpus with {found}, asked for {settings}: choose another --output")
+            raise ValueError(f"{folder} contains a corpus with {found}, expected {settings}: choose another --output")
     else:
         path.write_text(json.dumps(settings) + "\n")
 
@@ -37,18 +37,18 @@ def write(
     progress: Callable[[str], None],
     what: str = "clips",
 ) -> list[dict] | None:
-    """Writes the shards of a folder, or what is missing of them.
+    """Writes the shards of a folder that are missing.
 
     Args:
-      folder: exists already.
-      counts: examples of each split.
-      make: record and metadata of an example; depends on nothing but its arguments.
+      folder: existing output folder.
+      counts: number of examples in each split.
+      make: returns record and metadata of an example; must depend only on its arguments.
       worker: (index, count): this process writes every count-th shard.
       progress: called with lines of text.
-      what: the examples are called in them.
+      what: name of the examples in progress lines.
 
     Returns:
-      Metadata of all examples, also in metadata.jsonl; None while other workers are still at work.
+      Metadata of all examples, which metadata.jsonl also contains; None if other workers are still running.
     """
     (folder / ".metadata").mkdir(exist_ok=True)
     shards = []
@@ -76,7 +76,7 @@ def write(
         _write_shard(path, split, make, indices, tick)
         progress(f"corpus: wrote {path.name}")
     if not all(path.exists() for _, path, _ in shards):
-        progress("corpus: this worker is done, others are still at work")
+        progress("corpus: this worker is done, others are still running")
         return None
     rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,7 +84,7 @@ def write(
 
 
 def _write_shard(path: pathlib.Path, split: str, make: Make, indices: range, tick: Callable[[], None]) -> None:
-    """Writes one shard and, beside the parsed scores, its metadata; both complete or not there."""
+    """Writes one shard and its metadata; a shard with its final name is complete and has metadata."""
     rows = []
     temporary = path.with_name(path.name + ".tmp")
     with tf.io.TFRecordWriter(str(temporary)) as writer:

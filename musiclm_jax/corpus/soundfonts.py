@@ -1,4 +1,4 @@
-"""Cuts sound fonts (SF2, and SF3 with Vorbis samples) to some of their presets, so that they are small and load fast.
+"""Reduces sound fonts (SF2, and SF3 with Vorbis samples) to some of their presets, to make them small and fast to load.
 
 Source: SoundFont technical specification 2.04, section 7. SF3 is the same, except that a sample's start and end count
 bytes of its Ogg stream.
@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-# The records of the list "pdta", each with a last one that only ends the one before.
+# The records in the list "pdta"; the last record of each kind only marks the end of the one before.
 _PRESET = np.dtype([("name", "S20"), ("program", "<u2"), ("bank", "<u2"), ("bag", "<u2"), ("rest", "<u4", 3)])
 _INSTRUMENT = np.dtype([("name", "S20"), ("bag", "<u2")])
 _BAG = np.dtype([("generator", "<u2"), ("modulator", "<u2")])
@@ -24,10 +24,10 @@ _TYPES = {
     "phdr": _PRESET, "pbag": _BAG, "pmod": _MODULATOR, "pgen": _GENERATOR,
     "inst": _INSTRUMENT, "ibag": _BAG, "imod": _MODULATOR, "igen": _GENERATOR, "shdr": _SAMPLE,
 }  # fmt: skip
-_USES_INSTRUMENT, _USES_SAMPLE = 41, 53  # kinds of generators whose amount is the number of another record
-_VORBIS = 0x10  # in a sample's type
+_USES_INSTRUMENT, _USES_SAMPLE = 41, 53  # kinds of generators whose amount is the index of another record
+_VORBIS = 0x10  # bit in a sample's type
 _MONO = 1
-_PADDING = 46  # samples of silence behind each sample, as the specification asks for
+_PADDING = 46  # silence after each sample, in samples, as required by the specification
 
 
 @dataclasses.dataclass
@@ -39,29 +39,29 @@ class _Zones:
     modulators: np.ndarray
 
     def generators_of(self, first: int, last: int) -> np.ndarray:
-        """Generators of the bags from first to before last."""
+        """Returns the generators of the bags from `first` up to, but not including, `last`."""
         return self.generators[self.bags["generator"][first] : self.bags["generator"][last]]
 
 
 def _chunks(data: memoryview) -> list[tuple[str, memoryview]]:
-    """Names and contents of the RIFF chunks that follow each other in `data`."""
+    """Returns names and contents of the consecutive RIFF chunks in `data`."""
     found, position = [], 0
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
         found.append((name.decode("latin-1"), data[position + 8 : position + 8 + size]))
         position += 8 + size
-        # MuseScore's fonts leave out the byte that fills up an odd chunk; no name begins with a zero.
+        # MuseScore's fonts omit the padding byte of odd chunks; no chunk name begins with a zero byte.
         position += size % 2 if data[position : position + 1] == b"\0" else 0
     return found
 
 
 def _chunk(name: str, content: bytes) -> bytes:
-    content += b"\0" * (len(content) % 2)  # counted: not every player skips what fills up an odd chunk
+    content += b"\0" * (len(content) % 2)  # included in the size, since not every player skips a padding byte
     return struct.pack("<4sI", name.encode("latin-1"), len(content)) + content
 
 
 def _used(zones: _Zones, owners: np.ndarray, numbers: Sequence[int], kind: int) -> list[int]:
-    """Numbers of the instruments or samples which the zones of some owners use."""
+    """Returns the indices of the instruments or samples that the zones of the given owners use."""
     found: set[int] = set()
     for number in numbers:
         generators = zones.generators_of(owners["bag"][number], owners["bag"][number + 1])
@@ -72,7 +72,7 @@ def _used(zones: _Zones, owners: np.ndarray, numbers: Sequence[int], kind: int) 
 def _cut_zones(
     zones: _Zones, owners: np.ndarray, numbers: Sequence[int], kind: int, kept: Sequence[int]
 ) -> tuple[np.ndarray, _Zones]:
-    """Owners and their zones alone, with what they use (`kept`) numbered anew."""
+    """Returns the given owners and their zones; references to the records in `kept` are renumbered."""
     renumbered = {old: new for new, old in enumerate(kept)}
     cut = owners[[*numbers, len(owners) - 1]].copy()
     bags: list[tuple[int, int]] = []
@@ -96,12 +96,12 @@ def _cut_zones(
 
 
 def _cut_samples(samples: np.ndarray, sound: memoryview, kept: Sequence[int]) -> tuple[np.ndarray, bytes]:
-    """Headers and sound of some samples alone."""
+    """Returns headers and audio data of the kept samples."""
     cut, parts, position = samples[[*kept, len(samples) - 1]].copy(), [], 0
     for sample in cut[:-1]:
         vorbis = bool(sample["type"] & _VORBIS)
         start, end = int(sample["start"]), int(sample["end"])
-        if vorbis:  # loops already count from the sample's beginning
+        if vorbis:  # loop points are already relative to the sample's beginning
             part = bytes(sound[start:end])
             begin, length = position, end - start
         else:
@@ -110,7 +110,7 @@ def _cut_samples(samples: np.ndarray, sound: memoryview, kept: Sequence[int]) ->
             begin, length = position // 2, end - start
             sample["loop"] = sample["loop"].astype(np.int64) + begin - start
         sample["start"], sample["end"] = begin, begin + length
-        # Left and right are linked by number; players take each zone by itself, so that the link is not needed.
+        # Drop the link between left and right samples: players treat each zone separately and do not need it.
         sample["link"], sample["type"] = 0, _MONO | (_VORBIS if vorbis else 0)
         parts.append(part)
         position += len(part)
@@ -118,14 +118,17 @@ def _cut_samples(samples: np.ndarray, sound: memoryview, kept: Sequence[int]) ->
 
 
 def cut(data: bytes, presets: Collection[tuple[int, int]]) -> bytes:
-    """A sound font with some of the presets of another, and only the instruments and samples that they use.
+    """Reduces a sound font to some presets, and the instruments and samples that they use.
 
     Args:
       data: content of an SF2 or SF3 file.
-      presets: (bank, program) of each to keep.
+      presets: (bank, program) of each preset to keep.
+
+    Returns:
+      Content of the reduced file.
 
     Raises:
-      ValueError: if the font lacks one of the presets, or is no sound font.
+      ValueError: if the font lacks one of the presets, or is not a sound font.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
         raise ValueError("not a sound font: expected a RIFF file of form sfbk")
