@@ -28,9 +28,9 @@ USAGE = """musiclm evaluate --output=DIR --gin.DATA_DIR="'CORPUS'"
 Generates a clip for each caption of a task and scores the clips. With --generated, scores another system's clips, named
 by the task's ids (ID.wav). The same command resumes an interrupted run. DIR receives report.json, report.html and the
 clips."""
-# Rows beside the system's, by the names that gin files use.
+# Additional rows of the report, by their gin names.
 CONTROLS = {"real": "real clips", "codec": "codec round trip", "shuffled": "shuffled captions", "noise": "noise"}
-SAMPLES = 12  # clips that the page plays
+SAMPLES = 12  # clips with players on the page
 FAULTS = ("missing", "broken", "silent", "loud", "doubles", "strangers")  # of `clips.Clips`, named in full in the JSON
 
 
@@ -151,18 +151,18 @@ def control_rows(
     seconds: float,
     seed: int,
 ) -> dict[str, Callable[[Hearing], Hearing]]:
-    """How the judges hear each control.
+    """Returns the function that computes each control's embeddings.
 
     Args:
-      judges: hear the clips.
-      models: decode the codec round trip.
+      judges: compute the embeddings.
+      models: bundle for the codec round trip.
       task: captions and references.
-      controls: of CONTROLS; those made of references are left out where the task has none.
-      seconds: length of clips of noise.
-      seed: of the shuffling and the noise.
+      controls: names from `CONTROLS`; without references in the task, "real" and "codec" are left out.
+      seconds: length of noise clips.
+      seed: seed of the shuffling and the noise.
 
     Returns:
-      By the row's name, in the order of CONTROLS: what is heard, given what was heard in the system's clips.
+      {row name: function from the system's embeddings to the control's}, in the order of `CONTROLS`.
     """
     ids = [item.id for item in task.items]
     hear: dict[str, Callable[[Hearing], Hearing]] = {
@@ -186,14 +186,14 @@ def score_rows(
     """Scores a system's clips, then the controls.
 
     Args:
-      judges: hear and score.
-      system: its name.
-      found: its clips.
-      rows: of `control_rows`.
-      progress: is told which row is scored.
+      judges: compute embeddings and scores.
+      system: name of the system.
+      found: clips of the system.
+      rows: output of `control_rows`.
+      progress: called before each row.
 
     Returns:
-      What was heard in the system's clips, and the scores of each row.
+      The embeddings of the system's clips, and the scores of each row.
     """
     progress("scoring", 0, 1 + len(rows))
     hearing = judges.hear(found.read)
