@@ -1,4 +1,4 @@
-"""From scores to a bundle on one accelerator in minutes, without TensorFlow, seqio, gin or a network.
+"""Trains a bundle from scores on one accelerator in minutes, without TensorFlow, seqio, gin or network access.
 
 `sizes` says how much, `learners` reads the pack's configurations, `corpus` renders, `programs` compiles ahead, `chain`
 trains part after part.

@@ -1,4 +1,4 @@
-"""Clips of a bootstrap: rendered by processes, taken to the accelerator block by block while it trains."""
+"""The clips of a bootstrap: worker processes render them; a thread moves them to the accelerator during training."""
 
 import itertools
 import pathlib
@@ -16,18 +16,18 @@ from musiclm_jax.corpus import human_captions
 from musiclm_jax.corpus.resident import RenderJob
 from musiclm_jax.tokenizers import mulan
 
-HUMAN_FILE = "human_captions.json"  # in the pack: sentences of people
-MUSIC_FILE = "music.ogg"  # in the pack: excerpts of recordings for the codec; may be missing, and needs soundfile
+HUMAN_FILE = "human_captions.json"  # in the pack: sentences written by people
+MUSIC_FILE = "music.ogg"  # in the pack, optional: excerpts of recordings for the codec; requires soundfile
 CORPUS_FOLDER = "corpus"  # in the pack: scores and sound fonts
 
 
 class Corpus:
-    """Clips as they are rendered, in blocks in the accelerator's memory, and the texts about them."""
+    """Clips and their texts, in blocks in the accelerator's memory that become available as clips are rendered."""
 
     def __init__(
         self, sizes: Sizes, pack: pathlib.Path, work: pathlib.Path, seed: int, vocab: bytes, say: Callable[[str], None]
     ):
-        """Starts to render; a thread takes finished blocks to the accelerator."""
+        """Starts rendering, and a thread that moves finished blocks to the accelerator."""
         self._sizes, self._vocab, self._say = sizes, vocab, say
         self._human, self._music = human_captions.load(pack / HUMAN_FILE), pack / MUSIC_FILE
         self._rng = np.random.default_rng(seed)
@@ -43,8 +43,8 @@ class Corpus:
         self.audio: list[jax.Array] = []  # int16 [block, samples] each
         self._validation: tuple[np.ndarray, np.ndarray] | None = None  # audio and text ids
         self.text_ids: list[jax.Array] = []  # int16 [block, texts, length] each
-        self.text_vectors: list[jax.Array] = []  # float16 [block, texts, width] each, made by who reads them
-        self.music: jax.Array | None = None  # a block of recordings for the codec, if there are some
+        self.text_vectors: list[jax.Array] = []  # float16 [block, texts, width] each; the caller appends them
+        self.music: jax.Array | None = None  # a block of recordings for the codec, if the pack has any
         self.closed = False
         self.trouble: BaseException | None = None
         threading.Thread(target=self._take, daemon=True).start()
@@ -53,7 +53,7 @@ class Corpus:
         try:
             if self._music.exists():
                 self.music = jax.device_put(recordings(self._music, self._sizes.block))
-                self._say("recordings for the codec are read")
+                self._say("recordings for the codec are loaded")
             block = self._sizes.block
             for index in range(self._sizes.blocks):
                 while self._job.available("train") < (index + 1) * block:
@@ -68,11 +68,11 @@ class Corpus:
                 self._say(f"clips: {(index + 1) * block} of {self._count}")
             texts = self._texts(self._job.metadata("validation", self._sizes.validation))
             self._validation = self._job.arrays["validation.audio.int16"], texts
-        except BaseException as error:  # told where the blocks are waited for
+        except BaseException as error:  # `wait` raises it
             self.trouble = error
 
     def _texts(self, clips: list[dict]) -> np.ndarray:
-        """Ids of texts about clips: captions, lists of aspects, sentences of people that fit."""
+        """Draws texts for clips (captions, aspect lists, matching sentences by people) and returns their token ids."""
         sizes, rng = self._sizes, self._rng
         texts: list[str] = []
         for clip in clips:
@@ -87,7 +87,7 @@ class Corpus:
         return ids.reshape(len(clips), sizes.texts, sizes.text_length).astype(np.int16)
 
     def wait(self, blocks: int) -> None:
-        """Waits for the first so many blocks.
+        """Waits until the first `blocks` blocks are available.
 
         Raises:
           RuntimeError: if they cannot be rendered.
@@ -98,7 +98,7 @@ class Corpus:
             time.sleep(0.1)
 
     def blocks(self, texts: bool = False) -> Iterator[resident.Data]:
-        """The blocks that are there, in turn and without end; with texts those that have sentence vectors."""
+        """Cycles through the available blocks without end; with `texts`, through those that have sentence vectors."""
         for turn in itertools.count():
             index = turn % len(self.text_vectors if texts else self.text_ids)
             data = {"audio": self.audio[index], "clips": jnp.int32(self._sizes.block)}
@@ -106,17 +106,17 @@ class Corpus:
             yield data | about
 
     def sounds(self) -> Iterator[resident.Data]:
-        """The blocks that are there, and every eighth time recordings: what the codec learns from."""
+        """Cycles through the available blocks for the codec; every eighth one is recordings, if there are any."""
         for turn, data in enumerate(self.blocks()):
             with_music = turn % 8 == 7
             yield {**data, "audio": self.music} if with_music and self.music is not None else data
 
     def leads(self) -> np.ndarray:
-        """Leads by a voice of every `leads_every`-th clip: int16 `[n, samples]`."""
+        """Returns the leads of every `leads_every`-th clip, performed by a voice: int16 `[n, samples]`."""
         return self._job.arrays["train.leads.int16"]
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """Audio and text ids of the validation split.
+        """Returns audio and text ids of the validation split.
 
         Raises:
           RuntimeError: if it is not rendered yet.
@@ -132,8 +132,8 @@ class Corpus:
 
 
 def recordings(path: pathlib.Path, clips: int) -> np.ndarray:
-    """Excerpts of 10 s from a sound file, repeated to fill a block: int16 `[clips, samples]`."""
-    from musiclm_jax.data import audio  # here: the machine of a pack without recordings needs no soundfile
+    """Reads excerpts of 10 s from a sound file, repeated to fill a block: int16 `[clips, samples]`."""
+    from musiclm_jax.data import audio  # here, since soundfile is only needed for packs with recordings
 
     sound = audio.read_pcm(path)
     excerpts = sound[: len(sound) // CLIP_SAMPLES * CLIP_SAMPLES].reshape(-1, CLIP_SAMPLES)

@@ -1,4 +1,4 @@
-"""The learners of a bootstrap, as the pack describes them, and what each of them draws from the resident data."""
+"""Reads the learners of a bootstrap from the pack, and chooses how each draws batches from the resident data."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ CLASSES: dict[str, Any] = dict.fromkeys(TRAININGS, StageLearner) | {
 
 
 def is_stage(name: str) -> bool:
-    """Whether a part, one of TRAININGS, is a stage."""
+    """Returns whether a part, one of TRAININGS, is a stage."""
     return issubclass(CLASSES[name], StageLearner)
 
 
@@ -32,13 +32,13 @@ def read(path: pathlib.Path, sizes: Sizes, vocab: pathlib.Path) -> dict[str, Any
     """Reads the learners of all parts.
 
     Args:
-      path: JSON of the configurations that gin files give, by part.
-      sizes: batch sizes, dtype and discriminators replace those of the configurations.
-      vocab: word pieces of the text encoder.
+      path: JSON with the configuration of each part, exported from gin files.
+      sizes: its batch sizes, dtype and discriminators override the configurations.
+      vocab: vocabulary file of the text encoder.
 
     Returns:
-      Learners by part. Their learning rates are constant after the warm-up: a part trains for a time, not for a number
-      of steps.
+      Part to learner. Learning rates are constant after the warm-up, since parts train for a given time instead of a
+      number of steps.
     """
     described = json.loads(path.read_text(encoding="utf-8"))
     return {name: _learner(name, described[name], sizes, vocab) for name in TRAININGS}
@@ -66,12 +66,12 @@ def _learner(name: str, described: dict[str, Any], sizes: Sizes, vocab: pathlib.
 
 
 def constant(optimizer: Any) -> Any:
-    """The optimizer with a constant rate after the warm-up; `resident.train_for` lowers the rate over time."""
+    """Makes the learning rate constant after the warm-up; `resident.train_for` lowers it over time."""
     return dataclasses.replace(optimizer, schedule="constant")
 
 
 def draw(name: str, learner: Any, sizes: Sizes) -> resident.Draw:
-    """The function that draws a part's batches."""
+    """Returns the function that draws a part's batches."""
     batch = sizes.batch[name]
     if isinstance(learner, StageLearner):
         share = caption_share(learner, sizes)
@@ -81,5 +81,5 @@ def draw(name: str, learner: Any, sizes: Sizes) -> resident.Draw:
 
 
 def caption_share(learner: StageLearner, sizes: Sizes) -> float:
-    """Share of a stage's crops that get the codes of a text; 0 for stages that are not conditioned on MuLan codes."""
+    """Returns the share of a stage's crops conditioned on a text's codes; 0 for stages without MuLan conditioning."""
     return sizes.caption_share if any(part.stream == MULAN.name for part in learner.stage.conditioning) else 0.0

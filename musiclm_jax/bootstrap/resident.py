@@ -1,8 +1,8 @@
-"""Training whose data lies in the accelerator's memory: crops are drawn in the compiled steps, several steps a call.
+"""Training on data in the accelerator's memory: compiled steps draw the crops, and one call runs several steps.
 
-Tokens of hundreds of hours, or tens of hours of 16-bit audio, fit beside a small model on one GPU. Nothing then crosses
-the bus while it trains, no input pipeline runs on the host, and neither TensorFlow nor seqio is needed. A step depends
-on its number, the key and the data alone, as in `trainer.train`.
+Tokens of hundreds of hours, or tens of hours of 16-bit audio, fit into one GPU's memory with a small model. During
+training, no data is transferred, no input pipeline runs on the host, and neither TensorFlow nor seqio is needed. A step
+depends only on its number, the key and the data, as in `trainer.train`.
 """
 
 import functools
@@ -26,12 +26,12 @@ FRAMES_PER_SEMANTIC = ACOUSTIC.frame_rate // SEMANTIC.frame_rate
 
 
 def draw_audio(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[str, jax.Array]:
-    """Random crops of audio.
+    """Draws random crops of audio.
 
     Args:
-      key: of the step.
-      data: "audio" int16 `[clips, samples]`; "clips" int32 scalar, how many of them are there.
-      batch: crops.
+      key: the step's key.
+      data: "audio" int16 `[clips, samples]`; "clips" int32 scalar, the number of valid clips.
+      batch: number of crops.
       samples: length of a crop.
 
     Returns:
@@ -44,13 +44,13 @@ def draw_audio(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[
 
 
 def draw_pairs(key: jax.Array, data: Data, *, batch: int, samples: int) -> dict[str, jax.Array]:
-    """Random crops of audio, each with one of its clip's texts.
+    """Draws random crops of audio, each with one of its clip's texts.
 
     Args:
-      key: of the step.
-      data: as in `draw_audio`, "text_ids" int `[clips, texts, length]`, 0 in padding, and "text_vectors" float
-        `[clips, texts, width]`, what the text encoder, which is not trained, made of them.
-      batch: pairs.
+      key: the step's key.
+      data: as in `draw_audio`, plus "text_ids" int `[clips, texts, length]`, 0 in padding, and "text_vectors" float
+        `[clips, texts, width]`, the frozen text encoder's output for them.
+      batch: number of pairs.
       samples: length of a crop.
 
     Returns:
@@ -76,20 +76,20 @@ def _crop_audio(audio: jax.Array, rows: jax.Array, starts: jax.Array, samples: i
 def draw_tokens(
     key: jax.Array, data: Data, *, batch: int, stage: Stage, caption_share: float = 0.0
 ) -> dict[str, jax.Array]:
-    """Random crops of token streams, aligned in time.
+    """Draws random crops of token streams, aligned in time.
 
     Args:
-      key: of the step.
-      data: those of "semantic" int `[clips, t]`, "acoustic" `[clips, 2 t, q]`, "mulan" `[clips, q]`, "melody"
-        `[clips, q]` that the stage reads; with a caption_share also "caption_mulan" `[clips, captions, q]`, the MuLan
-        codes of texts about each clip.
-      batch: crops.
-      stage: whose crops are cut.
-      caption_share: share of the rows whose MuLan codes are those of a text instead of the clip's own sound, as they
-        are at generation. 0 in the paper, whose training music has no texts.
+      key: the step's key.
+      data: the streams that the stage reads, among "semantic" int `[clips, t]`, "acoustic" `[clips, 2 t, q]`, "mulan"
+        `[clips, q]` and "melody" `[clips, q]`. If caption_share is not 0, also "caption_mulan" `[clips, captions, q]`,
+        the MuLan codes of texts about each clip.
+      batch: number of crops.
+      stage: the stage to train; sets streams and crop length.
+      caption_share: share of rows whose MuLan codes come from a text, as in generation, instead of the clip's audio. 0
+        in the paper, whose training music has no texts.
 
     Returns:
-      Batch of raw streams for `stages.assemble`, int32.
+      A batch of raw streams for `stages.assemble`, int32.
     """
     row_key, start_key, share_key, caption_key = jax.random.split(key, 4)
     names = {part.stream for part in (*stage.conditioning, stage.target)}
@@ -122,9 +122,10 @@ def draw_tokens(
 
 
 def scaled(before: Any, after: Any, scale: jax.Array) -> Any:
-    """The state `after` a step whose rate was `scale` times that of the optimiser's schedule.
+    """Scales the update from `before` to `after`, as if the learning rate had been `scale` times the schedule's.
 
-    What the optimisers of `OptimizerConfig` add to the parameters, decay included, is proportional to the rate.
+    This is exact since the updates of all optimizers in `OptimizerConfig`, including weight decay, are proportional to
+    the learning rate.
     """
 
     def between(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -138,16 +139,16 @@ def scaled(before: Any, after: Any, scale: jax.Array) -> Any:
 def steps(
     learner: Learner, draw: Draw, count: int
 ) -> Callable[[Any, Data, jax.Array, jax.Array, jax.Array], tuple[Any, Mapping[str, jax.Array]]]:
-    """A function of `count` training steps, to be compiled once.
+    """Returns a jitted function that runs `count` training steps.
 
     Args:
-      learner: what is trained.
-      draw: makes a step's batch.
-      count: steps of a call.
+      learner: the learner to train.
+      draw: draws a step's batch.
+      count: steps per call.
 
     Returns:
-      (state, data, key, first, scale) -> the state after steps `first` .. `first + count - 1` and the means of their
-      metrics; `scale` multiplies the rate of the learner's schedule, see `scaled`. The state is donated.
+      (state, data, key, first, scale) -> the state after steps `first` .. `first + count - 1`, and the means of their
+      metrics. `scale` multiplies the learning rate of the learner's schedule, see `scaled`. The state is donated.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -157,7 +158,7 @@ def steps(
             after, metrics = learner.train_step(state, draw(draw_key, data), step_key)
             return scaled(state, after, scale), metrics
 
-        if count == 1:  # inside a loop XLA's CPU compiler does not find its fast convolutions
+        if count == 1:  # no scan: inside a loop, XLA's CPU compiler does not use its fast convolutions
             return one(state, 0)
         state, metrics = jax.lax.scan(one, state, jnp.arange(count))
         return state, jax.tree.map(jnp.mean, metrics)
@@ -166,7 +167,7 @@ def steps(
 
 
 def evaluation(learner: Learner, draw: Draw, count: int) -> Callable[[Any, Data, jax.Array], Mapping[str, jax.Array]]:
-    """A function (state, data, key) -> means of the learner's held-out metrics over `count` batches."""
+    """Returns a jitted function (state, data, key) -> means of the learner's held-out metrics over `count` batches."""
 
     @jax.jit
     def run(state: Any, data: Data, key: jax.Array) -> Mapping[str, jax.Array]:
@@ -180,12 +181,12 @@ def evaluation(learner: Learner, draw: Draw, count: int) -> Callable[[Any, Data,
 
 
 def abstract_state(learner: Learner) -> Any:
-    """Shapes and types of a learner's state, without the boxes of logical axes."""
+    """Returns shapes and dtypes of a learner's state, without logical-axis boxes."""
     return partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
 
 
 def unboxed_init(learner: Learner, key: jax.Array) -> Any:
-    """The state at step 0, without the boxes of logical axes."""
+    """Initializes a learner's state, without logical-axis boxes."""
     return partitioning.unbox(learner.init(key))
 
 
@@ -200,20 +201,20 @@ def train_for(
     say: Callable[[str], None],
     every: float = 10.0,
 ) -> tuple[Any, int, dict[str, float]]:
-    """Trains for a time instead of a number of steps; the rate falls linearly to 0 with the time.
+    """Trains for a given time instead of a number of steps; the learning rate falls linearly to 0 over that time.
 
     Args:
-      run: of `steps`, compiled or not.
-      state: donated.
-      data: what each call draws from; the same arrays each time, or blocks of a corpus in turn.
-      key: of the training.
-      count: steps of a call, as `run` was made with.
-      seconds: of the training; one call is made at least.
-      say: takes lines of progress.
-      every: seconds between the lines.
+      run: from `steps`, compiled or not.
+      state: initial state; donated.
+      data: data for each call: the same arrays each time, or blocks of a corpus in turn.
+      key: random key of the training.
+      count: steps per call of `run`.
+      seconds: duration of the training; at least one call is made.
+      say: called with lines of progress.
+      every: seconds between lines.
 
     Returns:
-      The state, the number of steps, and the means of the last call's metrics.
+      The state, the number of steps, and the mean metrics of the last call.
 
     Raises:
       FloatingPointError: if the loss is not finite.
@@ -227,12 +228,12 @@ def train_for(
         per_call = elapsed / max(done // count - len(waiting), 1)
         if done and elapsed + per_call * len(waiting) + 0.5 * per_call > seconds:
             break
-        # What a call takes is an estimate, high after a first call that compiled: the rate must not rise again.
+        # The time per call is an estimate, too high at first if that call compiled; keep the rate from rising again.
         fraction = max(fraction, min((elapsed + per_call * len(waiting)) / seconds, 1.0))
         state, metrics = run(state, next(data), key, jnp.int32(done), jnp.float32(max(1.0 - fraction, 0.02)))
         done += count
         waiting.append(metrics)
-        if len(waiting) == 2:  # one call runs while the next is already in the queue
+        if len(waiting) == 2:  # one call runs while the next is queued
             latest = _fetched(waiting.pop(0))
         if time.monotonic() - said > every:
             said = time.monotonic()
@@ -247,15 +248,15 @@ def train_for(
 def _fetched(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
     if not math.isfinite(values.get("loss", 0.0)):
-        raise FloatingPointError(f"the loss is {values['loss']}: lower the rate, or train in float32")
+        raise FloatingPointError(f"the loss is {values['loss']}: lower the learning rate, or train in float32")
     return values
 
 
 def shown(metrics: Mapping[str, float]) -> str:
-    """Metrics in a line, without the perplexities of each level of a quantizer."""
+    """Formats metrics in one line, without the perplexities of a quantizer's levels."""
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if "perplexity_" not in name)
 
 
 def crop_samples(seconds: float) -> int:
-    """Samples of a crop, a whole number of semantic frames."""
+    """Returns the length of a crop in samples, a whole number of semantic frames."""
     return SEMANTIC.frames(seconds) * SAMPLE_RATE // SEMANTIC.frame_rate

@@ -1,4 +1,4 @@
-"""How much a bootstrap renders and how it is trained."""
+"""Sizes of a bootstrap: amount of data, batch sizes, shares of the time."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ TRAININGS = ("soundstream", "w2v_bert", "mulan", "coarse", "semantic", "fine", "
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is rendered and how it is trained; the defaults are for one GPU of 80 GB."""
+    """Amount of data and training settings; the defaults suit one GPU with 80 GB."""
 
-    blocks: int = 16  # of clips; a block is one array in the accelerator's memory, rendered in turn
-    block: int = 2048  # clips of 10 s
-    leads_every: int = 4  # of so many clips one has its lead sung, for the melody
-    validation: int = 192  # clips of compositions that are never trained on, for held-out figures; a block at most
-    workers: int = 12  # processes that render
-    compilers: int = 3  # threads that compile
-    at_once: int = 64  # clips that are encoded at once
-    texts: int = 10  # of a clip
-    text_length: int = 48  # pieces of a text, [CLS] and [SEP] included
-    human_texts: int = 2  # of them at most, sentences of people about other music with the same facts
+    blocks: int = 16  # number of blocks; each is one array in the accelerator's memory, rendered one after another
+    block: int = 2048  # clips of 10 s per block
+    leads_every: int = 4  # one in this many clips has its lead performed by a voice, for melody conditioning
+    validation: int = 192  # held-out clips, of compositions that are never trained on; at most a block
+    workers: int = 12  # rendering processes
+    compilers: int = 3  # compiling threads
+    at_once: int = 64  # clips encoded at once
+    texts: int = 10  # per clip
+    text_length: int = 48  # word pieces per text, including [CLS] and [SEP]
+    human_texts: int = 2  # at most this many of them are people's sentences about other music with the same facts
     caption_share: float = 0.75  # of the stages' rows, see `resident.draw_tokens`
-    dtype: str = "bfloat16"  # of activations where it is safe
+    dtype: str = "bfloat16"  # of activations, where it is safe
     discriminators: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"discriminator_channels": 16, "discriminator_windows": (2048, 1024, 512)}
     )  # fields of SoundStreamConfig
@@ -45,7 +45,7 @@ class Sizes:
             "semantic_melody": 10, "decoder": 8,
         }
     )  # fmt: skip
-    # of the time, in the order of training; what is left at a part's beginning is shared among it and those after it
+    # In order of training: a part gets the remaining time times its share, divided by the shares of all parts left.
     share: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {
             "soundstream": 0.23, "w2v_bert": 0.07, "mulan": 0.09, "coarse": 0.20, "semantic": 0.10, "fine": 0.09,
@@ -55,7 +55,7 @@ class Sizes:
 
 
 def cpu() -> Sizes:
-    """For two CPU cores and 16 GB of memory."""
+    """Returns sizes for two CPU cores and 16 GB of memory."""
     batch = {"soundstream": 6, "w2v_bert": 32, "mulan": 64, "semantic": 16, "coarse": 8, "fine": 8}
     return Sizes(
         blocks=2,
@@ -73,7 +73,7 @@ def cpu() -> Sizes:
 
 
 def rehearsal() -> Sizes:
-    """Toy sizes: the whole chain in minutes on two cores."""
+    """Returns toy sizes, with which all parts run in minutes on two cores."""
     names = TRAININGS
     return Sizes(
         blocks=2,

@@ -106,7 +106,7 @@ class RenderJob:
     def _start(self, number: int) -> subprocess.Popen:
         root = str(pathlib.Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # One thread each: workers may fill all cores. Workers do not import JAX; if one did, it must leave the GPU alone.
+        # One thread each: workers may fill all cores. They do not import JAX; if one did, it must leave the GPU alone.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "musiclm_jax.corpus.render_worker", str(self._folder), str(number)]
