@@ -30,6 +30,7 @@ from musiclm_jax.tokenizers import melody
 from musiclm_jax.training import partitioning, trainer
 from musiclm_jax.training.divergence import DivergedError
 from musiclm_jax.training.learner import Learner
+from musiclm_jax.training.trainer import RunConfig
 
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
     try:
         with one_line_errors():
             built = gin.get_bindings("train")  # the learner, the task and the mesh are made here
-        train(model_dir=args.model_dir, start_from=args.start_from, try_out=args.dry_run, **built)
+        train(Run(**built), args.model_dir, args.start_from, args.dry_run)
     except DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
@@ -164,7 +165,7 @@ def one_line_errors(bindings: Sequence[str] = ()) -> Iterator[None]:
 
 def with_choices(message: str) -> str:
     """Adds the valid choices to gin's message about an unknown or missing name."""
-    known = {own.__name__: own for own in (train, *gin_bindings.CONFIGURABLES)}
+    known = {own.__name__: own for own in gin_bindings.CONFIGURABLES} | {"train": Run}
     if found := re.match(r"Configurable '(\w+)' doesn't have a parameter", message):
         parameters = inspect.signature(known[found[1]]).parameters if found[1] in known else ()
         return f"{message.rstrip('.')}: it has {', '.join(parameters)}" if parameters else message
@@ -175,72 +176,83 @@ def with_choices(message: str) -> str:
     return message
 
 
-@gin.configurable(denylist=["model_dir", "start_from", "try_out"])
-def train(
-    model_dir: str | os.PathLike | None,
-    start_from: str | None = None,
-    try_out: bool = False,
-    learner: Learner = gin.REQUIRED,
-    task: TaskSpec = gin.REQUIRED,
-    batch_size: int = gin.REQUIRED,
-    total_steps: int = gin.REQUIRED,
-    mesh: jax.sharding.Mesh | None = None,
-    train_split: str = "train",
-    eval_split: str | None = "validation",
-    data_seed: int = 0,
-    seed: int = 0,
-    checkpoint_period: int = 1_000,
-    checkpoint_minutes: float = 10.0,
-    eval_period: int = 1_000,
-    eval_steps: int = 8,
-    log_period: int = 50,
-    profile_steps: tuple[int, int] | None = None,
-    keep: int = 3,
-) -> Any:
-    """Builds a run's datasets and trains; gin sets every argument except the first three. See `trainer.train`.
+@gin.configurable("train")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(RunConfig):
+    """A run as gin files describe it: each field is a parameter of `train` there.
 
-    With `try_out`, takes two steps on synthetic data instead, see `dry_run.report`.
+    Attributes:
+      learner: what is trained.
+      task: what it is trained on.
+      batch_size: rows of a batch, over all processes.
+      mesh: from `partitioning.make_mesh`; None for all devices as data parallel.
+      train_split: split of the task to train on.
+      eval_split: held-out split; None for no evaluation.
+      data_seed: seed of the order and the crops of the data.
+
+    Raises:
+      ValueError: if a value is of another kind; gin does not check types.
     """
-    if not isinstance(task, TaskSpec):
-        raise ValueError(f"train.task is {task!r}, expected a task: bind it as train.task = @coarse_task()")
-    if not hasattr(learner, "train_step") or isinstance(learner, type):
-        raise ValueError(
-            f"train.learner is {learner!r}, expected a learner: bind it as train.learner = @StageLearner()"
-        )
-    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
-        raise ValueError(f"train.mesh is {mesh!r}, expected a mesh: bind it as train.mesh = @make_mesh()")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"train.batch_size is {batch_size!r}, expected a whole number, 1 or more")
-    mesh = mesh or partitioning.make_mesh()
-    partitioning.check_batch_size(mesh, batch_size)
-    start_variables = weights_of(bundles.load(start_from), learner) if start_from else None
+
+    learner: Learner = gin.REQUIRED
+    task: TaskSpec = gin.REQUIRED
+    batch_size: int = gin.REQUIRED
+    total_steps: int = gin.REQUIRED
+    mesh: jax.sharding.Mesh | None = None
+    train_split: str = "train"
+    eval_split: str | None = "validation"
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.task, TaskSpec):
+            raise ValueError(f"train.task is {self.task!r}, expected a task: bind it as train.task = @coarse_task()")
+        if not hasattr(self.learner, "train_step") or isinstance(self.learner, type):
+            raise ValueError(
+                f"train.learner is {self.learner!r}, expected a learner: bind it as train.learner = @StageLearner()"
+            )
+        if self.mesh is not None and not isinstance(self.mesh, jax.sharding.Mesh):
+            raise ValueError(f"train.mesh is {self.mesh!r}, expected a mesh: bind it as train.mesh = @make_mesh()")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"train.batch_size is {self.batch_size!r}, expected a whole number, 1 or more")
+
+
+def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None = None, try_out: bool = False) -> Any:
+    """Builds a run's datasets and trains, see `trainer.train`.
+
+    Args:
+      run: what gin files describe.
+      model_dir: folder of the run; None with `try_out`.
+      start_from: bundle whose weights a new run starts from.
+      try_out: takes two steps on synthetic data instead, see `dry_run.report`.
+
+    Returns:
+      The final state, None with `try_out`.
+    """
+    mesh = run.mesh or partitioning.make_mesh()
+    partitioning.check_batch_size(mesh, run.batch_size)
+    start_variables = weights_of(bundles.load(start_from), run.learner) if start_from else None
     if try_out:
-        rows = batch_size // jax.process_count()
-        for line in dry_run.report(learner, fake_batch(task, rows), mesh, start_variables):
+        rows = run.batch_size // jax.process_count()
+        for line in dry_run.report(run.learner, fake_batch(run.task, rows), mesh, start_variables):
             if jax.process_index() == 0:
                 print(line, flush=True)
         return None
     if model_dir is None:
         raise ValueError("model_dir is None: give the folder of the run, or try_out=True to try it without one")
-    train_dataset = TaskDataset(task, train_split, batch_size, seed=data_seed)
-    eval_dataset = TaskDataset(task, eval_split, batch_size, seed=data_seed, shuffle=False) if eval_split else None
+    train_dataset = TaskDataset(run.task, run.train_split, run.batch_size, seed=run.data_seed)
+    eval_dataset = None
+    if run.eval_split:
+        eval_dataset = TaskDataset(run.task, run.eval_split, run.batch_size, seed=run.data_seed, shuffle=False)
     return trainer.train(
-        learner,
+        run.learner,
         train_dataset,
         eval_dataset,
         model_dir,
-        total_steps=total_steps,
-        checkpoint_period=checkpoint_period,
-        checkpoint_minutes=checkpoint_minutes,
-        eval_period=eval_period,
-        eval_steps=eval_steps,
-        log_period=log_period,
-        profile_steps=profile_steps,
-        keep=keep,
-        seed=seed,
+        run,
         mesh=mesh,
         start_variables=start_variables,
-        config_files=config_files(learner),
+        config_files=config_files(run.learner),
     )
 
 

@@ -129,8 +129,8 @@ def test_two_processes_take_the_steps_of_one(arguments, tmp_path, capsys):
     bound = gin.get_bindings("train")
     gin.clear_config()
     data = [Joined(bound["task"], split, shuffle) for split, shuffle in (("train", True), ("validation", False))]
-    options = {"total_steps": STEPS, "eval_steps": 9, "log_period": 1, "mesh": partitioning.make_mesh(1)}
-    expected = trainer.train(bound["learner"], *data, tmp_path / "one", **options)
+    run = trainer.RunConfig(total_steps=STEPS, eval_steps=9, log_period=1)
+    expected = trainer.train(bound["learner"], *data, tmp_path / "one", run, mesh=partitioning.make_mesh(1))
     for one, other in zip(jax.tree.leaves(expected.params), jax.tree.leaves(found["params"]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     assert loss_of(out[0]) == pytest.approx(loss_of(capsys.readouterr().out), rel=1e-3)

@@ -232,4 +232,4 @@ def test_bad_input_has_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="training data holds no batch"):
         run(tmp_path, 3, Empty())
     with pytest.raises(ValueError, match="evaluation data holds no batch"):  # before the first step
-        trainer.train(ToyLearner(nan_at=0), ToyData(), Empty(), tmp_path, total_steps=3)
+        trainer.train(ToyLearner(nan_at=0), ToyData(), Empty(), tmp_path, trainer.RunConfig(total_steps=3))

@@ -89,7 +89,11 @@ def run(model_dir, total_steps, data=None, learner=None, **overrides) -> ToyStat
     arguments = {"checkpoint_period": 5, "eval_period": 4, "eval_steps": 2, "log_period": 3, "checkpoint_minutes": 0.0}
     arguments |= overrides
     return trainer.train(
-        learner or ToyLearner(), data or ToyData(), ToyData(), model_dir, total_steps=total_steps, **arguments
+        learner or ToyLearner(),
+        data or ToyData(),
+        ToyData(),
+        model_dir,
+        trainer.RunConfig(total_steps=total_steps, **arguments),
     )
 
 

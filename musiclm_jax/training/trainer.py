@@ -28,21 +28,49 @@ from musiclm_jax.training.progress import StepProgress, Work, peak_flops, scalar
 from musiclm_jax.training.summaries import SummaryWriter
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run trains, and what it does in between.
+
+    Attributes:
+      total_steps: step at which the run ends.
+      checkpoint_period: steps between checkpoints; one is also written at the end.
+      checkpoint_minutes: minutes after which a checkpoint is written in between (single process only); 0 for never.
+      eval_period: steps between evaluations; one is also made at the end.
+      eval_steps: batches per evaluation.
+      log_period: steps between progress lines.
+      profile_steps: first and last step, counted from 1, to trace with JAX's profiler; None for no trace.
+      keep: number of latest checkpoints to keep, in addition to the best one by held-out loss.
+      seed: for initialisation, dropout and all else but the data, which has its own.
+
+    Raises:
+      ValueError: if a period is not a whole number of 1 or more.
+    """
+
+    total_steps: int
+    checkpoint_period: int = 1_000
+    checkpoint_minutes: float = 10.0
+    eval_period: int = 1_000
+    eval_steps: int = 8
+    log_period: int = 50
+    profile_steps: tuple[int, int] | None = None
+    keep: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "eval_steps", "checkpoint_period", "eval_period", "log_period"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:  # gin does not check types
+                raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
+
+
 def train(
     learner: Learner,
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
     model_dir: str | os.PathLike,
+    run: RunConfig,
     *,
-    total_steps: int,
-    checkpoint_period: int = 1_000,
-    checkpoint_minutes: float = 10.0,
-    eval_period: int = 1_000,
-    eval_steps: int = 8,
-    log_period: int = 50,
-    profile_steps: tuple[int, int] | None = None,
-    keep: int = 3,
-    seed: int = 0,
     mesh: Mesh | None = None,
     start_variables: Mapping[str, Any] | None = None,
     config_files: Mapping[str, str] | None = None,
@@ -57,15 +85,7 @@ def train(
       train_dataset: training batches.
       eval_dataset: held-out batches, the first `eval_steps` of epoch 0 each time; None for no evaluation.
       model_dir: folder of checkpoints and TensorBoard events.
-      total_steps: step at which the run ends.
-      checkpoint_period: steps between checkpoints; one is also written at the end.
-      checkpoint_minutes: minutes after which a checkpoint is written in between (single process only); 0 for never.
-      eval_period: steps between evaluations; one is also made at the end.
-      eval_steps: batches per evaluation.
-      log_period: steps between progress lines.
-      profile_steps: first and last step, counted from 1, to trace with JAX's profiler; None for no trace.
-      keep: number of latest checkpoints to keep, in addition to the best one by held-out loss.
-      seed: for initialisation, dropout and all else but the data, which has its own.
+      run: how long to train, and the periods.
       mesh: from `partitioning.make_mesh`; None for all devices as data parallel.
       start_variables: variables of a bundle's part; a new run starts with them instead of random weights.
       config_files: text files by name, written into model_dir once its checkpoint is known to fit.
@@ -75,28 +95,26 @@ def train(
 
     Raises:
       DivergedError: if a metric is not finite, see `divergence.check_finite`; the checkpoints are sound.
-      ValueError: if a period is not positive, the data is empty, or a checkpoint does not fit, cannot be read or
+      ValueError: if the data is empty, or a checkpoint does not fit, cannot be read or
         cannot be written.
     """
-    periods = {"checkpoint_period": checkpoint_period, "eval_period": eval_period, "log_period": log_period}
-    for name, value in {"total_steps": total_steps, "eval_steps": eval_steps, **periods}.items():
-        if not isinstance(value, int) or value < 1:  # gin does not check types
-            raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
     model_dir = checkpoints.run_folder(model_dir)
     mesh = mesh or partitioning.make_mesh()
-    key = jax.random.key(seed)
+    key = jax.random.key(run.seed)
     # All processes use the same keys; dropout masks are drawn for the global array, so rows still differ.
     init_key, train_key, eval_key = (jax.random.fold_in(key, stream) for stream in range(3))
     abstract = learners.abstract_state(learner, mesh)
     train_step = learners.jit_train_step(learner, abstract, mesh)
     eval_step = jax.jit(learner.eval_step, out_shardings=partitioning.replicated(mesh))
-    profiler = StepProfiler(model_dir, profile_steps)
+    # Keys of steps lie on the mesh, as the state does.
+    key_of_step = jax.jit(jax.random.fold_in, out_shardings=partitioning.replicated(mesh))
+    profiler = StepProfiler(model_dir, run.profile_steps)
 
-    with checkpoints.open_manager(model_dir, keep) as manager:
+    with checkpoints.open_manager(model_dir, run.keep) as manager:
         restored = checkpoints.restore_latest(manager, abstract)
         step, state, position = restored or (0, None, Position())
         batches = _batches(train_dataset, position)
-        if step < total_steps:  # unreadable data is reported before anything is compiled
+        if step < run.total_steps:  # unreadable data is reported before anything is compiled
             batches = itertools.chain([next(batches)], batches)
             if eval_dataset is not None:
                 _eval_batches(eval_dataset, 1)
@@ -111,38 +129,40 @@ def train(
         _write_files(model_dir, config_files or {})
 
         writer = SummaryWriter(model_dir)
-        progress = StepProgress(step, total_steps, peak_flops(mesh.devices.flat))
+        progress = StepProgress(step, run.total_steps, peak_flops(mesh.devices.flat))
         taken: list[TakenStep] = []  # steps since the last check; their metrics are still on the device
         saved_at = time.monotonic()
         saved_step = step if restored else -1
         evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation
 
         with StopRequest() as stop, profiler, partitioning.activation_rules(mesh):
-            while step < total_steps and not stop.requested_at(step):
+            while step < run.total_steps and not stop.requested_at(step):
                 host_batch, position = next(batches)
                 progress.work = Work.of_step(learner, host_batch)
                 batch = partitioning.shard_batch(mesh, host_batch)
                 if step == 0 and start_variables is None:
                     state = learners.warm_started(learner, state, abstract, batch, jax.random.fold_in(init_key, 1))
-                with profiler.step(step + 1):
-                    state, metrics = train_step(state, batch, jax.random.fold_in(train_key, step))
+                step_key = key_of_step(train_key, step)
+                # All arguments are where the step computes: an implicit copy would be made again at every step.
+                with profiler.step(step + 1), jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, batch, step_key)
                 step += 1
                 taken.append(TakenStep(step, position, metrics))
                 if profiler.after(step, metrics):
-                    _say(f"  steps {profile_steps} are traced in {model_dir}/plugins/profile")
+                    _say(f"  steps {run.profile_steps} are traced in {model_dir}/plugins/profile")
 
-                last = step == total_steps
-                overdue = checkpoint_minutes > 0 and time.monotonic() - saved_at > 60 * checkpoint_minutes
-                save = step % checkpoint_period == 0 or last or (overdue and jax.process_count() == 1)
-                evaluate = eval_dataset is not None and (step % eval_period == 0 or last)
+                last = step == run.total_steps
+                overdue = run.checkpoint_minutes > 0 and time.monotonic() - saved_at > 60 * run.checkpoint_minutes
+                save = step % run.checkpoint_period == 0 or last or (overdue and jax.process_count() == 1)
+                evaluate = eval_dataset is not None and (step % run.eval_period == 0 or last)
                 # Metrics are checked before every checkpoint, so that none holds a diverged state.
-                if step % log_period == 0 or progress.is_first or save or evaluate:
+                if step % run.log_period == 0 or progress.is_first or save or evaluate:
                     means = _look(taken, state, train_dataset, model_dir, manager)
                     _say(progress.line(step, means))
                     writer.write(step, means, "train/")
                     writer.write(step, progress.rate().scalars())
                 if evaluate and eval_dataset is not None:
-                    means = _evaluate(eval_step, state, eval_dataset, eval_steps, eval_key, mesh)
+                    means = _evaluate(eval_step, state, eval_dataset, run.eval_steps, eval_key, mesh)
                     _say(f"  held out after {step:,} steps: {scalars(means)}")
                     writer.write(step, means, "eval/")
                     evaluated = (step, means["loss"])
@@ -152,15 +172,15 @@ def train(
                     saved_at, saved_step = time.monotonic(), step
                 if evaluate or save:
                     progress.restart(step)  # the rate covers training only
-            if step < total_steps and saved_step != step:
+            if step < run.total_steps and saved_step != step:
                 _look(taken, state, train_dataset, model_dir, manager)
                 checkpoints.save(manager, step, state, position)
         checkpoints.wait(manager)
         writer.close()
-    if step < total_steps:
+    if step < run.total_steps:
         _say(f"stopped by a signal, saved at step {step:,}: the same command resumes from there")
     else:
-        _say(f"done: step {step:,} of {total_steps:,}")
+        _say(f"done: step {step:,} of {run.total_steps:,}")
     return state
 
 
