@@ -70,10 +70,10 @@ def make(row: Row, path: pathlib.Path) -> None:
       path: JSON file for its figures.
     """
     from musiclm_jax.launch import plan as command
-    from musiclm_jax.stages import learner as stage_learner
+    from musiclm_jax.stages import transformer
 
     if row.whole_vocabulary:
-        stage_learner.level_logits = whole_vocabulary_logits
+        transformer.level_logits = whole_vocabulary_logits
     bindings = [f"--gin.{binding}" for binding in row.bindings]
     command.main([f"--gin_file={row.stage}.gin", f"--topology={row.topology}", "--json", str(path), *bindings])
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import bundles
@@ -168,3 +169,10 @@ def random_like(init, *arguments):
 
 def tone(seconds: float = 1.0) -> np.ndarray:
     return np.sin(2 * np.pi * 440 * np.arange(int(24_000 * seconds)) / 24_000).astype(np.float32) / 2
+
+
+def stack_layers(params: dict) -> dict:
+    """Inverts `transformer.unstack_layers`."""
+    count = sum(name.startswith("layers_") for name in params)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(count)))
+    return {name: value for name, value in params.items() if not name.startswith("layers_")} | {"layers": stacked}

@@ -3,6 +3,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import miniature
 import numpy as np
 import pytest
 
@@ -64,7 +65,7 @@ def keys():
 
 def logits_of(params, conditioning, codes, drop=None):
     """Logits [b, t, q, k] of given codes, in one pass without a cache."""
-    stacked = transformer.stack_layers(params)
+    stacked = miniature.stack_layers(params)
     ids, valid = decoding.condition_ids(STAGE, conditioning, drop)
     ids = jnp.concatenate([ids, flatten(STAGE, STAGE.target, codes)], axis=1)
     valid = jnp.concatenate(
@@ -127,7 +128,7 @@ def test_transposed_kernels_draw_the_same_codes(params, conditioning, keys):
 
 def test_same_keys_same_codes_other_keys_others(params, conditioning, keys):
     first = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
-    again = decoding.sample(CONFIG, STAGE, transformer.stack_layers(params), conditioning, None, FRAMES, keys)
+    again = decoding.sample(CONFIG, STAGE, miniature.stack_layers(params), conditioning, None, FRAMES, keys)
     np.testing.assert_array_equal(first, again)
     other = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys[::-1])
     assert (first != other).mean() > 0.5

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import miniature
 import numpy as np
 import pytest
 
@@ -99,7 +100,7 @@ def test_only_kernels_change(params):
         f"{name}_{part}" for name in ("down", "gate", "up") for part in ("scale", "transposed")
     ]
     with pytest.raises(ValueError, match="the layers are stacked"):
-        int8_kernels(transformer.stack_layers(params))
+        int8_kernels(miniature.stack_layers(params))
 
 
 def test_transposed_kernels_are_rounded_alike(params):

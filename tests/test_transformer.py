@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import miniature
 import numpy as np
 import pytest
 
@@ -200,7 +201,7 @@ def test_unstack_and_stack_are_inverse(params):
     gains = {"time_gain", "condition_gain"}
     assert set(apart) == {"embedding", "relative_bias", "final_norm", "layers_0", "layers_1"} | gains
     np.testing.assert_array_equal(apart["layers_1"]["mlp"]["up"], params["layers"]["mlp"]["up"][1])
-    jax.tree.map(np.testing.assert_array_equal, transformer.stack_layers(apart), params)
+    jax.tree.map(np.testing.assert_array_equal, miniature.stack_layers(apart), params)
 
 
 def test_level_logits_by_hand():

@@ -14,7 +14,7 @@ import optax
 from musiclm_jax.stages.layout import LMBatch, assemble
 from musiclm_jax.stages.losses import TokenLosses, token_losses, weighted_mean
 from musiclm_jax.stages.stage import Stage
-from musiclm_jax.stages.transformer import Params, TransformerConfig, hidden_states, init_params, level_logits
+from musiclm_jax.stages.transformer import Params, TransformerConfig, init_params, target_logits
 from musiclm_jax.training.optimizers import OptimizerConfig
 
 Metrics = dict[str, jax.Array]
@@ -153,6 +153,10 @@ class StageLearner:
         mixed = self._loss(state.params, with_next_condition(self.stage, lm), None)[1]
         return metrics | {"condition_bits": mixed["bits"] - metrics["bits"]}
 
+    def variables(self, state: StageState) -> dict[str, Any]:
+        """Returns the variables of the bundle's part: {"params"}."""
+        return {"params": state.params}
+
     def loss(self, params: Params, batch: Mapping[str, Any], key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Computes the training loss.
 
@@ -173,23 +177,9 @@ class StageLearner:
 
     def token_losses(self, params: Params, lm: LMBatch, key: jax.Array | None) -> TokenLosses:
         """Computes the losses of each target position, float32 [b, t, q]; with a key, as in training."""
-        stage = self.stage
         dropout_key = key if self.config.dropout else None
-        hidden = hidden_states(
-            self.config,
-            params,
-            lm.decoder_input_tokens,
-            stage.times()[:-1],
-            stage.spans(),
-            lm.valid,
-            dropout_key,
-            frequent_id=stage.vocabulary.bos if self.hidden_context else None,  # hidden frames are bos
-        )
-        rows, frames, levels = lm.target_codes.shape
-        hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
-        target = stage.target
-        first_id = stage.vocabulary.offset(target.stream, target.first_level)
-        logits = level_logits(params, hidden, first_id, levels, stage.stream(target.stream).codebook_size)
+        hidden_frame = self.stage.vocabulary.bos if self.hidden_context else None
+        logits = target_logits(self.config, self.stage, params, lm, dropout_key, frequent_id=hidden_frame)
         return token_losses(logits, lm.target_codes, 0.0 if key is None else self.label_smoothing)
 
     def _loss(self, params: Params, lm: LMBatch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:

@@ -19,11 +19,20 @@ import numpy as np
 
 from musiclm_jax.kernels.flash_attention import SAVED
 from musiclm_jax.kernels.transposed import few_on_cpu
-from musiclm_jax.stages.layers import MASKED, Attention, GatedMlp, RMSNorm, distance_bias, dropout, saturation_distance
-from musiclm_jax.stages.stage import ConditionSpan
+from musiclm_jax.stages.layers import (
+    ATTENTIONS,
+    MASKED,
+    Attention,
+    GatedMlp,
+    RMSNorm,
+    distance_bias,
+    dropout,
+    saturation_distance,
+)
+from musiclm_jax.stages.layout import LMBatch
+from musiclm_jax.stages.stage import ConditionSpan, Stage
 
 DTYPES = ("float32", "bfloat16")
-ATTENTIONS = ("blocks", "flash")
 REMAT_POLICIES = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
 CONDITION_GAIN = 0.3  # initial scale of the conditioning that `aligned_condition` adds to the targets
 Params = Mapping[str, Any]
@@ -103,7 +112,7 @@ class Block(nn.Module):
             config.num_heads,
             config.attention_block_size,
             config.remat_attention,
-            flash=config.attention == "flash",
+            kernel=config.attention,
             name="attention",
         )
         branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
@@ -306,13 +315,6 @@ def unstack_layers(params: Params) -> Params:
     return {name: value for name, value in params.items() if name != "layers"} | layers
 
 
-def stack_layers(params: Params) -> Params:
-    """Inverts `unstack_layers`."""
-    count = sum(name.startswith("layers_") for name in params)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(count)))
-    return {name: value for name, value in params.items() if not name.startswith("layers_")} | {"layers": stacked}
-
-
 def hidden_states(
     config: TransformerConfig,
     params: Params,
@@ -366,6 +368,34 @@ def level_logits(
     table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
     hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
     return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)
+
+
+def target_logits(
+    config: TransformerConfig,
+    stage: Stage,
+    params: Params,
+    lm: LMBatch,
+    dropout_key: jax.Array | None = None,
+    frequent_id: int | None = None,
+) -> jax.Array:
+    """Computes the logits of a stage at all target positions of a batch: float32 [b, t, q, k].
+
+    Args:
+      config: the model.
+      stage: conditioning and target.
+      params: stacked or unstacked parameters, unboxed.
+      lm: a batch from `layout.assemble`.
+      dropout_key: as for `hidden_states`.
+      frequent_id: as for `hidden_states`.
+    """
+    times, target = stage.times()[:-1], stage.target
+    hidden = hidden_states(
+        config, params, lm.decoder_input_tokens, times, stage.spans(), lm.valid, dropout_key, frequent_id
+    )
+    rows, frames, levels = lm.target_codes.shape
+    hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
+    first_id = stage.vocabulary.offset(target.stream, target.first_level)
+    return level_logits(params, hidden, first_id, levels, stage.stream(target.stream).codebook_size)
 
 
 def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook_size: int) -> jax.Array:

@@ -21,7 +21,7 @@ from musiclm_jax.evaluation.diagnose.finding import Finding, grade
 from musiclm_jax.stages.layout import assemble
 from musiclm_jax.stages.losses import token_losses
 from musiclm_jax.stages.stage import Stage
-from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, level_logits
+from musiclm_jax.stages.transformer import TransformerConfig, target_logits
 
 BATCH = 8
 ORDER_BITS = 0.1  # bits of KL divergence by which another level's codes must be closer than the level's own
@@ -47,13 +47,9 @@ class StageScores(NamedTuple):
 def _scores(
     stage: Stage, config: TransformerConfig, params: dict, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean bits per token `[batch, levels]`, as `stage_learner` computes the loss, and mean probabilities."""
+    """Mean bits per token `[batch, levels]`, as `StageLearner` computes the loss, and mean probabilities."""
     lm = assemble(stage, batch)
-    hidden = hidden_states(config, params, lm.decoder_input_tokens, stage.times()[:-1], stage.spans(), lm.valid, None)
-    rows, frames, levels = lm.target_codes.shape
-    hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
-    first_id = stage.vocabulary.offset(stage.target.stream, stage.target.first_level)
-    logits = level_logits(params, hidden, first_id, levels, stage.stream(stage.target.stream).codebook_size)
+    logits = target_logits(config, stage, params, lm)
     bits = jnp.mean(token_losses(logits, lm.target_codes).cross_entropy, axis=1) / math.log(2)
     return bits, jnp.mean(jax.nn.softmax(logits), axis=1)
 
