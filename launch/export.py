@@ -76,18 +76,16 @@ def main(arguments: list[str]) -> int:
 
     learner, state = read_run(args.model_dir, "stage" if args.family in STAGE_PARTS else args.family, args.best)
     folder = pathlib.Path(args.bundle).expanduser()
+    config, variables = learner.config, learner.variables(state)
     if args.family == "mulan":
-        sizes = export_mulan(learner, state, folder, args.corpus, args.clips or 0, args.seed)
+        sizes = export_mulan(config, variables, folder, args.corpus, args.clips or 0, args.seed)
     else:
-        if args.family == "soundstream":
-            config = learner.config
-            variables = importlib.import_module("musiclm_jax.tokenizers.soundstream.learner").export(config, state)
-        elif args.family == "w2v_bert":
-            config, variables = fit_w2v_bert(learner, state, args.corpus, args.clips or 2000, args.seed)
+        if args.family == "w2v_bert":
+            variables = fit_w2v_bert(config, variables, args.corpus, args.clips or 2000, args.seed)
         elif args.family == "melody":
-            config, variables = fit_melody(learner, state, args.corpus, args.clips or 0, args.seed)
-        else:
-            config, variables = stage_part(learner, state, args.family)
+            variables = fit_melody(config, variables, args.corpus, args.clips or 0, args.seed)
+        elif args.family in STAGE_PARTS:
+            config = stage_config(learner, args.family)
         sizes = {args.family: bundles.save_part(folder, args.family, config, variables, args.storage)}
     given = {name: getattr(args, name) for name in ("max_seconds", "top_p", "guidance", "temperature")}
     if changed := {name: value for name, value in given.items() if value is not None}:
@@ -126,12 +124,11 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
     return learner, serialization.from_state_dict(shapes, restored)
 
 
-def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
-    """Returns config and variables of a stage.
+def stage_config(learner: Any, name: str) -> Any:
+    """Returns the config of a stage's part, for any machine.
 
     Args:
       learner: learner of the run.
-      state: state of the run.
       name: one of STAGE_PARTS.
 
     Raises:
@@ -143,30 +140,28 @@ def stage_part(learner: Any, state: Any, name: str) -> tuple[Any, dict]:
     trained = f"{learner.stage.name}_melody" if follows_melody else learner.stage.name
     if trained != name:
         raise ValueError(f"the run trained the {trained} stage, not the {name} one: give --family {trained}")
-    config = dataclasses.replace(learner.config, attention="blocks")  # a bundle is for any machine
-    return StageModelConfig(learner.stage, config), {"params": state.params}
+    return StageModelConfig(learner.stage, dataclasses.replace(learner.config, attention="blocks"))
 
 
-def fit_w2v_bert(learner: Any, state: Any, corpus: str, clips: int, seed: int) -> tuple[Any, dict]:
+def fit_w2v_bert(config: Any, variables: dict, corpus: str, clips: int, seed: int) -> dict:
     """Fits normalisation and clusters of the semantic tokens to the training split."""
     import jax
 
     from musiclm_jax.tokenizers import w2v_bert
 
-    config, params = learner.config, state.params
     features = jax.jit(functools.partial(w2v_bert.features, config))
     progress = command.ProgressPrinter()
 
     def batches() -> Iterator[jax.Array]:
         for done, total, batch in corpus_batches(corpus, clips, seed):
             audio = np.stack([clip["audio"] for clip in filled(batch)])
-            yield features({"params": params}, audio)[: len(batch)]
+            yield features(variables, audio)[: len(batch)]
             progress("features of the corpus", done, total)
 
-    return config, w2v_bert.fit_kmeans(config, {"params": params}, batches(), jax.random.key(seed))
+    return w2v_bert.fit_kmeans(config, variables, batches(), jax.random.key(seed))
 
 
-def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) -> tuple[Any, dict]:
+def fit_melody(config: Any, variables: dict, corpus: str, passages: int, seed: int) -> dict:
     """Fits the quantizer of the melody tokens to all renditions in the training split.
 
     Raises:
@@ -177,7 +172,6 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
     from musiclm_jax.data import records
     from musiclm_jax.tokenizers import melody
 
-    config, variables = learner.config, learner.variables(state)
     progress = command.ProgressPrinter()
     embedded, heard = [], []
     for done, total, batch in corpus_batches(corpus, passages, seed, records.read_rendition_records):
@@ -192,10 +186,12 @@ def fit_melody(learner: Any, state: Any, corpus: str, passages: int, seed: int) 
             heard.append(np.asarray(melody.chroma(config, windows))[:count, 0].reshape(-1, 12))
         progress("windows of the renditions", done, total)
     classes = np.concatenate(heard) if heard else None
-    return config, melody.fit_quantizer(config, variables, np.concatenate(embedded), classes, jax.random.key(seed))
+    return melody.fit_quantizer(config, variables, np.concatenate(embedded), classes, jax.random.key(seed))
 
 
-def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, clips: int, seed: int) -> dict[str, int]:
+def export_mulan(
+    config: Any, variables: dict, folder: pathlib.Path, corpus: str, clips: int, seed: int
+) -> dict[str, int]:
     """Fits MuLan's centring and quantizer to the training split; writes MuLan and the candidates of `describe`.
 
     Each clip is paired with one of its captions, drawn by the seed.
@@ -209,7 +205,6 @@ def export_mulan(learner: Any, state: Any, folder: pathlib.Path, corpus: str, cl
     from musiclm_jax.generation.describe import CANDIDATES_FILE
     from musiclm_jax.tokenizers import mulan
 
-    config, variables = learner.config, learner.variables(state)
     draw = np.random.default_rng(seed)
     progress = command.ProgressPrinter()
     heard_batches, read_batches, seen = [], [], []

@@ -8,7 +8,7 @@ import pytest
 from musiclm_jax import bundles
 from musiclm_jax.tokenizers import quantization
 from musiclm_jax.tokenizers.quantization import RVQState
-from musiclm_jax.tokenizers.soundstream import discriminator, learner, losses, model
+from musiclm_jax.tokenizers.soundstream import discriminator, losses, model
 from musiclm_jax.tokenizers.soundstream.learner import SoundStreamLearner
 from musiclm_jax.tokenizers.soundstream.model import SoundStreamConfig
 from musiclm_jax.training.optimizers import OptimizerConfig
@@ -148,23 +148,6 @@ def test_encoder_and_decoder_are_causal_by_gradient(variables):
     assert np.abs(gradient[frame - 1]).max() > 0
 
 
-def test_streaming_encode_equals_whole_encode(variables):
-    audio = noise(2, 12 * STRIDE)
-    stream = compiled(lambda block, context: model.encode_streaming(SMALL, variables, block, context))
-    whole = compiled(lambda audio: model.encode(SMALL, variables, audio))(audio)
-    context = model.initial_context(SMALL, variables["params"], batch=2)
-    parts, start = [], 0
-    for frames in (1, 4, 1, 4, 1, 1):
-        block = audio[:, start * STRIDE : (start + frames) * STRIDE]
-        codes, context = stream(block, context)
-        parts.append(codes)
-        start += frames
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    # Without the context the blocks would not fit: the test sees it.
-    alone = model.encode(SMALL, variables, audio[:, STRIDE : 5 * STRIDE])
-    assert (np.asarray(alone) != parts[1]).any()
-
-
 def test_streaming_decode_equals_whole_decode(variables):
     codes = np.random.default_rng(0).integers(0, SMALL.codebook_size, (2, 12, 3))
     stream = compiled(lambda variables, block, context: model.decode_streaming(SMALL, variables, block, context))
@@ -286,7 +269,7 @@ def test_training_lowers_the_loss_after_a_warm_start(start):
     assert np.mean([m["loss"] for m in history[-5:]]) < 0.8 * history[0]["loss"]
     assert not differs(state.discriminator_params, start.discriminator_params)
     evaluated = compiled(reconstruction.eval_step)(state, batch, jax.random.key(0))
-    variables = learner.export(SMALL, state)
+    variables = reconstruction.variables(state)
     recode = compiled(lambda audio: model.decode(SMALL, variables, model.encode(SMALL, variables, audio)))
     decoded = recode(batch["audio"])
     np.testing.assert_allclose(evaluated["loss"], losses.mel_loss(batch["audio"], decoded, 24_000), rtol=1e-3)
@@ -323,9 +306,9 @@ def test_one_adversarial_step_trains_generator_and_discriminators_in_turn(start)
 
 def test_the_decoder_can_be_trained_alone_from_a_bundles_weights(start):
     alone = dataclasses.replace(LEARNER, adversarial=False, train_encoder=False)
-    exported = learner.export(SMALL, start.replace(ema_params=jax.tree.map(lambda leaf: leaf + 0.01, start.params)))
+    exported = alone.variables(start.replace(ema_params=jax.tree.map(lambda leaf: leaf + 0.01, start.params)))
     state = alone.start_from(start, exported)
-    assert not differs(learner.export(SMALL, state), exported)
+    assert not differs(alone.variables(state), exported)
     new, _ = compiled(alone.train_step)(state, {"audio": tones(2, 50 * STRIDE)}, jax.random.key(1))
     assert not differs(new.params["encoder"], state.params["encoder"])
     assert not differs(new.rvq, state.rvq)
@@ -354,7 +337,7 @@ def test_discriminators_learn_to_tell_noise_from_tones(start):
 
 def test_exported_variables_are_the_averaged_ones(start):
     state = start.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, start.ema_params))
-    variables = learner.export(SMALL, state)
+    variables = LEARNER.variables(state)
     assert set(variables) == {"params", "codebooks"}
     np.testing.assert_array_equal(
         variables["params"]["encoder"]["conv_in"]["bias"], np.asarray(state.params["encoder"]["conv_in"]["bias"]) + 1

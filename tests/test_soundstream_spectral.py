@@ -179,13 +179,6 @@ def test_the_encoder_has_silence_after_the_end(variables):
     np.testing.assert_allclose(embed(longer)[:, :6], embed(audio), atol=1e-5)
 
 
-def test_streaming_encode_is_refused(variables):
-    with pytest.raises(ValueError, match="looks 480 samples ahead"):
-        model.initial_context(SMALL, variables["params"], 1)
-    with pytest.raises(ValueError, match="encode the whole audio"):
-        model.encode_streaming(SMALL, variables, noise(1, FRAME), ())
-
-
 def test_bfloat16_is_close_to_float32_and_codes_do_not_depend_on_it(variables):
     half = dataclasses.replace(SMALL, dtype="bfloat16")
     audio, params = tones(2, 10 * FRAME), variables["params"]

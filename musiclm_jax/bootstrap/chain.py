@@ -1,6 +1,6 @@
-"""The parts of a bootstrap in order: codec, semantic tokens, MuLan, tokens, stages, the codec's decoder once more.
+"""Runs the parts of a bootstrap in order: codec, semantic tokens, MuLan, tokenization, stages, the codec's decoder.
 
-Each part has a share of the minutes that are left when it begins, and is saved in the bundle when it is done.
+Each part gets a share of the time that is left when it starts, and is saved to the bundle when it is done.
 """
 
 import dataclasses
@@ -25,16 +25,15 @@ from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.stages import weights as stage_weights
 from musiclm_jax.stages.config import StageModelConfig
 from musiclm_jax.tokenizers import melody, mulan, w2v_bert
-from musiclm_jax.tokenizers.soundstream.learner import export as exported_codec
 from musiclm_jax.training.learner import check_fits
 
 LEARNERS_FILE, SEED_BUNDLE = "learners.json", "bundle"  # in the pack: configurations; text encoder and melody model
 STAGES = ("coarse", "semantic", "fine")
-FITTED_BLOCKS = 4  # whose features clusters are fitted to
+FITTED_BLOCKS = 4  # number of blocks for fitting the clusters
 
 
 class Log:
-    """Lines with the seconds since the start, printed and kept in a file."""
+    """Prints lines with the seconds since the start, and appends them to a file."""
 
     def __init__(self, path: pathlib.Path):
         self._begin, self._file = time.monotonic(), path.open("a", encoding="utf-8")
@@ -47,7 +46,7 @@ class Log:
 
 
 class Bootstrap:
-    """One run; `run` goes through the parts in order."""
+    """One bootstrap; `run` trains the parts in order."""
 
     def __init__(
         self,
@@ -62,20 +61,20 @@ class Bootstrap:
         """Reads the pack.
 
         Args:
-          pack: folder of `musiclm bootstrap --pack`.
-          output: folder of the bundle and the log.
-          minutes: for everything.
-          sizes: what is rendered and how it is trained.
-          seed: of the corpus and the trainings.
-          work: folder of rendered audio, 0.6 MB a clip; in `output` by default, better in memory.
-          parts: of TRAININGS, those to train. What the output's bundle holds of them is trained further; the others are
-            taken from it.
+          pack: folder from `musiclm bootstrap --pack`.
+          output: folder for the bundle and the log.
+          minutes: total time.
+          sizes: amount of data and training settings.
+          seed: for the corpus and all trainings.
+          work: folder for rendered audio, 0.6 MB per clip; a folder in memory is best. None uses one in `output`.
+          parts: names from TRAININGS to train. A part that is already in the output's bundle continues training; parts
+            that are not trained are read from there.
 
         Raises:
-          ValueError: if a part is unknown, or one that is not trained is missing in the output's bundle.
+          ValueError: if a part is unknown, or a part that is needed but not trained is missing in the output's bundle.
         """
         if unknown := sorted(set(parts) - set(TRAININGS)):
-            raise ValueError(f"unknown parts {', '.join(unknown)}: choose among {', '.join(TRAININGS)}")
+            raise ValueError(f"unknown parts {', '.join(unknown)}: choose from {', '.join(TRAININGS)}")
         output.mkdir(parents=True, exist_ok=True)
         self.pack, self.sizes, self.seed, self.parts = pack, sizes, seed, [name for name in TRAININGS if name in parts]
         self.deadline = time.monotonic() + 60 * minutes
@@ -87,14 +86,14 @@ class Bootstrap:
         self.draws = {name: learners.draw(name, learner, sizes) for name, learner in self.learners.items()}
         if missing := sorted(name for name in self._needed() if name not in self.parts and not self._has(name)):
             raise ValueError(
-                f"{self.bundle} has no {', '.join(missing)}, which {', '.join(self.parts)} need: train them, too"
+                f"{self.bundle} has no {', '.join(missing)}, required by {', '.join(self.parts)}: train them, too"
             )
         self.made: dict[str, Any] = {}  # variables of the tokenizers, trained or read
-        self.embedded: list[tuple[np.ndarray, np.ndarray]] = []  # MuLan's vectors of clips and texts, block by block
+        self.embedded: list[tuple[np.ndarray, np.ndarray]] = []  # MuLan embeddings of clips and texts, by block
         self.programs = Programs(sizes, self.learners, self.draws, self.say)
 
     def _needed(self) -> set[str]:
-        """Parts that those to train are made with or begin from."""
+        """Returns the parts that the trained parts depend on or start from."""
         stages = {name for name in self.parts if learners.is_stage(name)}
         needed = {"soundstream", "w2v_bert", "mulan"} if stages else set()
         needed |= {"semantic"} if "semantic_melody" in stages else set()
@@ -134,33 +133,33 @@ class Bootstrap:
         self.say("done")
 
     def _made(self, name: str) -> Any:
-        """Variables of a part that the output's bundle holds.
+        """Reads a part's variables from the output's bundle.
 
         Raises:
-          BundleError: if it does not.
+          BundleError: if the part is missing.
         """
         bundle = bundles.load(self.bundle)
         return (bundle.mulan() if name == "mulan" else bundle.part(name)).variables
 
     def _has(self, part: str) -> bool:
-        """Whether the output's bundle holds a part."""
+        """Returns whether the output's bundle has a part."""
         return (self.bundle / "config.json").exists() and bundles.load(self.bundle).has(part)
 
     def _begun(self, name: str, state: Any) -> Any:
-        """The state with the weights of the output's bundle, where it holds the part already.
+        """Returns the state with the weights from the output's bundle, or unchanged if the bundle lacks the part.
 
         Raises:
-          ValueError: if they are of another configuration.
+          ValueError: if the weights have another configuration.
         """
         if not self._has(name):
             return state
-        self.say(f"{name}: goes on from {self.bundle}")
+        self.say(f"{name}: continues from {self.bundle}")
         begun = self.learners[name].start_from(state, self._made(name))
         check_fits(begun, state)
         return begun
 
     def _compile_ahead(self) -> None:
-        """In the order of use."""
+        """Starts compiling all programs, in order of use."""
         programs, parts = self.programs, self.parts
         stages = [name for name in parts if learners.is_stage(name)]
         for name in parts:
@@ -187,7 +186,7 @@ class Bootstrap:
                 programs.evaluation(name)
 
     def key(self, purpose: str) -> jax.Array:
-        """A key of the run's seed."""
+        """Derives a key for `purpose` from the run's seed."""
         return jax.random.fold_in(jax.random.key(self.seed, impl=KEYS), zlib.crc32(purpose.encode()))
 
     def _initial(self, name: str) -> Any:
@@ -199,12 +198,12 @@ class Bootstrap:
         return self.programs.get(f"{name} warm start")(state, batch, self.key(f"{name} warm start"))
 
     def _trained(self, name: str, state: Any, data: Iterator[resident.Data]) -> Any:
-        """Trains a part in its share of what is left."""
+        """Trains a part for its share of the remaining time."""
         run = self.programs.get(name)
         after = self.parts[self.parts.index(name) :]
         left = self.deadline - time.monotonic()
         seconds = max(left * self.sizes.share[name] / sum(self.sizes.share[other] for other in after), 0.1)
-        self.say(f"{name}: trains for {seconds:.1f} s")
+        self.say(f"{name}: training for {seconds:.1f} s")
         state, _, _ = resident.train_for(
             run,
             state,
@@ -217,37 +216,37 @@ class Bootstrap:
         return state
 
     def _train_codec(self) -> Any:
-        """The codec without discriminators; returns its variables, whose tokens stay."""
+        """Trains the codec without discriminators; returns its variables, which determine the tokens."""
         state = self._begun("soundstream", self._warm("soundstream", self._initial("soundstream")))
         state = self._trained("soundstream", state, self.corpus.sounds())
         return self._save_codec("soundstream", state)
 
     def _train_decoder(self, codec: Any) -> None:
-        """The codec's decoder against discriminators; encoder and codebooks stay."""
+        """Trains only the codec's decoder against discriminators; encoder and codebooks are fixed."""
         state = self.learners["decoder"].start_from(self._initial("decoder"), jax.tree.map(jnp.copy, codec))
         self._save_codec("decoder", self._trained("decoder", state, self.corpus.sounds()))
 
     def _save_codec(self, name: str, state: Any) -> Any:
-        config = self.learners[name].config
-        # The rate has fallen to 0: nothing is left to average.
-        variables = exported_codec(config, state.replace(ema_params=state.params))
-        self._save("soundstream", dataclasses.replace(config, dtype="float32"), variables)
+        learner = self.learners[name]
+        # The learning rate has fallen to 0, so the parameters need no averaging.
+        variables = learner.variables(state.replace(ema_params=state.params))
+        self._save("soundstream", dataclasses.replace(learner.config, dtype="float32"), variables)
         return variables
 
     def _train_w2v_bert(self) -> Any:
-        config = self.learners["w2v_bert"].config
+        learner = self.learners["w2v_bert"]
         state = self._warm("w2v_bert", self._initial("w2v_bert"))
         state = self._trained("w2v_bert", state, self.corpus.blocks())
         begin, features = time.monotonic(), self.programs.over("features")
         fitted = (features(state.params, block)[::4] for block in self.corpus.audio[:FITTED_BLOCKS])
-        variables = w2v_bert.fit_kmeans(config, {"params": state.params}, fitted, self.key("clusters"))
+        variables = w2v_bert.fit_kmeans(learner.config, learner.variables(state), fitted, self.key("clusters"))
         self.say(f"w2v_bert: clusters fitted in {time.monotonic() - begin:.1f} s")
-        self._save("w2v_bert", config, variables)
+        self._save("w2v_bert", learner.config, variables)
         return variables
 
     def _train_mulan(self) -> Any:
         learner, state = self.learners["mulan"], self._initial("mulan")
-        # A copy: the training donates its state, and the encoder is needed after it.
+        # A copy, since training donates its state and the encoder is needed afterwards.
         state = self._begun("mulan", state.replace(frozen={"text": jax.tree.map(jnp.copy, self._encoder)}))
         self.corpus.wait(1)
         self._read_texts()
@@ -275,9 +274,9 @@ class Bootstrap:
         return variables
 
     def _with_known_codes(self, variables: Any, texts: np.ndarray) -> Any:
-        """MuLan whose codes are named as those of the output's bundle, by texts `[clips, texts, dim]`.
+        """Renumbers MuLan's codes to match the output bundle's MuLan, by the codes for texts `[clips, texts, dim]`.
 
-        The bundle's stages are saved with rows for the new codes: they are begun with, or stay as they are.
+        It also saves the bundle's stages with embedding rows for the new codes, even if they are not trained further.
         """
         config, before = self.learners["mulan"].config, self._made("mulan")
         read = np.asarray(project(config, before["projection"], jnp.concatenate(self.corpus.text_vectors)))
@@ -286,7 +285,7 @@ class Bootstrap:
         named = mulan.relabelled(variables, mulan.tokens(config, variables, now, "text"), old)
         new = np.asarray(mulan.tokens(config, named, now, "text"))
         same = np.round(np.mean(new == old, axis=0), 2).tolist()
-        self.say(f"mulan: texts whose code is that of before, by level: {same}")
+        self.say(f"mulan: share of texts whose code is unchanged, by level: {same}")
         for name in (*STAGES, "semantic_melody"):
             if self._has(name) and learners.caption_share(self.learners[name], self.sizes):
                 part = bundles.load(self.bundle).part(name)
@@ -296,16 +295,16 @@ class Bootstrap:
 
     @property
     def _encoder(self) -> Any:
-        """Parameters of the text encoder, which is not trained."""
+        """Parameters of the frozen text encoder."""
         return self.seed_bundle.part("text_encoder").variables["text"]
 
     def _sentences(self, ids: Any) -> jax.Array:
-        """Sentence vectors `[clips, texts, width]` of ids `[clips, texts, length]`."""
+        """Computes sentence vectors `[clips, texts, width]` from ids `[clips, texts, length]`."""
         vectors = self.programs.over("sentences")(self._encoder, ids.reshape(-1, ids.shape[-1]))
         return vectors.reshape(*ids.shape[:2], -1)
 
     def _read_texts(self) -> None:
-        """Sentence vectors of the texts of the blocks that are there."""
+        """Computes the sentence vectors for all blocks that are available."""
         begin = time.monotonic()
         vectors = self.corpus.text_vectors
         before = len(vectors)
@@ -313,10 +312,10 @@ class Bootstrap:
             vectors.append(self._sentences(self.corpus.text_ids[len(vectors)]))
         if len(vectors) > before:
             jax.block_until_ready(vectors)
-            self.say(f"texts of {len(vectors) - before} blocks read in {time.monotonic() - begin:.1f} s")
+            self.say(f"texts of {len(vectors) - before} blocks encoded in {time.monotonic() - begin:.1f} s")
 
     def _embedded(self, variables: Any, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """MuLan's embeddings of the clips of a block, `[clips, dim]`, and of their texts, `[clips, texts, dim]`."""
+        """Computes a block's MuLan embeddings of clips, `[clips, dim]`, and their texts, `[clips, texts, dim]`."""
         return self._embeddings(variables, self.corpus.audio[block], self.corpus.text_vectors[block])
 
     def _embeddings(self, variables: Any, audio: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -325,13 +324,13 @@ class Bootstrap:
         return np.asarray(heard), np.asarray(read)
 
     def _tokenize(self, codec: Any, semantic: Any, joint: Any) -> dict[str, jax.Array]:
-        """Token streams of all clips, on the accelerator; sets `held_out` to those of the validation split."""
+        """Computes the token streams of all clips on the accelerator; sets `held_out` to the validation split's."""
         begin, sizes = time.monotonic(), self.sizes
         self.corpus.wait(sizes.blocks)
         self.say(f"tokens: waited {time.monotonic() - begin:.1f} s for the last clips")
         begin = time.monotonic()
         self._read_texts()
-        for block in range(len(self.embedded), sizes.blocks):  # rendered since MuLan was fitted
+        for block in range(len(self.embedded), sizes.blocks):  # blocks rendered since MuLan was trained
             self.embedded.append(self._embedded(joint, block))
 
         def streams(audio: Any, heard: np.ndarray, read: np.ndarray) -> dict[str, jax.Array]:
@@ -351,19 +350,19 @@ class Bootstrap:
         self.held_out = streams(audio, *self._embeddings(joint, audio, vectors))
         used = [len(np.unique(np.asarray(tokens["acoustic"][::16, ::8, level]))) for level in range(4)]
         distinct = len(np.unique(np.asarray(tokens["semantic"][::4])))
-        self.say(f"tokens: made in {time.monotonic() - begin:.1f} s; codes in use {used}, semantic {distinct}")
+        self.say(f"tokens: computed in {time.monotonic() - begin:.1f} s; codes in use {used}, semantic {distinct}")
         return tokens
 
     def _train_stage(self, name: str, tokens: dict[str, jax.Array]) -> None:
         data = {key: tokens[key] for key in self.programs.data(name)}
         state = self._trained(name, self._begun(name, self._initial(name)), itertools.repeat(data))
-        self._save_stage(name, state.params)
+        self._save_stage(name, state)
         evaluate = self.programs.get(f"{name} evaluation")
         figures = evaluate(state, {key: self.held_out[key] for key in data}, self.key("evaluation"))
         self.say(f"{name}: held out {resident.shown(jax.device_get(figures))}")
 
     def _train_melody_stage(self, tokens: dict[str, jax.Array]) -> None:
-        """The semantic stage under a melody, at first from the weights of the one without."""
+        """Trains the semantic stage with melody conditioning, starting from the weights of the plain semantic stage."""
         name, every, begin = "semantic_melody", self.sizes.leads_every, time.monotonic()
         part, learner, leads = self.seed_bundle.part("melody"), self.learners[name], self.corpus.leads()
         sung = self.programs.over("melodies")(part.variables, leads)
@@ -374,13 +373,13 @@ class Bootstrap:
         begun = stage_weights.carried_over(self._made("semantic")["params"], old, learner.stage, codebooks)
         state = self._initial(name).replace(params=jax.tree.map(jnp.asarray, dict(begun)))
         state = self._trained(name, self._begun(name, state), itertools.repeat(data))
-        self._save_stage(name, state.params, "int8")
+        self._save_stage(name, state, "int8")
 
-    def _save_stage(self, name: str, params: Any, storage: str = "float16") -> None:
+    def _save_stage(self, name: str, state: Any, storage: str = "float16") -> None:
         learner = self.learners[name]
-        # A bundle is for any machine.
+        # Bundles run on any machine.
         config = dataclasses.replace(learner.config, dtype="float32", scan_layers=False)
-        self._save(name, StageModelConfig(learner.stage, config), {"params": params}, storage)
+        self._save(name, StageModelConfig(learner.stage, config), learner.variables(state), storage)
 
     def _save(self, name: str, config: Any, variables: Any, storage: str = "float16") -> None:
         size = bundles.save_part(self.bundle, name, config, jax.device_get(variables), storage)

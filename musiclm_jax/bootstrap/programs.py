@@ -1,4 +1,4 @@
-"""All programs of a bootstrap, compiled ahead in threads while the accelerator is at work: their shapes are known."""
+"""Compiles all programs of a bootstrap in background threads while the accelerator trains; all shapes are known."""
 
 import concurrent.futures
 import functools
@@ -16,18 +16,17 @@ from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SEMANTIC
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tokenizers import melody, mulan, soundstream, w2v_bert
 from musiclm_jax.tokenizers.mulan.text_tower import BertEncoder, Projection, pool
-from musiclm_jax.tokenizers.soundstream.learner import export as exported_codec
 
-EVALUATED = 4  # batches of a held-out figure
-TEXTS = 8  # that are read at once for each clip that is encoded at once
-KEYS = "rbg"  # implementation of random keys: programs that draw many arrays compile in half the time of the default's
+EVALUATED = 4  # batches per held-out evaluation
+TEXTS = 8  # texts encoded at once, per clip that is encoded at once
+KEYS = "rbg"  # PRNG implementation: programs that draw many arrays compile in half the time of the default
 Shape = jax.ShapeDtypeStruct
 
 
 def in_parts(function: Callable[[Any, jax.Array], jax.Array], at_once: int) -> Callable[[Any, Any], jax.Array]:
-    """`function(variables, rows [at_once, ...])` for any number of rows, which are filled up to whole parts.
+    """Extends `function(variables, rows [at_once, ...])` to any number of rows; the last part is padded.
 
-    A loop of calls and not one of XLA: inside a loop its CPU compiler does not find its fast products.
+    The loop is in Python: inside an XLA loop, the CPU compiler does not use its fast matrix products.
     """
 
     def run(variables: Any, rows: Any) -> jax.Array:
@@ -43,12 +42,12 @@ def in_parts(function: Callable[[Any, jax.Array], jax.Array], at_once: int) -> C
 
 
 def of_clips(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
-    """`function(variables, float32 audio)` for 16-bit audio, to be compiled."""
+    """Wraps `function(variables, float32 audio)` in a jitted function of 16-bit audio."""
     return jax.jit(lambda variables, clips: function(variables, from_pcm16(clips)))
 
 
 def sentence_vectors(config: Any) -> Callable[[Any, jax.Array], jax.Array]:
-    """Sentence vectors float16 `[texts, text_width]` of ids int `[texts, length]`, by the encoder; to be compiled."""
+    """Returns a jitted function from encoder and ids, int `[texts, length]`, to float16 `[texts, text_width]`."""
 
     @jax.jit
     def run(encoder: Any, ids: jax.Array) -> jax.Array:
@@ -61,12 +60,12 @@ def sentence_vectors(config: Any) -> Callable[[Any, jax.Array], jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def project(config: Any, projection: Any, vectors: jax.Array) -> jax.Array:
-    """MuLan's embeddings float32 `[..., dim]` of sentence vectors `[..., text_width]`."""
+    """Projects sentence vectors `[..., text_width]` to MuLan embeddings, float32 `[..., dim]`."""
     return Projection(config).apply({"params": projection}, vectors.astype(jnp.float32))
 
 
 class Programs:
-    """Compiles in the order in which programs are asked for; `get` waits for one."""
+    """Compiles programs in the order of requests; `get` waits for one."""
 
     def __init__(self, sizes: Sizes, learners: dict[str, Any], draws: dict[str, Any], say: Callable[[str], None]):
         self._sizes, self._learners, self._draws, self._say = sizes, learners, draws, say
@@ -76,7 +75,7 @@ class Programs:
         self._key = jax.eval_shape(lambda: jax.random.key(0, impl=KEYS))
 
     def ahead(self, name: str, function: Any, *shapes: Any) -> None:
-        """Begins to compile a jitted function for arguments of given shapes."""
+        """Starts compiling a jitted function for the given argument shapes."""
 
         def work() -> Any:
             begin = time.monotonic()
@@ -87,7 +86,7 @@ class Programs:
         self._compiled[name] = self._threads.submit(work)
 
     def get(self, name: str) -> Any:
-        """A compiled program; says how long it was waited for."""
+        """Waits for a compiled program and returns it; logs the waiting time."""
         begin = time.monotonic()
         program = self._compiled[name].result()
         if time.monotonic() - begin > 0.5:
@@ -95,12 +94,12 @@ class Programs:
         return program
 
     def over(self, name: str) -> Callable[[Any, Any], jax.Array]:
-        """A compiled program of clips or texts for any number of them."""
+        """Returns a compiled program on clips or texts, extended to any number of them."""
         at_once = self._sizes.at_once * (TEXTS if name == "sentences" else 1)
         return in_parts(self.get(name), at_once)
 
     def training(self, name: str) -> None:
-        """Initialisation and steps of a training."""
+        """Compiles a training's initialization and steps."""
         learner, shapes = self._learners[name], self.data(name)
         first = jax.jit(lambda key: resident.unboxed_init(learner, key))
         self.ahead(f"{name} init", first, self._key)
@@ -112,7 +111,7 @@ class Programs:
         self.ahead(name, run, self._states[name], shapes, self._key, number, scale)
 
     def evaluation(self, name: str) -> None:
-        """Held-out figures of a stage."""
+        """Compiles a stage's held-out evaluation."""
         run = resident.evaluation(self._learners[name], self._draws[name], EVALUATED)
         shapes = {
             key: Shape((self._sizes.validation, *value.shape[1:]), value.dtype)
@@ -121,28 +120,28 @@ class Programs:
         self.ahead(f"{name} evaluation", run, self._states[name], shapes, self._key)
 
     def features(self) -> None:
-        """Features that semantic tokens are clusters of."""
+        """Compiles the features that are clustered into semantic tokens."""
         config = self._learners["w2v_bert"].config
         run = of_clips(lambda params, audio: w2v_bert.features(config, {"params": params}, audio).astype(jnp.float16))
         self.ahead("features", run, self._states["w2v_bert"].params, self._clips())
 
     def joint(self) -> None:
-        """MuLan's embeddings of clips."""
+        """Compiles MuLan's embeddings of clips."""
         state, config = self._states["mulan"], self._learners["mulan"].config
         heard = of_clips(lambda params, audio: mulan.embed_audio(config, {"audio": params}, audio))
         self.ahead("embed_audio", heard, state.params["audio"], self._clips())
 
     def sentences(self) -> None:
-        """Sentence vectors of texts."""
+        """Compiles sentence vectors of texts."""
         sizes, state = self._sizes, self._states["mulan"]
         ids = Shape((TEXTS * sizes.at_once, sizes.text_length), jnp.int16)
         self.ahead("sentences", sentence_vectors(self._learners["mulan"].config), state.frozen["text"], ids)
 
     def tokenizers(self) -> None:
-        """Acoustic and semantic codes of clips."""
+        """Compiles acoustic and semantic codes of clips."""
         codec, semantic = self._learners["soundstream"].config, self._learners["w2v_bert"].config
         acoustic = of_clips(lambda v, audio: soundstream.encode(codec, v, audio).astype(jnp.int16))
-        exported = jax.eval_shape(functools.partial(exported_codec, codec), self._states["soundstream"])
+        exported = jax.eval_shape(self._learners["soundstream"].variables, self._states["soundstream"])
         self.ahead("acoustic", acoustic, exported, self._clips())
         codes = of_clips(lambda v, audio: w2v_bert.semantic_tokens(semantic, v, audio).astype(jnp.int16))
         width = semantic.d_model
@@ -158,7 +157,7 @@ class Programs:
         self.ahead("semantic codes", codes, fitted, self._clips())
 
     def melodies(self, part: Any) -> None:
-        """Melody codes of clips."""
+        """Compiles melody codes of clips."""
         encode = of_clips(lambda v, audio: melody.tokens(part.config, v, audio).astype(jnp.int16))
         shapes = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), part.variables)
         self.ahead("melodies", encode, shapes, self._clips())
@@ -171,7 +170,7 @@ class Programs:
         return Shape((self._sizes.at_once, CLIP_SAMPLES), jnp.int16)
 
     def data(self, name: str) -> dict[str, Shape]:
-        """Shapes of what a training draws from."""
+        """Returns the shapes of the data that a training draws from."""
         sizes, learner = self._sizes, self._learners[name]
         if not isinstance(learner, StageLearner):
             texts = {

@@ -36,6 +36,9 @@ class Learner(Protocol):
     def eval_step(self, state: Any, batch: Batch, key: jax.Array) -> Metrics:
         """Returns float32 scalars; the main one is called "loss"."""
 
+    def variables(self, state: Any) -> Mapping[str, Any]:
+        """Returns the variables of the bundle's part, without what is fitted to a corpus after the training."""
+
 
 class Dataset(Protocol):
     """Batches in a fixed order for each epoch."""

@@ -5,7 +5,6 @@ from musiclm_jax.tokenizers.soundstream.model import (
     decode,
     decode_streaming,
     encode,
-    encode_streaming,
     initial_decoder_context,
 )
 
@@ -14,6 +13,5 @@ __all__ = [
     "decode",
     "decode_streaming",
     "encode",
-    "encode_streaming",
     "initial_decoder_context",
 ]

@@ -74,7 +74,7 @@ class SoundStreamLearner:
         )
 
     def start_from(self, state: SoundStreamState, variables: Mapping[str, Any]) -> SoundStreamState:
-        """Returns the state with the weights of a bundle's part (see `export`); optimisers and discriminators stay."""
+        """Returns the state with the weights of a bundle's part; optimisers and discriminators stay."""
         params = variables["params"]
         rvq = RVQState.from_codebooks(variables["codebooks"], self.config.rvq)
         return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params), rvq=rvq)
@@ -168,7 +168,7 @@ class SoundStreamLearner:
     def eval_step(self, state: SoundStreamState, batch: Mapping[str, jax.Array], key: jax.Array) -> Metrics:
         """Measures the quality of the exported model with all levels; "loss" is the mel loss."""
         audio = batch["audio"]
-        variables = export(self.config, state)
+        variables = self.variables(state)
         codes = model.encode(self.config, variables, audio)
         decoded = model.decode(self.config, variables, codes)
         loss = losses.mel_loss(audio, decoded, self.config.sample_rate)
@@ -178,8 +178,6 @@ class SoundStreamLearner:
             "reconstruction/si_sdr": jnp.mean(losses.batch_si_sdr(audio, decoded)),
         }
 
-
-def export(config: SoundStreamConfig, state: SoundStreamState) -> dict[str, Any]:
-    """Returns the variables of a bundle, for `model.encode` and `model.decode`: averaged "params", and "codebooks"."""
-    del config  # The layout of the variables does not depend on it; other families' export does.
-    return {"params": state.ema_params, "codebooks": state.rvq.codebooks}
+    def variables(self, state: SoundStreamState) -> dict[str, Any]:
+        """Returns the variables for `model.encode` and `model.decode`: averaged "params", and "codebooks"."""
+        return {"params": state.ema_params, "codebooks": state.rvq.codebooks}

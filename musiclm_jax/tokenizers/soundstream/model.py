@@ -2,7 +2,7 @@
 
 Every layer is a causal convolution of stride 1: a strided convolution with kernel size 2s folds s frames into the
 channels and reads the previous folded frame too, and a transposed convolution does the reverse. Layers carry their left
-context explicitly, so that coding block by block equals coding the whole (`encode_streaming`, `decode_streaming`).
+context explicitly, so that decoding block by block equals decoding the whole (`decode_streaming`).
 
 With `SoundStreamConfig.spectral`, encoder and decoder work on short-time spectra instead (`spectral`), with the same
 quantizer.
@@ -152,16 +152,15 @@ class Encoder(nn.Module):
     config: SoundStreamConfig
 
     @nn.compact
-    def __call__(self, audio: jax.Array, context: Context | None = None) -> tuple[jax.Array, Context]:
-        """Returns the embeddings and the context for the next block of audio; a `context` of None is silence."""
+    def __call__(self, audio: jax.Array) -> jax.Array:
+        """Returns the embeddings."""
         config = self.config
-        chain = Chain(context)
+        chain = Chain(None)
         x = fold(audio[..., None], config.patch_size)
         x = chain(CausalConv(config.channels, config.kernel_size, name="conv_in"), x)
         for i, stride in enumerate(config.strides):
             x = _inlined(self, EncoderBlock(config, config.channels * 2 ** (i + 1), stride, name=f"block{i}"))(x, chain)
-        x = chain(CausalConv(config.embedding_dim, 3, name="conv_out"), nn.elu(x))
-        return x, tuple(chain.new)
+        return chain(CausalConv(config.embedding_dim, 3, name="conv_out"), nn.elu(x))
 
 
 class Decoder(nn.Module):
@@ -222,9 +221,7 @@ def embed(config: SoundStreamConfig, params: Mapping[str, Any], audio: jax.Array
       ValueError: if `audio` is not `[b, samples]` with a whole number of frames.
     """
     _check_audio(config, audio)
-    if config.spectral is not None:
-        return _encoder(config).apply({"params": params["encoder"]}, audio)
-    return Encoder(config).apply({"params": params["encoder"]}, audio)[0]
+    return _encoder(config).apply({"params": params["encoder"]}, audio)
 
 
 def synthesize(config: SoundStreamConfig, params: Mapping[str, Any], embeddings: jax.Array) -> jax.Array:
@@ -237,7 +234,7 @@ def encode(config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.A
 
     Args:
       config: the model.
-      variables: {"params", "codebooks"} from `learner.export`.
+      variables: {"params", "codebooks"} from `SoundStreamLearner.variables`.
       audio: float32 `[b, samples]` at 24 kHz in [-1, 1], samples a multiple of the total stride.
 
     Returns:
@@ -256,49 +253,6 @@ def decode(config: SoundStreamConfig, variables: Mapping[str, Any], codes: jax.A
       ValueError: if there are more levels than codebooks.
     """
     return synthesize(_exact(config), variables["params"], quantization.decode(variables["codebooks"], codes))
-
-
-def _check_streaming(config: SoundStreamConfig) -> None:
-    if config.spectral is not None:
-        raise ValueError(
-            f"encode_streaming: the spectral encoder looks {config.spectral.lookahead} samples ahead, beyond the end "
-            "of a block: encode the whole audio"
-        )
-
-
-def initial_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:
-    """Returns the context of silence for `encode_streaming`.
-
-    Raises:
-      ValueError: if the model is spectral.
-    """
-    _check_streaming(config)
-    audio = jnp.zeros((batch, config.total_stride))
-    _, shapes = jax.eval_shape(lambda: Encoder(config).apply({"params": params["encoder"]}, audio))
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def encode_streaming(
-    config: SoundStreamConfig, variables: Mapping[str, Any], audio: jax.Array, context: Context
-) -> tuple[jax.Array, Context]:
-    """Encodes the next block of a stream; the concatenated codes of all blocks equal `encode` of the whole.
-
-    Args:
-      config: the model.
-      variables: as for `encode`.
-      audio: float32 `[b, samples]`, any whole number of frames.
-      context: from `initial_context` or the previous block.
-
-    Returns:
-      int32 `[b, samples // total_stride, quantizers]` and the context for the next block.
-
-    Raises:
-      ValueError: if `audio` is not `[b, samples]` with a whole number of frames, or the model is spectral.
-    """
-    _check_streaming(config)
-    _check_audio(config, audio)
-    x, context = Encoder(config).apply({"params": variables["params"]["encoder"]}, audio, context)
-    return quantization.encode(variables["codebooks"], x), context
 
 
 def initial_decoder_context(config: SoundStreamConfig, params: Mapping[str, Any], batch: int) -> Context:

@@ -235,6 +235,10 @@ class W2vBertLearner:
         """Computes metrics with masks drawn from `key` and a quantizer without noise."""
         return self._metrics(state.params, batch, key, state.step, noise=False)
 
+    def variables(self, state: W2vBertState) -> dict[str, Any]:
+        """Returns {"params"}; `fit_kmeans` adds the rest of the part."""
+        return {"params": state.params}
+
     def _metrics(
         self, params: dict[str, Any], batch: Batch, key: jax.Array, step: jax.Array, *, noise: bool
     ) -> Metrics:
