@@ -295,7 +295,7 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array, list[KeysValues]]:
     """Samples `count` tokens; returns codes [b, CACHE_STEP], `count` of them filled, the last token and the caches.
 
-    The caches are not in the state: they alone are donated.
+    The caches are passed separately from the state, because only they are donated.
     """
     target = stage.target
     size = stage.stream(target.stream).codebook_size

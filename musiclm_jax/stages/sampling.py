@@ -1,4 +1,4 @@
-"""How a code is sampled from its logits.
+"""Samples codes from logits.
 
 MusicLM samples with temperature 1.0, 0.95 and 0.4 in its three stages (section 4.2, arXiv 2301.11325).
 """
@@ -40,7 +40,7 @@ AS_TRAINED = Sampling()
 
 
 class Drawing(NamedTuple):
-    """The numbers of `Sampling` that a compiled step takes. All are floats: an int would compile a second program."""
+    """Numeric settings of `Sampling` for a compiled step. All are floats: an int would compile a second program."""
 
     temperature: float
     top_p: float | None  # None for all codes
@@ -48,7 +48,7 @@ class Drawing(NamedTuple):
 
     @classmethod
     def of(cls, sampling: Sampling) -> "Drawing":
-        """The numbers of `sampling`."""
+        """Returns the numeric settings of `sampling`."""
         top_p = None if sampling.top_p in (None, 1) else float(sampling.top_p)
         return cls(float(sampling.temperature), top_p, float(sampling.guidance))
 

@@ -1,4 +1,4 @@
-"""One stage: its streams, which of their tokens condition and which are modelled, and the time of each token."""
+"""A stage: its streams, its conditioning and target tokens, and the time of each token."""
 
 import dataclasses
 from typing import NamedTuple

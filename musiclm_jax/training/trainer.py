@@ -30,7 +30,7 @@ from musiclm_jax.training.summaries import SummaryWriter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long a run trains, and what it does in between.
+    """Length of a run and its periodic tasks.
 
     Attributes:
       total_steps: step at which the run ends.
@@ -106,7 +106,7 @@ def train(
     abstract = learners.abstract_state(learner, mesh)
     train_step = learners.jit_train_step(learner, abstract, mesh)
     eval_step = jax.jit(learner.eval_step, out_shardings=partitioning.replicated(mesh))
-    # Keys of steps lie on the mesh, as the state does.
+    # The keys of the steps are on the mesh, like the state.
     key_of_step = jax.jit(jax.random.fold_in, out_shardings=partitioning.replicated(mesh))
     profiler = StepProfiler(model_dir, run.profile_steps)
 
@@ -143,7 +143,7 @@ def train(
                 if step == 0 and start_variables is None:
                     state = learners.warm_started(learner, state, abstract, batch, jax.random.fold_in(init_key, 1))
                 step_key = key_of_step(train_key, step)
-                # All arguments are where the step computes: an implicit copy would be made again at every step.
+                # All arguments are already on the step's devices: an implicit transfer would be repeated at every step.
                 with profiler.step(step + 1), jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, batch, step_key)
                 step += 1
