@@ -167,7 +167,7 @@ def controls(seed: int, count: int = 24, seconds: float = 10.0) -> dict[str, lis
 def separating_tags(
     tag_probabilities: np.ndarray, instruments: Sequence[str], size: int = 3, gain: float = 0.02
 ) -> dict[str, tuple[str, ...]]:
-    """Greedily chooses the tags for each instrument whose mean log-odds best separate its clips from the others.
+    """Chooses tags for each instrument greedily, so that their mean log-odds best separate its clips from the others.
 
     Args:
       tag_probabilities: `[clips, tags]` of real renders of the training split.

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     story = p.add_argument_group("several prompts in one piece")
     story.add_argument(
-        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from this time on (0:15)"
+        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from TIME (such as 0:15) on"
     )
     story.add_argument("--story", metavar="FILE", help='text file with one line per section, such as "0:15 rock band"')
     story.add_argument("--blend", type=float, metavar="S", help="seconds over which one section blends into the next")
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         nargs=3,
         metavar=("SEMANTIC", "COARSE", "FINE"),
-        help="of the three stages: lower is safer, higher bolder (default: the bundle's; the paper uses 1.0 0.95 0.4)",
+        help="lower is safer, higher bolder (default: the bundle's; the paper uses 1.0 0.95 0.4)",
     )
     draw.add_argument("--top_k", type=int, default=0, help="sample from the k most likely codes (default: 0, all)")
     draw.add_argument("--top_p", type=float, help="nucleus sampling: probability mass to keep (default: the bundle's)")
