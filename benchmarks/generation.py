@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import judges
-from benchmarks.report import Figure, arguments, check_settings, publish
+from benchmarks.report import Figure, arguments, publish
 from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.bundles.encode import encode_acoustic, encode_semantic
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data.samples import level_db
+from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
@@ -87,7 +88,7 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
         "seed": args.seed,
         **sampling(args),
     }
-    check_settings(work, settings)
+    check_settings(work, settings, "choose another --work")
     for start in range(0, len(prompts), args.batch_size):
         group = range(start, min(start + args.batch_size, len(prompts)))
         if all((work / f"{index:03d}.npz").exists() for index in group):

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
+from benchmarks.report import Figure, arguments, publish, sample_clips
 from benchmarks.token_roles import chroma, chroma_similarity, onset_strength, rhythm_similarity
 from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.corpus import compositions, instruments, rendering, renditions, scores, voices
 from musiclm_jax.corpus.arrangement import UnsuitableError
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data.settings import check_settings
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
 
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--tunes {args.tunes}: give 2 or more")
     bundle, work = bundles.load(args.bundle), pathlib.Path(args.work).expanduser()
     parts = {name: entry["sha256"] for name, entry in bundle.config["parts"].items()}
-    check_settings(work, {"parts": parts, "tunes": args.tunes, "seed": args.seed})
+    check_settings(work, {"parts": parts, "tunes": args.tunes, "seed": args.seed}, "choose another --work")
     prompts = [clip["caption"][0] for clip in sample_clips(args.corpus, "test", args.tunes, args.seed)]
     renderer = rendering.Renderer()
     played = [performances(renderer, passage, args.seed) for passage in tunes(args.corpus, args.tunes, args.seed)]

@@ -77,20 +77,6 @@ def read_published(path: pathlib.Path) -> list[Figure]:
     ]
 
 
-def check_settings(work: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Creates the folder of a run, or checks that an existing one has the same settings.
-
-    Raises:
-      ValueError: if the folder holds pieces made with other settings.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    path = work / "settings.json"
-    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        differing = [name for name in settings if known.get(name) != settings[name]]
-        raise ValueError(f"{work} holds pieces of another run (other {', '.join(differing)}): choose another --work")
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-
-
 def sample_clips(corpus: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Samples clips of a split, see `records.sample_audio_records`."""
     from musiclm_jax.data.records import sample_audio_records  # here: it imports TensorFlow

@@ -24,10 +24,11 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-from benchmarks.report import Figure, arguments, check_settings, publish, sample_clips
+from benchmarks.report import Figure, arguments, publish, sample_clips
 from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.spectrogram import mel_filterbank
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
@@ -175,7 +176,7 @@ def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace
         "seconds": args.seconds,
         "seed": args.seed,
     }
-    check_settings(work, settings)
+    check_settings(work, settings, "choose another --work")
     pieces: dict[str, list[list[np.ndarray]]] = {arm: [] for arm in ARMS}
     for index, prompt in enumerate(prompts):
         for arm, vary in ARMS.items():

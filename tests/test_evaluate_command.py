@@ -114,7 +114,7 @@ def test_clips_are_generated_kept_and_not_made_again(data, tmp_path, monkeypatch
     first, _ = report(tmp_path)
     assert evaluate.main(arguments) == 0
     assert len(made) == 4 and report(tmp_path)[0] == first
-    with pytest.raises(ValueError, match=r"contains clips generated with other settings \(seed\)"):
+    with pytest.raises(ValueError, match=r"was made with other settings \(seed\)"):
         evaluate.main([*arguments, "--gin.evaluate.seed=1"])
 
 

@@ -153,7 +153,7 @@ def test_our_generator_answers_the_evaluator_and_goes_on_where_it_stopped(tmp_pa
     metrics, _ = evaluator("corpus", "test").evaluate(compute_metrics=True, predict_fn=predict)
     assert made == [item.caption for item in found.items if item.id == "test4"]
     other = evaluation.predict_fn(bundle, tmp_path / "clips", generate.Request(seconds=2.0))
-    with pytest.raises(ValueError, match=r"contains clips generated with other settings \(seconds\)"):
+    with pytest.raises(ValueError, match=r"was made with other settings \(seconds\)"):
         evaluator("corpus", "test").evaluate(compute_metrics=False, predict_fn=other)
 
 

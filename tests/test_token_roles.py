@@ -92,7 +92,7 @@ def test_pieces_are_made_once_in_both_ways_and_kept(tmp_path):
     for arm in token_roles.ARMS:
         np.testing.assert_array_equal(first[arm][0], again[arm][0])
     args.seed = 1
-    with pytest.raises(ValueError, match="holds pieces of another run \\(other seed\\)"):
+    with pytest.raises(ValueError, match="was made with other settings \\(seed\\)"):
         token_roles.make_pieces(bundle, ["one", "two"], args)
 
 

@@ -12,6 +12,7 @@ from musiclm_jax.corpus import arrangement, card, compositions, rendering, score
 from musiclm_jax.corpus.clips import Clip, make_clip
 from musiclm_jax.data import records
 from musiclm_jax.data.samples import level_db
+from musiclm_jax.data.settings import check_settings
 
 CORPUS_VERSION = 2  # increase it when a change alters the clips of a seed
 
@@ -61,7 +62,7 @@ def build(
     found, missing = scores.load_scores(folder / ".scores", progress)
     compositions.group(found)
     settings = {"version": CORPUS_VERSION, "seed": seed, "hours": hours, "scores": len(found)}
-    shards.check_settings(folder, settings)
+    check_settings(folder, settings, "choose another --output")
     pools = compositions.split_scores(found)
     renderer = rendering.Renderer()
 

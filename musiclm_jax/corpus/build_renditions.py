@@ -10,6 +10,7 @@ from musiclm_jax.corpus import compositions, rendering, renditions, scores, shar
 from musiclm_jax.corpus.excerpts import UnsuitableError
 from musiclm_jax.corpus.scores import TUNE_BOOKS, Score
 from musiclm_jax.data import records
+from musiclm_jax.data.settings import check_settings
 
 VERSION = 1  # increase it when a change alters the renditions of a seed
 RENDITIONS = 4  # per passage
@@ -93,7 +94,7 @@ def build(
     found, _ = scores.load_scores(folder / ".scores", progress)
     compositions.group(found)
     settings = {"version": VERSION, "seed": seed, "passages": passages, "renditions": RENDITIONS, "scores": len(found)}
-    shards.check_settings(folder, settings)
+    check_settings(folder, settings, "choose another --output")
     pools = {
         split: [score for score in pool if score.source in TUNE_BOOKS]
         for split, pool in compositions.split_scores(found).items()

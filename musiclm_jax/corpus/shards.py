@@ -14,21 +14,6 @@ SHARDS = {"train": 16, "validation": 4, "test": 4}
 Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, metadata
 
 
-def check_settings(folder: pathlib.Path, settings: dict) -> None:
-    """Stores the settings of the first run in the folder, and checks that later runs have the same.
-
-    Raises:
-      ValueError: if the folder was built with other settings.
-    """
-    path = folder / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != settings:
-            raise ValueError(f"{folder} contains a corpus with {found}, expected {settings}: choose another --output")
-    else:
-        path.write_text(json.dumps(settings) + "\n")
-
-
 def write(
     folder: pathlib.Path,
     counts: Mapping[str, int],

@@ -10,6 +10,7 @@ __all__ = [
     "feature_converter",
     "records",
     "samples",
+    "settings",
     "spectrogram",
     "tokens",
     "wordpiece",

@@ -12,6 +12,7 @@ import numpy as np
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data.samples import level_db
+from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.generation.generate import Progress, Request, pieces
 
@@ -168,17 +169,10 @@ def generate_clips(
     folder = pathlib.Path(folder).expanduser()
     if unusable := [name for name in captions if pathlib.Path(name).name != name]:
         raise ValueError(f"the id {unusable[0]!r} is not a valid file name: rename it")
-    folder.mkdir(parents=True, exist_ok=True)
     of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
     # Without the batch size: a clip does not depend on its batch.
-    settings = json.loads(json.dumps({"bundle": of_bundle} | dataclasses.asdict(request) | {"batch_size": None}))
-    path = folder / "settings.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
-    if differing := [name for name in settings if found.get(name) != settings[name]]:
-        raise ValueError(
-            f"{folder} contains clips generated with other settings ({', '.join(differing)}): choose another folder"
-        )
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    settings = {"bundle": of_bundle} | dataclasses.asdict(request) | {"batch_size": None}
+    check_settings(folder, settings, "choose another folder")
     paths = {name: folder / f"{name}.wav" for name in captions}
     waiting = [name for name in captions if not paths[name].exists()]
     if waiting:
