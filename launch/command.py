@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 
@@ -17,6 +18,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with code 2."""
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the arguments)\n")
+
+    def parse_with_bindings(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses arguments among which gin bindings are written --gin.NAME=VALUE; returns these as NAME=VALUE."""
+        args, rest = self.parse_known_args(arguments)
+        if unknown := [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]:
+            self.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+        return args, [argument.removeprefix("--gin.") for argument in rest]
 
 
 def enable_compilation_cache() -> None:

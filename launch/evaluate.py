@@ -52,13 +52,9 @@ def main(arguments: list[str]) -> int:
         "--generated", help="folder of another system's clips, named by id (default: generate with the bundle)"
     )
     parser.add_argument("--system", help="name of the system in the report (default: the bundle or the folder)")
-    args, rest = parser.parse_known_args(arguments)
-    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    args, bindings = parser.parse_with_bindings(arguments)
     command.enable_compilation_cache()
-    bindings = args.gin_bindings + [argument.removeprefix("--gin.") for argument in rest]
-    parse_gin(args.gin_file or ["evaluate.gin"], bindings)
+    parse_gin(args.gin_file or ["evaluate.gin"], args.gin_bindings + bindings)
     evaluate_system(output=args.output, generated=args.generated, system=args.system)
     return 0
 

@@ -41,16 +41,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
-    args, rest = parser.parse_known_args(arguments)
-    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    args, bindings = parser.parse_with_bindings(arguments)
     # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     no_data = ["DATA_DIR = 'not read'"]
-    train.parse_gin(args.gin_file, no_data + [argument.removeprefix("--gin.") for argument in rest])
+    train.parse_gin(args.gin_file, no_data + bindings)
     with train.one_line_errors():
         learner = gin.query_parameter("train.learner").scoped_configurable_fn()
         batch_size = gin.query_parameter("%BATCH_SIZE")

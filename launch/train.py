@@ -62,10 +62,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--coordinator_address", help="host:port of process 0, for a run with several processes")
     parser.add_argument("--process_count", type=int, help="number of processes in the run")
     parser.add_argument("--process_index", type=int, help="index of this process, from 0")
-    args, rest = parser.parse_known_args(arguments)
-    unknown = [argument for argument in rest if not argument.startswith("--gin.") or "=" not in argument]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}: bindings are written --gin.NAME=VALUE")
+    args, bindings = parser.parse_with_bindings(arguments)
     if args.model_dir is None and not args.dry_run:
         parser.error("--model_dir is missing: give the folder of the run, or --dry_run to try it without one")
     join_processes(args.coordinator_address, args.process_count, args.process_index)
@@ -73,7 +70,6 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("MUSICLM_TRACEBACK") != "1":
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs as an error it also raises
     no_data = ["DATA_DIR = None"] if args.dry_run else []
-    bindings = [argument.removeprefix("--gin.") for argument in rest]
     parse_gin(args.gin_file, args.gin_bindings + bindings + no_data)
     try:
         with one_line_errors():
