@@ -17,7 +17,7 @@ ROOMS = {
     "corpus": {"data"},
     "tokenizers": {"data", "training"},
     "stages": {"data", "kernels", "training"},
-    "bundles": {"data", "tokenizers", "stages"},
+    "bundles": {"data", "kernels", "tokenizers", "stages"},
     "planning": {"data", "stages", "training"},
     "generation": {"data", "kernels", "tokenizers", "stages", "bundles"},
     "evaluation": {"data", "tokenizers", "stages", "bundles", "generation"},

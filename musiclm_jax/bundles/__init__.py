@@ -1,6 +1,6 @@
 """Bundles, which are folders of configurations and weights, and the encoding of audio with their models (`encode`).
 
-Imports `tokenizers`, `stages` and `data`.
+Imports `tokenizers`, `stages`, `kernels` and `data`.
 """
 
 from musiclm_jax.bundles.bundle import (

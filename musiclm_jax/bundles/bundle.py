@@ -26,6 +26,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from musiclm_jax.kernels.int8 import rounded
+
 FORMAT_VERSION = 1
 SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders next to this file
 # The config dataclass of each part, imported only when the part is loaded.
@@ -282,9 +284,8 @@ def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinite values: the training failed; check its losses")
         if storage == "int8" and array.ndim >= 2 and array.size >= INT8_MIN_SIZE:
-            scale = np.maximum(np.abs(array).max(axis=-1, keepdims=True), 1e-12) / 127
-            tensors[name] = np.rint(array / scale).astype(np.int8)
-            tensors[name + SCALE_SUFFIX] = scale
+            tensors[name], scale = rounded(array)
+            tensors[name + SCALE_SUFFIX] = scale[..., None]
         elif array.ndim >= 2 and np.abs(array).max(initial=0) < np.finfo(np.float16).max:
             tensors[name] = array.astype(np.float16)
         else:

@@ -25,6 +25,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from musiclm_jax.kernels.int8 import LARGEST
+
 TILE = 4  # outputs and tokens whose sums are kept in registers together
 WIDTH = 16  # numbers per vector; processors with shorter vectors use several
 # Layout of the structs of XLA's interface, XLA_FFI_CallFrame and so on: their fields in order, one per 8-byte word. The
@@ -181,7 +183,7 @@ def _rounded(x: np.ndarray, values: np.ndarray) -> np.float32:
     largest = np.float32(0)
     for j in range(x.size):
         largest = max(largest, abs(x[j]))
-    scale = max(largest, np.float32(1e-12)) / np.float32(127)
+    scale = max(largest, np.float32(1e-12)) / np.float32(LARGEST)
     for j in range(x.size):
         values[j] = np.int16(np.rint(x[j] / scale))
     return scale

@@ -7,6 +7,8 @@ activation scales (arXiv 2206.01861, section 4.1). Embeddings, norms and biases 
 each step reads too, is bfloat16, whose rounding is finer than that of the activations it is computed from.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,11 +39,15 @@ def int8_kernels(params: Params) -> Params:
     return change_kernels(params, change)
 
 
-def rounded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...]; their product approximates it."""
-    wide = jnp.asarray(values, jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1), 1e-12) / LARGEST
-    return jnp.round(wide / scale[..., None]).astype(jnp.int8), scale
+def rounded(values: Any) -> tuple[Any, Any]:
+    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...]; their product approximates it.
+
+    Takes an array of NumPy or JAX and returns arrays of the same library.
+    """
+    xp = values.__array_namespace__()
+    wide = values.astype(xp.float32)
+    scale = xp.maximum(xp.max(xp.abs(wide), axis=-1), 1e-12) / LARGEST
+    return xp.round(wide / scale[..., None]).astype(xp.int8), scale
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
