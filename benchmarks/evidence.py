@@ -15,10 +15,10 @@ from benchmarks.report import arguments, read_published, table
 
 # Title in the table, module, kind of records that it reads.
 BENCHMARKS = (
-    ("Codec", "codec", "corpus"),
+    ("Codec", "codec_quality", "corpus"),
     ("MuLan", "mulan_retrieval", "corpus"),
     ("Semantic tokens", "semantic_tokens", "corpus"),
-    ("Stages", "stage_bits", "tokens"),
+    ("Stages", "held_out_bits", "tokens"),
     ("Judges on real renders", "judges", "corpus"),
     ("Generation", "generation", "corpus"),
 )

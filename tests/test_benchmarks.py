@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import codec, generation, mulan_retrieval, paraphrases, report
+from benchmarks import generation, mulan_retrieval, paraphrases, report
 from musiclm_jax.data.samples import level_db
 from musiclm_jax.evaluation import metrics
-from musiclm_jax.evaluation.diagnose import instruments, stage_bits
+from musiclm_jax.evaluation.diagnose import codec, instruments, stage_bits
 from musiclm_jax.evaluation.metrics import Estimate
 from musiclm_jax.stages import layout
 

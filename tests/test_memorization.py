@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from benchmarks import memorization as study
+from benchmarks import memorization_study as study
 from musiclm_jax import bundles
 from musiclm_jax.evaluation import memorization
 from musiclm_jax.evaluation.memorization import Continuations

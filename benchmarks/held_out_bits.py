@@ -1,4 +1,4 @@
-"""Measures held-out bits per token of the stages: python -m benchmarks.stage_bits --tokens DIR --bundle tiny
+"""Measures held-out bits per token of the stages: python -m benchmarks.held_out_bits --tokens DIR --bundle tiny
 
 Each test clip is cropped once to the stage's length. Bits per token are measured at each level, with the clip's own
 conditioning and with that of a clip of another composition, and compared with the unigram entropy: the bits of the test

@@ -1,4 +1,4 @@
-"""Compares the codec with Opus: python -m benchmarks.codec --corpus DIR --bundle tiny
+"""Compares the codec with Opus: python -m benchmarks.codec_quality --corpus DIR --bundle tiny
 
 Clips of held-out compositions pass through SoundStream (12 levels at 50 frames/s: 6 kbit/s) and through Opus at 6 and
 12 kbit/s (ffmpeg with libopus and its defaults). Each decoded clip is aligned by its best lag of up to 50 ms before the

@@ -1,4 +1,4 @@
-"""Measures memorization by the semantic stage: python -m benchmarks.memorization --tokens DIR --plot FILE.png
+"""Measures memorization by the semantic stage: python -m benchmarks.memorization_study --tokens DIR --plot FILE.png
 
 The paper's study (section "Memorization", arXiv 2301.11325): the stage receives the MuLan tokens of a clip's audio and
 the clip's first tokens, continues for 5 s by greedy decoding, and the result is compared with the clip. In an exact
