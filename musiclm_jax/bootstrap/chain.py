@@ -155,7 +155,7 @@ class Bootstrap:
             return state
         self.say(f"{name}: continues from {self.bundle}")
         begun = self.learners[name].start_from(state, self._made(name))
-        check_fits(begun, state)
+        check_fits("the bundle's model", begun, state)
         return begun
 
     def _compile_ahead(self) -> None:

@@ -21,6 +21,8 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from musiclm_jax.training.learner import check_fits
+
 FOLDER = "checkpoints"
 
 
@@ -188,7 +190,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
     expected = serialization.to_state_dict(abstract_state)
     with _clear_read_errors(manager, step):
         metadata = _as_dict(manager.item_metadata(step).state)
-    _check_same_shapes(f"{manager.directory}/{step}", metadata, expected)
+    check_fits(f"{manager.directory}/{step}", metadata, expected, ", or another model_dir")
     with _clear_read_errors(manager, step):
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
@@ -281,19 +283,3 @@ def _as_dict(metadata: Any) -> Any:
     if not tree:
         raise ValueError("its state has no _METADATA")
     return tree
-
-
-def _check_same_shapes(where: str, metadata: Any, expected: Any) -> None:
-    """Raises ValueError if the names or shapes in a checkpoint differ from the expected ones."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    found, wanted = shapes(metadata), shapes(expected)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{where} does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here; use the configuration it was trained with, or another model_dir"
-            )

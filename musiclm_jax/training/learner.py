@@ -93,12 +93,18 @@ def started_from(learner: Any, state: Any, abstract: Any, variables: Mapping[str
     if not hasattr(learner, "start_from"):
         raise ValueError(f"a {learner.family} model cannot start from a bundle: train it from random weights")
     started = learner.start_from(state, variables)
-    check_fits(started, state)
+    check_fits("the bundle's model", started, state)
     return jax.device_put(started, shardings(abstract))
 
 
-def check_fits(started: Any, state: Any) -> None:
-    """Checks that a state with a bundle's weights has the names and shapes of the learner's own state.
+def check_fits(where: str, found: Any, expected: Any, otherwise: str = "") -> None:
+    """Checks that a state or its metadata has the names and shapes that the learner expects.
+
+    Args:
+      where: where the state comes from, for the message.
+      found: tree of arrays or of their shapes.
+      expected: the same of the learner.
+      otherwise: ends the advice of the message.
 
     Raises:
       ValueError: if they differ; names the first difference.
@@ -106,14 +112,14 @@ def check_fits(started: Any, state: Any) -> None:
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
-    found, wanted = shapes(started), shapes(state)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+    there, here = shapes(found), shapes(expected)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
             raise ValueError(
-                f"the bundle's model does not fit this configuration: {name} is {found.get(name, 'absent')} there and "
-                f"{wanted.get(name, 'absent')} here; use the configuration it was trained with"
+                f"{where} does not fit this configuration: {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} here; use the configuration it was trained with{otherwise}"
             )
 
 

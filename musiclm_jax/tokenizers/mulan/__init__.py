@@ -4,13 +4,12 @@ from musiclm_jax.data.wordpiece import tokenize_texts
 from musiclm_jax.tokenizers.mulan.config import MulanConfig
 from musiclm_jax.tokenizers.mulan.embed import embed_audio, embed_text, tokens
 from musiclm_jax.tokenizers.mulan.learner import MulanLearner
-from musiclm_jax.tokenizers.mulan.quantize import chance_agreement, fit_quantizer, relabelled, token_agreement
+from musiclm_jax.tokenizers.mulan.quantize import fit_quantizer, relabelled, token_agreement
 from musiclm_jax.tokenizers.mulan.text_tower import training_text
 
 __all__ = [
     "MulanConfig",
     "MulanLearner",
-    "chance_agreement",
     "embed_audio",
     "embed_text",
     "fit_quantizer",

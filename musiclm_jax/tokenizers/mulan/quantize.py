@@ -137,19 +137,13 @@ def token_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.
       text_tokens: int `[pairs, quantizers]`; row i describes row i of the audio.
 
     Returns:
-      float32 `[quantizers]`; compare with `chance_agreement`.
+      float32 `[quantizers]`.
 
     Raises:
       ValueError: if the shapes differ.
     """
     audio, text = _tokens(audio_tokens, text_tokens)
     return jnp.mean(audio == text, axis=0)
-
-
-def chance_agreement(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.ArrayLike) -> jax.Array:
-    """Computes the `token_agreement` to expect if the texts were shuffled: float32 `[quantizers]`."""
-    audio, text = _tokens(audio_tokens, text_tokens)
-    return jnp.mean(audio[:, None] == text[None], axis=(0, 1))
 
 
 def _tokens(audio_tokens: jax.typing.ArrayLike, text_tokens: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
