@@ -1,4 +1,4 @@
-"""A bundle of miniature models with random weights: every part of the real thing, nothing learned."""
+"""A bundle of miniature models with random weights; it has every part of a real bundle."""
 
 import atexit
 import functools
@@ -21,7 +21,7 @@ from musiclm_jax.tokenizers.soundstream import model as soundstream_model
 from musiclm_jax.tokenizers.w2v_bert.learner import W2vBertLearner
 from musiclm_jax.training import partitioning
 
-CODES = 16  # codes of every codebook
+CODES = 16  # size of every codebook
 STAGE_SIZES = {
     "mulan_codebook_size": CODES,
     "semantic_codebook_size": CODES,
@@ -92,14 +92,14 @@ def write_vocab(path: pathlib.Path) -> pathlib.Path:
 
 
 def copy(folder: pathlib.Path) -> pathlib.Path:
-    """A bundle of one's own, to damage."""
+    """Copies the bundle, for tests that modify it."""
     shutil.copytree(path(), folder)
     return folder
 
 
 @functools.cache
 def path() -> pathlib.Path:
-    """The bundle, made once per process; not to be changed."""
+    """Returns the bundle's path; it is created once per process and must not be modified."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="miniature_bundle_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def path() -> pathlib.Path:
 
 
 def melodic(folder: pathlib.Path) -> pathlib.Path:
-    """A copy of the bundle with a melody model and a semantic stage that is conditioned on it."""
+    """Copies the bundle, and adds a melody model and a semantic stage conditioned on it."""
     copy(folder)
     rng = np.random.default_rng(1)
     params = random_like(MelodyLearner(MELODY).init, jax.random.key(0)).params
@@ -152,7 +152,7 @@ def melodic(folder: pathlib.Path) -> pathlib.Path:
 
 
 def random_like(init, *arguments):
-    """Random numbers in the shapes of what `init` makes, without compiling it."""
+    """Returns random numbers in the shapes that `init` returns, without compiling it."""
     static = [argument for argument in arguments if not isinstance(argument, jax.Array)]
     shapes = partitioning.unbox(jax.eval_shape(functools.partial(init, *static), arguments[-1]))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A small MusicCaps as a user has it: a CSV file with the public columns, and some of the clips."""
+"""A small MusicCaps folder, as users have it: a CSV file with the public columns, and some of the clips."""
 
 import csv
 import pathlib
@@ -23,7 +23,7 @@ BROKEN, MISSING = IDS[5], IDS[6]
 
 
 def clip(number: int) -> np.ndarray:
-    """A second of a pitch that tells the clip."""
+    """Returns one second of a tone whose pitch identifies the clip."""
     return 0.5 * np.sin(2 * np.pi * (300 + 200 * number) * np.arange(RATE) / RATE)
 
 
@@ -45,7 +45,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def write(folder: pathlib.Path, lines=None, columns=COLUMNS) -> pathlib.Path:
-    """Clips 0 to 4 in different formats, clip 5 broken, clip 6 missing."""
+    """Writes clips 0 to 4 in different formats and a broken clip 5; clip 6 is missing."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     with (folder / "musiccaps-public.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")

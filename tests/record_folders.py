@@ -1,4 +1,4 @@
-"""Small folders of records for the tests of tasks, datasets and gin files."""
+"""Small folders of records for tests of tasks, datasets and gin files."""
 
 import pathlib
 
@@ -7,25 +7,28 @@ import tensorflow as tf
 
 from musiclm_jax.data import records
 
-CLIPS = 6  # of a split
+CLIPS = 6  # per split
 SHARDS = 2
 SEMANTIC_FRAMES = 50  # 2 s
 
 
 def clip_codes(number: int) -> dict[str, np.ndarray]:
-    """Codes that tell clip, frame and level: semantic t, acoustic 100 + t / 2 in level 0, the level in the others."""
+    """Returns codes that identify clip, frame and level.
+
+    Semantic codes are t; acoustic codes are 100 + t / 2 at level 0, and the level at the others.
+    """
     acoustic = np.tile(np.arange(12), (2 * SEMANTIC_FRAMES, 1))
     acoustic[:, 0] = np.arange(2 * SEMANTIC_FRAMES) // 2
     return {"semantic": np.arange(SEMANTIC_FRAMES), "acoustic": acoustic, "mulan": np.full(12, number)}
 
 
 def caption_codes(number: int) -> np.ndarray:
-    """MuLan codes `[2, 12]` of two texts about a clip: they tell the clip and the text."""
+    """Returns MuLan codes `[2, 12]` of two texts about a clip; they identify clip and text."""
     return np.stack([np.full(12, 100 * text + number) for text in (1, 2)])
 
 
 def clip_audio(number: int) -> np.ndarray:
-    """A ramp of 2 s within [-1, 1] whose first sample tells the clip."""
+    """Returns a ramp of 2 s within [-1, 1] whose first sample identifies the clip."""
     return np.linspace(0.1 * number, 0.1 * number + 0.2, 48_000).astype(np.float32)
 
 
@@ -40,7 +43,7 @@ def _write(folder: pathlib.Path, make) -> pathlib.Path:
 
 
 def token_folder(folder: pathlib.Path, texts: bool = True) -> pathlib.Path:
-    """Writes token records; clip n has MuLan and melody codes n, and with `texts` those of `caption_codes`."""
+    """Writes token records; clip n has MuLan and melody codes n and, with `texts`, `caption_codes`."""
 
     def make(name: str, number: int) -> bytes:
         codes = clip_codes(number)
@@ -82,9 +85,9 @@ def audio_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def rendition_folder(folder: pathlib.Path, samples: int = 96_000) -> pathlib.Path:
-    """Writes passages of four renditions; sample 0 tells the passage, sample 1 the rendition, the rest is noise.
+    """Writes passages of four renditions; sample 0 identifies the passage, sample 1 the rendition, the rest is noise.
 
-    Passages 0 and 1 are of one composition.
+    Passages 0 and 1 come from one composition.
     """
 
     def make(name: str, number: int) -> bytes:

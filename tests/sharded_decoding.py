@@ -1,10 +1,10 @@
-"""Decodes with a small coarse stage on meshes of eight devices: as a program, compares them with one device.
+"""Decodes with a small coarse stage on meshes of eight devices and, run as a program, compares them with one device.
 
 Usage: python sharded_decoding.py data,fsdp,tensor ...
 
-Run by test_sharded_decoding.py in a process of its own, since the number of devices is fixed when JAX starts. Prints a
-line of JSON per mesh: the mesh, the share of codes that differ, greedy and drawn, and the devices that hold the
-embedding table's parts.
+test_sharded_decoding.py runs it in a separate process, since the number of devices is fixed when JAX starts. It prints
+a line of JSON per mesh: the mesh, the share of codes that differ (greedy and sampled), and the devices that hold the
+embedding table's shards.
 """
 
 import json
@@ -23,10 +23,10 @@ ROWS, FRAMES = 8, 8
 
 
 def codes(mesh: jax.sharding.Mesh, boxed: dict, params: dict) -> tuple[list[np.ndarray], int]:
-    """Codes of both ways of drawing, and the number of different parts of the embedding table."""
+    """Returns greedy and sampled codes, and the number of distinct shards of the embedding table."""
     stage, config = sharded_steps.STAGE, sharded_steps.LEARNER.config
     sharded = jax.device_put(params, partitioning.state_sharding(mesh, boxed))
-    # As those of the paper's size are laid out; by itself, decoding leaves such small ones as they are.
+    # As for the paper's sizes: by itself, decoding does not transpose such small kernels.
     sharded = jax.jit(lambda params: transposed_kernels(transformer.unstack_layers(params)))(sharded)
     parts = len({str(shard.index) for shard in sharded["embedding"].addressable_shards})
     rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def codes(mesh: jax.sharding.Mesh, boxed: dict, params: dict) -> tuple[list[np.n
 
 
 def main() -> None:
-    """Compares the meshes that are asked for."""
+    """Compares the given meshes with one device."""
     stage, config = sharded_steps.STAGE, sharded_steps.LEARNER.config
 
     def init(key):

@@ -1,9 +1,9 @@
-"""Five steps of a small coarse stage on meshes of eight devices: as a program, compares them with one device.
+"""Trains a small coarse stage for five steps on meshes of eight devices; as a program, compares them with one device.
 
 Usage: python sharded_steps.py data,fsdp,tensor ...
 
-Run by test_sharded_training.py in a process of its own, since the number of devices is fixed when JAX starts. Prints a
-line of JSON per mesh: the mesh, the largest errors, and parameters that are replicated though they are named.
+test_sharded_training.py runs it in a separate process, since the number of devices is fixed when JAX starts. It prints
+a line of JSON per mesh: the mesh, the largest errors, and parameters that are replicated despite their logical axes.
 """
 
 import json
@@ -21,8 +21,8 @@ from musiclm_jax.training.optimizers import OptimizerConfig
 STAGE = coarse_stage(
     seconds=0.16, mulan_codebook_size=16, semantic_codebook_size=16, acoustic_codebook_size=32, full_vocabulary=False
 )
-# With an eps well above rounding errors: where the gradient is 0, as in a bucket of the relative bias that no distance
-# falls into alone, the size of an update is otherwise that of noise.
+# An eps well above rounding errors: where the gradient is 0, the update would otherwise be normalized noise. This
+# happens for buckets of the relative bias that get no gradient.
 OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=0.01, schedule="constant", warmup_steps=0, eps=1e-3)
 LEARNER = StageLearner(
     STAGE,
@@ -36,14 +36,14 @@ MESHES = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 
 
 
 def batches() -> list[dict[str, np.ndarray]]:
-    """Random codes, 8 rows a step."""
+    """Returns batches of random codes, 8 rows per step."""
     rng = np.random.default_rng(0)
     sizes = {"mulan": (16, (8, 12)), "semantic": (16, (8, 4)), "acoustic": (32, (8, 8, 12))}
     return [{n: rng.integers(0, k, shape).astype(np.int32) for n, (k, shape) in sizes.items()} for _ in range(STEPS)]
 
 
 def run(mesh: jax.sharding.Mesh) -> tuple[list[float], dict, dict]:
-    """Losses of the steps, the first gradient and the last parameters."""
+    """Returns the losses of all steps, the first gradient and the final parameters."""
     key = jax.random.key(0)
     boxed = jax.eval_shape(LEARNER.init, key)
     sharding = partitioning.state_sharding(mesh, boxed)
@@ -51,7 +51,7 @@ def run(mesh: jax.sharding.Mesh) -> tuple[list[float], dict, dict]:
     state = jax.device_put(start, sharding)
 
     def step_and_gradient(state, batch, key):
-        """Both in one program, which is compiled once."""
+        """Computes both in one program, to compile only once."""
         return LEARNER.train_step(state, batch, key), LEARNER._gradients(state.params, batch, key)[0]
 
     step = jax.jit(
@@ -68,13 +68,13 @@ def run(mesh: jax.sharding.Mesh) -> tuple[list[float], dict, dict]:
 
 
 def largest_error(found: dict, expected: dict) -> float:
-    """Largest difference of a leaf, in units of the largest value of that leaf."""
+    """Returns the largest difference in any leaf, relative to the largest value of that leaf."""
     errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-6)), found, expected)
     return max(jax.tree.leaves(errors))
 
 
 def main() -> None:
-    """Compares the meshes that are asked for."""
+    """Compares the given meshes with one device."""
     alone = run(partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     for sizes in (tuple(map(int, argument.split(","))) for argument in sys.argv[1:]):
         mesh = partitioning.make_mesh(*sizes)

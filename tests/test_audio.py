@@ -23,7 +23,7 @@ def test_what_is_written_is_read_back(tmp_path, extension):
     assert audio.write(path, tone()) == 1.0
     assert soundfile.info(path).samplerate == 24_000
     np.testing.assert_allclose(audio.load(path), tone(), atol=0.03 if extension == "ogg" else 1e-4)
-    assert list(tmp_path.iterdir()) == [path]  # no partial file stays behind
+    assert list(tmp_path.iterdir()) == [path]  # no partial file is left
 
 
 def test_load_mixes_channels_and_resamples(tmp_path):
@@ -104,7 +104,7 @@ def test_write_refuses_what_is_not_audio(tmp_path, bad):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stream_is_clipped_and_keeps_what_came(tmp_path):
+def test_a_stream_is_clipped_and_keeps_what_was_written_before_an_error(tmp_path):
     loud = np.array([0.5, 2.0, -3.0], np.float32)
 
     def blocks():

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/, on literals; what the judges hear is in test_judges.py."""
+"""The arithmetic of benchmarks/, on literals; test_judges.py tests the judges."""
 
 import shutil
 
@@ -70,10 +70,10 @@ def test_opus_gets_better_with_more_bits():
     assert 3 < few_rate < 12 < more_rate
     assert codec.distances(audio, more)[0] < codec.distances(audio, few)[0]
     assert codec.distances(audio, more)[1] > codec.distances(audio, few)[1] > 0
-    assert codec.distances(audio, np.roll(audio, 300))[1] > 10  # a delay alone costs little once it is taken out
+    assert codec.distances(audio, np.roll(audio, 300))[1] > 10  # a pure delay costs little after alignment
 
 
-def test_with_condition_swaps_the_condition_alone():
+def test_with_condition_swaps_only_the_condition():
     own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
     other = {name: codes + 1 for name, codes in own.items()}
     mixed = stage_bits.with_condition(layout.coarse_stage(), own, other)
@@ -94,7 +94,7 @@ def test_crops_are_aligned():
     np.testing.assert_array_equal(crop["acoustic"][::2, 0], 2 * crop["semantic"])
 
 
-def test_strangers_are_of_another_composition():
+def test_strangers_come_from_another_composition():
     names = ["a", "a", "b", "c", "c"]
     found = stage_bits.strangers(names, np.random.default_rng(0))
     assert all(names[i] != names[j] for i, j in enumerate(found))
@@ -189,5 +189,5 @@ def test_clip_bits_are_the_learners(name):
     assert found.mean() == pytest.approx(float(expected["bits"]), rel=1e-5)
     first = f"loss/level_{stage.target.first_level:02d}"
     assert found[:, 0].mean() * np.log(2) == pytest.approx(float(expected[first]), rel=1e-5)
-    ragged = stage_bits.measure(stage, config, state.params, crops[:3])  # a batch that is not full
+    ragged = stage_bits.measure(stage, config, state.params, crops[:3])  # an incomplete batch
     np.testing.assert_allclose(ragged, found[:3], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The build of renditions: splits, turns of the tunes, the kinds that are told, resuming."""
+"""Building renditions: splits, tunes taking turns, metadata, resuming."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_records_are_of_tunes_of_their_split_and_can_be_resumed(sources, tmp_pat
         build_renditions.build(str(tmp_path), 3, 61, progress=lines.append)
 
 
-def test_a_passage_depends_on_seed_split_and_number_alone(sources):
+def test_a_passage_depends_only_on_seed_split_and_number(sources):
     pool = test_corpus._scores()
     compositions.group(pool)
     pools = compositions.split_scores([score for score in pool if score.source in scores.TUNE_BOOKS])
@@ -69,7 +69,7 @@ def test_a_passage_depends_on_seed_split_and_number_alone(sources):
         make(test_corpus.SineRenderer(), pools, 1, "train", 7),
     ]
     assert metadata["composition"] not in {other[1]["composition"] for other in others}
-    # Of a single tune, nothing but the draws can differ.
+    # With a single tune, only the random draws can differ.
     tune = [score for score in pools["train"] if score.composition == metadata["composition"]]
     alone = {"train": tune, "test": tune}
     arguments = [(0, "train", 7), (0, "train", 8), (1, "train", 7), (0, "test", 7)]
@@ -82,7 +82,7 @@ def test_a_passage_depends_on_seed_split_and_number_alone(sources):
         make(test_corpus.SineRenderer(), pools, 0, "train", 7)
 
 
-def test_the_command_builds_renditions_when_passages_are_asked_for(sources, tmp_path, capsys):
+def test_the_command_builds_renditions_with_the_passages_option(sources, tmp_path, capsys):
     assert launch_corpus.main(["--output", str(tmp_path / "a"), "--passages", "9"]) == 1
     assert "passages = 9 make {" in capsys.readouterr().err
     command = ["--output", str(tmp_path / "b"), "--passages", "50", "--workers", "2"]

@@ -61,7 +61,7 @@ def test_part_comes_back_with_its_config(bundle):
 def test_int8_halves_the_file_and_bounds_the_error_per_row(tmp_path, bundle):
     tree = variables()
     kernel = tree["params"]["layer"]["kernel"]
-    kernel[0] *= 1000  # a loud row must not cost the others their precision
+    kernel[0] *= 1000  # a row of large values must not reduce the precision of the others
     size = bundles.save_part(tmp_path / "c", "soundstream", CONFIG, tree, storage="int8")
     assert size < 0.53 * (bundle / "soundstream.safetensors").stat().st_size
     loaded = bundles.load(tmp_path / "c").part("soundstream").variables["params"]["layer"]["kernel"]

@@ -1,4 +1,4 @@
-"""Captions: true, various, each names its lead, and none uses the words that benchmarks/paraphrases.py keeps."""
+"""Captions are true and varied, name their lead, and avoid the words reserved for benchmarks/paraphrases.py."""
 
 import dataclasses
 import itertools
@@ -16,14 +16,14 @@ COMPANIONS = {
     "drone and bass": ["an organ drone", "an upright bass"],
     "ensemble": ["strummed guitar chords", "an upright bass"],
     "band": ["string chords", "a bass guitar"],
-    "duo": ["a flute"],  # a texture that captions.py has never heard of
+    "duo": ["a flute"],  # a texture that captions.py does not know
 }
 
 
 def plan(
     lead="banjo", kind="jig", texture="solo", tempo="slow", mode="minor", room="dry", origin="", voices="single line"
 ):
-    """An arrangement of which only what captions read is filled in."""
+    """Returns an arrangement with only the fields that captions read."""
     empty = {field.name: None for field in dataclasses.fields(arrangement.Arrangement)}
     notes = np.zeros((0, 5), np.float32)
     score = scores.Score("x/1", "x", "A Title", kind, origin, (6, 8), 0.0, -1, "", 0.0, [], notes)
@@ -36,7 +36,7 @@ def plan(
 
 
 def many(count=60, gain_db=0.0, **facts):
-    """Captions of the same clip by different generators, as [clip][caption]."""
+    """Returns captions of the same facts from different random generators, as [clip][caption]."""
     return [captions.captions(plan(**facts), gain_db, np.random.default_rng(seed)) for seed in range(count)]
 
 
@@ -92,7 +92,7 @@ def test_tempo_and_mood_follow_the_rule(tempo, mode):
 
 
 @pytest.mark.parametrize("texture", COMPANIONS)
-def test_drums_and_companions_are_those_that_play(texture):
+def test_captions_name_only_drums_and_companions_that_play(texture):
     text = text_of(80, texture=texture)
     without = re.sub(r"(?i)\b(no drums|no percussion)\b", "", text)
     drums = texture in ("with drums", "band")
@@ -110,7 +110,7 @@ def test_drums_and_companions_are_those_that_play(texture):
         assert not re.search(r"(?i)accompanied by|backed|background|together with|supported", text.replace("un", "un-"))
 
 
-def test_what_is_missing_is_said_seldom():
+def test_absence_is_rarely_stated():
     texts = list(itertools.chain.from_iterable(many(300)))
     denied = [text for text in texts if re.search(r"(?i)no drums|no percussion", text)]
     assert 0 < len(denied) < 0.05 * len(texts)
@@ -124,7 +124,7 @@ def test_room_is_the_true_one(room, wrong):
     assert not re.search(rf"(?i)\b({wrong})\b(?! pace)", text_of(60, room=room))
 
 
-def test_loudness_is_named_beyond_the_limits_only():
+def test_loudness_is_named_only_beyond_the_limits():
     levels = {gain: "\n".join(itertools.chain.from_iterable(many(60, gain))) for gain in (-9.0, 0.0, 3.0)}
     assert [says("loud", levels[gain]) for gain in (-9.0, 0.0, 3.0)] == [False, False, True]
     assert [says("quiet", levels[gain]) for gain in (-9.0, 0.0, 3.0)] == [True, False, False]
@@ -152,16 +152,16 @@ def test_people_write_in_many_ways():
     assert share(lambda t: t.rstrip(".").endswith("?")) > 0.01
 
 
-def test_stems_leave_out_the_endings_of_words():
+def test_stems_drop_the_endings_of_words():
     assert paraphrases._stems("Playing, plays, played; recordings, recording; SOFTLY and ties") == {
         "play", "record", "soft", "and", "ties",
     }  # fmt: skip
-    # Each form of a word that is kept for the benchmark counts as that word.
+    # Every form of a word reserved for the benchmark counts as that word.
     [word] = paraphrases.repeated_words({"pluck", "gong"})
     assert word == "gong" and paraphrases.repeated_words(paraphrases._stems("gonging")) == {"gong"}
 
 
-def test_words_kept_for_the_benchmark_are_not_used():
+def test_words_reserved_for_the_benchmark_are_not_used():
     tables = [getattr(caption_words, name) for name in dir(caption_words) if name.isupper()]
     phrases = [table.values() if isinstance(table, dict) else [table] for table in tables]
     words = " ".join(

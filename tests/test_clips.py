@@ -1,4 +1,4 @@
-"""Clips of a folder: matched by id, and everything that is wrong with them is counted and named."""
+"""Clips in a folder: matched by id; every problem is counted and named."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ def test_a_folder_with_every_fault(tmp_path):
         assert part in text
 
 
-def test_a_flawless_folder_has_no_problems(tmp_path):
+def test_a_folder_without_faults_has_no_problems(tmp_path):
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * np.ones(SAMPLE_RATE), SAMPLE_RATE)
     found = clips.folder_clips(tmp_path, ["a", "b"])
     assert len(list(found.read())) == 2 and found.problems() == []
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_without_matching_clips_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         clips.folder_clips(tmp_path / "nowhere", ["a"])
     with pytest.raises(ValueError, match=r"contains no sound files: expected names such as a\.wav"):

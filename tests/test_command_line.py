@@ -127,7 +127,7 @@ def test_finished_pieces_are_kept_when_interrupted(run, tmp_path, monkeypatch):
     np.testing.assert_allclose(audio.load(tmp_path / "m-1.wav"), miniature.tone(), atol=1e-3)
 
 
-def test_loud_music_is_turned_down_and_says_so(run, tmp_path, monkeypatch):
+def test_loud_music_is_turned_down_and_reported(run, tmp_path, monkeypatch):
     loud = generate.GeneratedMusic(4 * miniature.tone(), {}, 0.5, "piano", 0, 0)
     monkeypatch.setattr(generate, "pieces", lambda *_: iter([loud]))
     _, out, _ = run(*generate_arguments(tmp_path / "m.wav", "piano"))
@@ -203,7 +203,7 @@ def test_bad_recordings_are_one_line_before_any_work(run, no_models, tmp_path, n
 
 
 def requested(monkeypatch, run, *arguments):
-    """Stories and request that the command asks for, and what it says; nothing is generated."""
+    """Returns the stories and the request that the command makes, and its output; nothing is generated."""
     asked = []
 
     def pieces(bundle, stories, request, progress):
@@ -272,7 +272,7 @@ def test_a_stream_is_written_as_it_comes(monkeypatch, tmp_path, capfdbinary):
     assert code == 0 and b"0:00 to 0:02" in captured.err and b"samples clipped" in captured.err
     assert written(tmp_path / "m.pcm")[0] == 0 and seen[-1] == 48_000
     assert (tmp_path / "m.pcm").read_bytes() == captured.out
-    # Of an interrupted stream, what has come is there.
+    # An interrupted stream keeps the audio received so far.
     assert written(tmp_path / "m.wav", "--seed", "1")[0] == 130
     np.testing.assert_allclose(audio.load(tmp_path / "m.wav"), whole, atol=1e-4)
 
@@ -324,7 +324,7 @@ def test_describe_prints_tags_captions_tokens(run, tmp_path):
         ("e.wav", "", "0 bytes"),
     ],
 )
-def test_describe_refuses_what_is_no_sound(run, tmp_path, name, content, message):
+def test_describe_refuses_files_that_are_not_audio(run, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     code, out, err = run("describe", tmp_path / name, "--bundle", miniature.path())

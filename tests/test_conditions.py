@@ -1,4 +1,4 @@
-"""Prompts as MuLan codes over time: mixes, stories, blends."""
+"""Conversion of prompts to MuLan codes over time: mixes, stories, blends."""
 
 import miniature
 import numpy as np
@@ -11,7 +11,7 @@ from musiclm_jax.tokenizers import melody, mulan
 X, Y = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
 
 
-def test_a_melody_is_repeated_and_its_codes_are_those_of_its_time(tmp_path):
+def test_a_melody_is_looped_and_its_codes_match_its_time(tmp_path):
     part = bundles.load(miniature.melodic(tmp_path / "bundle")).part("melody")
     hertz = np.repeat([220.0, 4000.0, 900.0], 24_000)  # 3 s, 75 semantic frames
     audio = np.sin(2 * np.pi * np.cumsum(hertz) / 24_000).astype(np.float32)
@@ -25,7 +25,7 @@ def test_a_melody_is_repeated_and_its_codes_are_those_of_its_time(tmp_path):
     assert tune.at(0).shape == (72,) and (tune.at(0) != tune.at(30)).any()
 
 
-def test_a_mix_lies_between_its_texts_at_length_one():
+def test_a_mix_lies_between_its_texts_with_unit_norm():
     np.testing.assert_allclose(conditions.mix([X, Y], [3.0, 4.0]), [0.6, 0.8])
     np.testing.assert_allclose(conditions.mix([X, Y], [1.0, 1.0]), [0.5**0.5] * 2)
     assert conditions.mix([X], [0.3]) is X
@@ -48,7 +48,7 @@ def part():
     return bundles.load(miniature.path()).mulan()
 
 
-def test_codes_are_those_of_the_sections(part):
+def test_codes_match_the_sections(part):
     embedded = np.asarray(mulan.embed_text(*part, ["a slow piano", "jig on the fiddle"]))
     stories = [
         prompts.timed_story([("0:00", "a slow piano"), ("0:02", "jig on the fiddle")]),
@@ -61,14 +61,14 @@ def test_codes_are_those_of_the_sections(part):
     np.testing.assert_array_equal(story.codes, codes)
     assert (story.starts, story.times) == ((0, 50), (0.0, 2.0))
     np.testing.assert_array_equal(still.codes, codes[:1])
-    assert still.starts == (0,)  # the same codes: nothing changes for the stages
+    assert still.starts == (0,)  # equal codes are merged
     mixed = embedded[0] + 3 * embedded[1]
     np.testing.assert_allclose(mix.embeddings[0], mixed / np.linalg.norm(mixed), atol=1e-6)
     np.testing.assert_array_equal(mix.codes, mulan.tokens(*part, mix.embeddings, "text"))
 
 
-def test_a_recordings_codes_are_those_of_audio(part):
-    # The two modalities are centred apart, as in a real MuLan.
+def test_a_recordings_codes_are_audio_codes(part):
+    # The modalities have different means, as in a real MuLan.
     apart = part._replace(variables=part.variables | {"text_mean": part.variables["audio_mean"] + 0.3})
     condition = conditions.of_recording(apart, miniature.tone())
     embedding = mulan.embed_audio(*apart, miniature.tone()[None])

@@ -31,7 +31,7 @@ A|d2f fdB|"G"(3ABA G =c3|{g}c>d e2-|e3 z3:|
 
 
 def _score(number, kind="jig", source="ryansMammoth", parts=1):
-    """A score of 24 bars in G major; the melody depends on the number."""
+    """Returns a score of 24 bars in G major; the melody depends on the number."""
     rng = np.random.default_rng(number)
     scale = np.array([67, 69, 71, 72, 74, 76, 78, 79])
     rows = []
@@ -53,7 +53,7 @@ def _scores():
 
 
 class SineRenderer:
-    """Stands for the sound fonts: every note is a sine, one program may be silent."""
+    """A fake of the sound fonts: every note is a sine, one program may be silent."""
 
     silent = None
 
@@ -85,7 +85,7 @@ def test_abc_tune_as_written():
         2,
         "major",
     )
-    # A pickup; F and C are sharp by the key, =c is natural to the end of its bar, c is sharp again in the next.
+    # A pickup; the key makes F and C sharp, =c is natural until the end of its bar, c is sharp again in the next.
     expected = [
         (0.0, 0.5, 69), (0.5, 1.0, 74), (1.5, 0.5, 78), (2.0, 0.5, 78), (2.5, 0.5, 74), (3.0, 0.5, 71),
         (3.5, 1 / 3, 69), (3.5 + 1 / 3, 1 / 3, 71), (3.5 + 2 / 3, 1 / 3, 69), (4.5, 0.5, 67), (5.0, 1.5, 72),
@@ -149,7 +149,7 @@ def test_chords_follow_the_melody():
     assert roots == [7, 0, 2]  # G, C and D in G major
 
 
-def test_drums_keep_the_metre():
+def test_drums_keep_the_meter():
     waltz = harmony.drum_pattern((3, 4), 0.0, 6.0, 0)
     assert sorted(waltz[waltz[:, 2] == harmony.KICK, 0]) == [0.0, 3.0]
     jig = harmony.drum_pattern((6, 8), 0.0, 3.0, 0)
@@ -204,7 +204,7 @@ def test_arranged_notes_are_the_written_ones():
         played = np.diff(notes[:, 2]).astype(int).tolist()
         written = np.diff(np.tile(score.notes[:, 2], 2)).astype(int).tolist()
         assert any(written[i : i + len(played)] == played for i in range(len(written)))
-        # The tempo is the one stated: a quarter lasts 60 / bpm / 1.5 s in 6/8.
+        # The tempo is the stated one: in 6/8, a quarter note lasts 60 / bpm / 1.5 s.
         assert np.median(np.diff(notes[:, 0])) == pytest.approx(40 / plan.bpm, abs=0.02)
         seen.add(plan.key)
     assert len(seen) > 3
@@ -232,7 +232,7 @@ def _captions(texture, lead, score, seed):
     return plan, captions.captions(plan, 0.0, rng), captions.aspects(plan, 0.0, rng)
 
 
-def test_captions_tell_what_is_arranged():
+def test_captions_state_what_is_arranged():
     for seed in range(60):
         texture = list(arrangement.TEXTURES)[seed % 5]
         plan, sentences, phrases = _captions(texture, "trombone", _score(seed, "hornpipe"), seed)
@@ -256,7 +256,7 @@ def test_loudness_is_set_and_checked():
         rendering.set_loudness(clicks, 4.0)
 
 
-def test_mix_brings_stems_to_their_levels():
+def test_mix_scales_stems_to_their_levels():
     rng = np.random.default_rng(0)
     low, high = (rng.standard_normal(24_000).astype(np.float32) for _ in range(2))
     mixed = rendering.mix([low * 0.01, high * 5], [-20.0, -30.0])
@@ -290,7 +290,7 @@ def test_build_is_resumable_and_deterministic(tmp_path, monkeypatch):
         low, high = rendering.RMS_RANGE_DB
         assert low < level_db(clip["audio"]) < high and np.abs(clip["audio"]).max() < 1.0
         assert level_db(clip["audio"]) == pytest.approx(rendering.NOMINAL_RMS_DB + clip["gain_db"], abs=0.05)
-    # An interrupted build: one shard was never written, another is half done.
+    # An interrupted build: one shard was never written, another is incomplete.
     lost = paths["train"][5]
     with open(lost, "rb") as file:
         before = file.read()
@@ -325,7 +325,7 @@ def test_workers_share_the_shards(tmp_path, monkeypatch):
     assert len(records.shard_paths(tmp_path, "train")) == shards.SHARDS["train"]
 
 
-def test_command_line_refuses_nonsense(tmp_path, capsys):
+def test_command_line_refuses_too_few_hours(tmp_path, capsys):
     assert launch_corpus.main(["--output", str(tmp_path), "--hours", "0.001"]) == 1
     assert "expected at least one in each split" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""A packed corpus is the corpus: its scores, its sound fonts cut to what is used, and no libraries of the rest."""
+"""A packed corpus equals the corpus: its scores, reduced sound fonts, and no further libraries."""
 
 import pathlib
 import subprocess
@@ -21,13 +21,13 @@ def timgm():
     return pathlib.Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
 
 
-def test_scores_come_back_as_they_were(tmp_path):
+def test_scores_are_restored_exactly(tmp_path):
     found = test_corpus._scores()
     rng = np.random.default_rng(0)
     for number, score in enumerate(found[:20]):
         rows = score.notes.astype(float)
         rows[:, :2] += rng.uniform(0, 900 * number, rows[:, :2].shape)
-        # As parsed scores come out of the cache: in order, with four decimals.
+        # As in the cache of parsed scores: sorted, with four decimals.
         score.notes = np.round(rows[np.argsort(rows[:, 0])], 4).astype(np.float32)
     found[3].programs, found[3].meter, found[3].bpm = [scores.DRUMS, 30], (12, 8), 133.25
     compositions.group(found)
@@ -77,7 +77,7 @@ def test_a_cut_font_names_what_it_lacks(timgm):
         soundfonts.cut(b"RIFFxxxxWAVE", [])
 
 
-def test_a_pack_holds_all_that_is_needed(timgm, tmp_path, monkeypatch):
+def test_a_pack_contains_everything_needed(timgm, tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "load_scores", lambda folder: (test_corpus._scores(), {}))
     monkeypatch.setattr(
         rendering, "font_paths", lambda: {instruments.TIMGM: timgm, instruments.MUSESCORE: timgm}

@@ -1,4 +1,4 @@
-"""How clips are played: phrases, accents, a tempo that drifts, starts and ends of pieces, sounds of two fonts."""
+"""Performance of clips: phrases, accents, tempo drift, starts and ends of pieces, sounds from two fonts."""
 
 import collections
 
@@ -10,7 +10,7 @@ from musiclm_jax.corpus import arrangement, clips, compositions, excerpts, instr
 
 
 def draw(seed, piece=None, drums=False, number=5):
-    """An excerpt of the same reel, and how it is played; of the kind asked for."""
+    """Draws an excerpt of the same reel and a performance of it; `piece` fixes the kind of excerpt."""
     score = test_corpus._score(number, "reel")
     for attempt in range(200):
         rng = np.random.default_rng((seed, attempt))
@@ -20,13 +20,13 @@ def draw(seed, piece=None, drums=False, number=5):
     raise AssertionError(piece)
 
 
-def test_the_tempo_drifts_and_keeps_its_mean():
+def test_the_tempo_drifts_around_its_mean():
     depths = []
     for seed in range(30):
         _, excerpt, played = draw(seed)
         pace = np.diff(played.seconds) / excerpt.per_quarter
         assert np.abs(pace - 1).max() <= performance.RUBATO + 1e-9
-        assert np.abs(np.diff(pace)).max() < 0.04  # from quarter to quarter: smooth
+        assert np.abs(np.diff(pace)).max() < 0.04  # smooth from one quarter note to the next
         inside = np.interp([excerpt.start, excerpt.end], played.quarters, played.seconds)
         assert np.diff(inside)[0] == pytest.approx((excerpt.end - excerpt.start) * excerpt.per_quarter, rel=0.006)
         depths.append(np.abs(pace - 1).max())
@@ -58,7 +58,7 @@ def test_loudness_differs_between_clips_and_within():
     assert min(means) < 78 and max(means) > 95
 
 
-def test_notes_are_a_little_off_and_never_struck_twice():
+def test_notes_are_slightly_off_and_never_overlap_at_one_pitch():
     rng, excerpt, played = draw(2, "middle")
     rows = np.array([[excerpt.start + 0.5 * i, 0.5, 60, 90] for i in range(1, 25)])
     notes = played.play(rng, rows)
@@ -113,7 +113,7 @@ def test_silence_before_a_piece_is_heard():
     assert starts
 
 
-def test_instruments_have_sounds_of_both_fonts():
+def test_instruments_have_sounds_from_both_fonts():
     assert sum(len({font for font, _ in lead.sounds}) == 2 for lead in instruments.LEADS) >= 14
     score, drawn = test_corpus._score(5, "reel"), set()
     for seed in range(30):

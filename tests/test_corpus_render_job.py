@@ -1,4 +1,4 @@
-"""Clips rendered by worker processes are those of make_clip; workers that die are heard of."""
+"""Clips from worker processes equal make_clip's; failed workers are reported."""
 
 import pathlib
 import shutil
@@ -22,7 +22,7 @@ def packed(tmp_path_factory):
     found = test_corpus._scores()
     compositions.group(found)
     pack.write_scores(folder / pack.SCORES, found)
-    for name in pack.FONTS.values():  # it has all programs of the other one
+    for name in pack.FONTS.values():  # TimGM6mb has all programs of the other font
         shutil.copyfile(pathlib.Path(pretty_midi.__file__).parent / "TimGM6mb.sf2", folder / name)
     return folder
 
@@ -35,7 +35,7 @@ def wait(job, **counts):
         time.sleep(0.05)
 
 
-def test_clips_are_those_of_make_clip(packed, tmp_path):
+def test_clips_equal_make_clips(packed, tmp_path):
     job = resident.RenderJob(packed, tmp_path, SEED, {"train": 5, "validation": 2, "test": 0}, 2, leads_every=2)
     try:
         assert job.available("test") == 0
@@ -73,7 +73,7 @@ def test_order_and_claims(tmp_path):
     assert [render_worker.claim(tmp_path) for _ in range(12)] == list(range(12))
 
 
-def test_a_worker_that_dies_is_heard_of(tmp_path):
+def test_a_worker_that_dies_is_reported(tmp_path):
     job = resident.RenderJob(tmp_path / "nothing", tmp_path, SEED, {"train": 1}, 1, leads_every=1)
     try:
         with pytest.raises(RuntimeError, match=r"(?s)render worker 0 ended with status 1:.*FileNotFoundError"):
@@ -84,7 +84,7 @@ def test_a_worker_that_dies_is_heard_of(tmp_path):
         resident.RenderJob(tmp_path, tmp_path, SEED, {"valid": 1}, 1, leads_every=1)
 
 
-def test_stopped_workers_are_gone(packed, tmp_path):
+def test_stop_ends_the_workers(packed, tmp_path):
     job = resident.RenderJob(packed, tmp_path, SEED, {"train": 5000}, 1, leads_every=4)
     wait(job, train=1)
     job.stop()
@@ -93,7 +93,7 @@ def test_stopped_workers_are_gone(packed, tmp_path):
     assert int(job.arrays["train.done"].sum()) == done < 5000
 
 
-def test_another_clip_takes_the_place_of_one_that_cannot_be_made(monkeypatch):
+def test_a_clip_that_cannot_be_made_is_replaced(monkeypatch):
     asked = []
 
     def make(renderer, pool, seed, split, index):

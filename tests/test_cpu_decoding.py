@@ -1,4 +1,4 @@
-"""Operations compiled by numba, beside XLA's and beside NumPy in float64."""
+"""Operations compiled by numba, against XLA's and against NumPy in float64."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ def normal(seed, *shape):
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 11])
 @pytest.mark.parametrize(("outputs", "inward"), [(1, 250), (8, 256), (131, 64), (131, 250)])
-def test_a_product_in_float32_has_the_sums_of_float64(tokens, outputs, inward):
+def test_a_product_in_float32_is_close_to_float64(tokens, outputs, inward):
     x, kernel = normal(tokens, tokens, inward), normal(outputs, outputs, inward)
     found = jax.jit(cpu_decoding.transposed_product_numba)(x, kernel)
     assert found.shape == (tokens, outputs) and found.dtype == jnp.float32
@@ -29,7 +29,7 @@ def test_a_product_in_float32_has_the_sums_of_float64(tokens, outputs, inward):
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 6])
-def test_rows_of_a_table_are_multiplied_where_they_lie(tokens):
+def test_rows_of_a_table_are_multiplied_in_place(tokens):
     x, table = normal(1, tokens, 32), normal(2, 100, 32)
     product = jax.jit(cpu_decoding.rows_product_numba, static_argnums=3)
     for first in (0, 7, 90):
@@ -53,14 +53,14 @@ def test_the_largest_sum_in_8_bits_does_not_overflow():
     np.testing.assert_allclose(found, -(127.0**2) * 4096, rtol=1e-6)
 
 
-def test_silence_in_8_bits_is_silence():
+def test_zeros_in_8_bits_stay_zero():
     kernel, scale = int8.rounded(normal(5, 8, 16))
     assert not np.asarray(cpu_decoding.int8_product_numba(np.zeros((1, 16), np.float32), kernel, scale)).any()
 
 
 @pytest.mark.parametrize("kept", [jnp.asarray, layers.bits16])
 @pytest.mark.parametrize(("rows", "position"), [(1, 0), (1, 17), (3, 40), (2, 63)])
-def test_attention_is_a_softmax_over_the_past(rows, position, kept):
+def test_attention_is_a_softmax_over_the_cache(rows, position, kept):
     q, keys, values = normal(6, rows, 2, 1, 24), normal(7, rows, 2, 64, 24), normal(8, rows, 2, 64, 24)
     bias, valid = 5 * normal(9, 2, 64), np.random.default_rng(10).random((rows, 64)) < 0.7
     valid[:, position] = True
@@ -77,7 +77,7 @@ def test_attention_is_a_softmax_over_the_past(rows, position, kept):
     np.testing.assert_allclose(found, weights @ np.nan_to_num(values), rtol=1e-4, atol=1e-5)
 
 
-def test_attention_and_logits_are_those_that_other_platforms_compute():
+def test_attention_and_logits_match_other_platforms():
     q, keys, values = normal(11, 2, 2, 1, 8), normal(12, 2, 2, 20, 8), normal(13, 2, 2, 20, 8)
     bias = np.where(np.arange(20) > 9, layers.MASKED, normal(14, 2, 20))
     operands = (q, keys, values, bias, np.ones((2, 20), bool), jnp.int32(9))
@@ -100,7 +100,7 @@ print(sum(hits), cpu_decoding.transposed_product_numba(ones, ones)[0, 0])
 
 
 @pytest.mark.parametrize("folder", ["cache", "/proc/cannot_be_written"])
-def test_compiled_operations_are_kept_where_that_is_possible(tmp_path, folder):
+def test_compiled_operations_are_cached_if_possible(tmp_path, folder):
     environment = os.environ | {
         "PYTHONPATH": str(pathlib.Path(cpu_decoding.__file__).parents[2]),
         "NUMBA_CACHE_DIR": str(tmp_path / folder),
@@ -112,21 +112,21 @@ def test_compiled_operations_are_kept_where_that_is_possible(tmp_path, folder):
     assert runs[1].stdout.split() == ["3" if folder == "cache" else "0", "3.0"]
 
 
-def test_exponentials_are_those_of_float64():
+def test_exponentials_match_float64():
     x = np.concatenate([np.linspace(-86.9, 0, 5000), [-1e30, -100]]).astype(np.float32)
     found = np.array([cpu_decoding._exponential(value) for value in x])
     np.testing.assert_allclose(found[:-2], np.exp(x[:-2].astype(float)), rtol=1e-6)
     assert (found[-2:] < 1e-37).all()
 
 
-def test_the_layout_of_xlas_structs_is_that_of_its_header():
+def test_the_layout_of_xlas_structs_matches_its_header():
     header = pathlib.Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
     header = re.sub(r"//.*", "", header)
     structs = dict(re.findall(r"struct XLA_FFI_(\w+) \{(.*?)\}", header, re.DOTALL))
 
     def words(struct):
         for kind, name in re.findall(r"([^;]+?)\s*\b(\w+);", structs[struct]):
-            if name == "minor_version":  # an int beside major_version in one word
+            if name == "minor_version":  # shares a word with major_version
                 continue
             inner = kind.strip().removeprefix("struct ").removeprefix("XLA_FFI_")
             yield from [f"{name}.{own}" for own in words(inner)] if inner in structs else [name]
@@ -134,7 +134,7 @@ def test_the_layout_of_xlas_structs_is_that_of_its_header():
     for struct, fields in cpu_decoding.LAYOUT.items():
         known = fields.split()
         assert known == list(words(struct))[: len(known)], struct
-    # Frames end with their attributes; a later version adds fields behind them.
+    # Call frames end with their attributes; later versions append fields.
     assert "XLA_FFI_DEFINE_STRUCT_TRAITS(XLA_FFI_CallFrame, attrs)" in header
     assert cpu_decoding.LAYOUT["CallFrame"].endswith("attrs.attrs")
     assert int(re.search(r"XLA_FFI_DataType_F32 = (\d+)", header)[1]) == cpu_decoding.FLOAT32

@@ -99,7 +99,7 @@ def test_empty_files_and_records_of_another_kind_have_a_clear_error(tmp_path):
         TaskDataset(soundstream.soundstream_task(str(audio)), "train", batch_size=1)
 
 
-def test_made_up_batches_have_the_shapes_of_real_ones(tmp_path, folder):
+def test_synthetic_batches_have_the_shapes_of_real_ones(tmp_path, folder):
     audio = record_folders.audio_folder(tmp_path / "audio")
     vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
     tasks = [

@@ -13,20 +13,20 @@ SMALL = TransformerConfig(num_layers=1, num_heads=2, d_model=16, d_ff=24, dropou
 @pytest.mark.parametrize(
     ("name", "steps", "windows"), [("semantic", 750, 1), ("coarse", 30 * 200, 1), ("fine", 1200, 10)]
 )
-def test_steps_of_half_a_minute(name, steps, windows):
+def test_decoding_steps_for_half_a_minute(name, steps, windows):
     stage = getattr(layout, f"{name}_stage")()
     assert decode_plan.steps_of(stage, SEMANTIC.frames(stage.seconds), 30.0) == (steps, windows)
 
 
-def test_a_piece_takes_the_seconds_of_its_stages():
+def test_a_pieces_time_is_the_sum_of_its_stages():
     rows = [decode_plan.Row(name, "v5e:2x2", 4, 1e9, 1e9, 0.5, 2.0, "HBM", 500) for name in STAGES]
     lines = decode_plan.table(rows).splitlines()
     assert lines[2] == "| semantic, v5e:2x2 | 4 | 50% | 1.00 | 1.00e+09 | 2.00 (HBM) | 500 | 1.0 |"
     assert lines[-1].startswith("| all stages, v5e:2x2: 4 pieces a chip |") and lines[-1].endswith("| 3.0 |")
-    assert len(decode_plan.table(rows[:2]).splitlines()) == 4  # no sum of what is not there
+    assert len(decode_plan.table(rows[:2]).splitlines()) == 4  # no sum if a stage is missing
 
 
-def test_bytes_of_a_step():
+def test_bytes_per_step():
     params = decode.random_params(SMALL, 64, 0)
     kernels = 16 * 48 + 16 * 16 + 3 * 16 * 24
     floats = kernels + 3 * 16 + 32 * 2 + 1024 * 16 + 2 * 3 * 256 * 16

@@ -40,7 +40,7 @@ ROWS, FRAMES = 3, 20
 
 @pytest.fixture(autouse=True)
 def short_caches(monkeypatch):
-    """Several growths of the cache in a few frames: 13 tokens are known, 60 are drawn."""
+    """Makes the KV cache grow several times within a few frames: 13 tokens are known, 60 are sampled."""
     monkeypatch.setattr(decoding, "CACHE_STEP", 32)
 
 
@@ -64,7 +64,7 @@ def keys():
 
 
 def logits_of(params, conditioning, codes, drop=None):
-    """Logits [b, t, q, k] of given codes, in one pass without a cache."""
+    """Computes the logits `[b, t, q, k]` of given codes in one pass, without a KV cache."""
     stacked = miniature.stack_layers(params)
     ids, valid = decoding.condition_ids(STAGE, conditioning, drop)
     ids = jnp.concatenate([ids, flatten(STAGE, STAGE.target, codes)], axis=1)
@@ -79,15 +79,15 @@ def logits_of(params, conditioning, codes, drop=None):
     return transformer.level_logits(params, hidden, STAGE.vocabulary.offset("acoustic"), 3, 16)
 
 
-def test_greedy_with_cache_is_the_most_likely_code_without(params, conditioning, keys):
+def test_greedy_decoding_with_cache_matches_argmax_without(params, conditioning, keys):
     codes = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys, Sampling(temperature=0))
     assert codes.shape == (ROWS, FRAMES, 3) and codes.dtype == jnp.int32
     logits = logits_of(params, conditioning, codes)
     np.testing.assert_array_equal(codes, jnp.argmax(logits, axis=-1))
-    assert len(np.unique(codes)) > 4  # not stuck
+    assert len(np.unique(codes)) > 4  # not stuck on one code
 
 
-def test_logits_with_cache_are_those_without(params, conditioning, keys):
+def test_logits_with_and_without_cache_are_equal(params, conditioning, keys):
     rng = np.random.default_rng(5)
     codes = rng.integers(0, 16, (ROWS, 7, 3))
     expected = logits_of(params, conditioning, codes)[:, 6, 0]
@@ -110,7 +110,7 @@ def test_guidance_is_the_difference_that_the_conditioning_makes(params, conditio
     without = logits_of(params, conditioning, codes, jnp.ones(ROWS, bool))
     np.testing.assert_array_equal(codes, jnp.argmax(without + guidance * (with_it - without), axis=-1))
     assert (codes != jnp.argmax(with_it, axis=-1)).any()
-    # In pieces and after a prefix it is the same.
+    # The same in chunks and after a prefix.
     state = decoding.prefill(CONFIG, STAGE, params, conditioning, codes[:, :5], FRAMES, keys, guided=True)
     np.testing.assert_array_equal(
         decoding.decode_frames(CONFIG, STAGE, params, state, FRAMES - 5, sampling)[1], codes[:, 5:]
@@ -126,7 +126,7 @@ def test_transposed_kernels_draw_the_same_codes(params, conditioning, keys):
     )
 
 
-def test_same_keys_same_codes_other_keys_others(params, conditioning, keys):
+def test_equal_keys_give_equal_codes_and_other_keys_do_not(params, conditioning, keys):
     first = decoding.sample(CONFIG, STAGE, params, conditioning, None, FRAMES, keys)
     again = decoding.sample(CONFIG, STAGE, miniature.stack_layers(params), conditioning, None, FRAMES, keys)
     np.testing.assert_array_equal(first, again)
@@ -156,7 +156,7 @@ def test_pieces_and_prefixes_do_not_change_the_result(params, conditioning, keys
     )
 
 
-def test_padding_in_the_conditioning_is_not_seen(params, conditioning, keys):
+def test_padding_in_the_conditioning_is_masked(params, conditioning, keys):
     other = dict(conditioning, semantic=np.where(conditioning["semantic"] < 0, 3, conditioning["semantic"]))
     other["semantic_mask"] = conditioning["semantic"] >= 0
     one = decoding.sample(CONFIG, STAGE, params, conditioning, None, 4, keys)
@@ -238,6 +238,6 @@ def test_wrong_calls_are_named(params, conditioning, keys):
 @pytest.mark.parametrize(
     ("field", "value"), [("temperature", -1), ("top_k", -2), ("top_p", 0), ("top_p", 1.5), ("guidance", -1)]
 )
-def test_what_cannot_be_drawn_from_is_named(field, value):
+def test_invalid_sampling_options_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         Sampling(**{field: value})

@@ -1,4 +1,4 @@
-"""Nearest tags and captions, and the variety of tokens, on a miniature bundle."""
+"""Nearest tags and captions, and codebook use, on a miniature bundle."""
 
 import miniature
 import numpy as np

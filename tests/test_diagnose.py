@@ -1,4 +1,4 @@
-"""Planted faults are found and named, and sound parts are left alone."""
+"""Planted faults are found and named; intact parts pass."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ CODES = miniature.CODES
 
 
 def noisy_clip(number: int) -> dict:
-    """An audio record of 2 s: tones that change, in noise."""
+    """Returns an audio record of 2 s: changing tones in noise."""
     rng = np.random.default_rng(number)
     time = np.arange(RATE // 4) / RATE
     tones = [
@@ -48,7 +48,7 @@ TRAIN = [noisy_clip(number) for number in range(10, 14)]
 
 
 def spread_codebooks(residual: np.ndarray, levels: int) -> np.ndarray:
-    """Codebooks `[levels, CODES, dim]` of vectors `[n, dim]`, one step of residual k-means: all codes occur."""
+    """Fits codebooks `[levels, CODES, dim]` to vectors `[n, dim]` by one step of residual k-means: all codes occur."""
     rng, codebooks = np.random.default_rng(0), []
 
     def nearest(codebook: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def spread_codebooks(residual: np.ndarray, levels: int) -> np.ndarray:
 
 
 def whole_diagnosis(folder: pathlib.Path, resynthesized: int) -> diagnose.Diagnosis:
-    """A diagnosis of a bundle of random weights whose third codebook collapsed, on records with shuffled tokens."""
+    """Diagnoses a bundle with random weights and a collapsed third codebook, on records with shuffled tokens."""
     miniature.copy(folder)
     config, variables = bundles.load(folder).part("soundstream")
     audio = np.stack([clip["audio"] for clip in CLIPS])
@@ -89,7 +89,7 @@ def whole(tmp_path_factory) -> diagnose.Diagnosis:
 
 
 def named(findings, name: str) -> Finding:
-    """The finding whose name holds `name`."""
+    """Returns the finding whose name contains `name`."""
     found = [finding for finding in findings if name in finding.name]
     assert len(found) == 1, [finding.name for finding in findings]
     return found[0]
@@ -118,7 +118,7 @@ def test_shuffled_semantic_tokens_of_the_records_are_named(whole):
 
 
 @pytest.mark.slow
-def test_the_parts_of_the_resynthesis_are_heard(tmp_path):
+def test_every_version_of_the_resynthesis_is_judged(tmp_path):
     found = whole_diagnosis(tmp_path / "mini", 8)
     heard = [f.name.split(", ")[1] for f in found.findings if f.name.startswith("AUC of its own caption")]
     assert heard == ["real renders", "coarse alone", "codec", "true coarse", "true semantic", "all generated"]
@@ -126,8 +126,8 @@ def test_the_parts_of_the_resynthesis_are_heard(tmp_path):
     assert named(found.findings, "log-mel distance of music from true semantic").verdict == "broken"
 
 
-def test_each_part_is_made_from_the_right_truth(monkeypatch):
-    # Stand-ins: semantic codes are 1, coarse codes the semantic ones + 10, fine codes the coarse ones + 100.
+def test_each_version_uses_the_right_true_tokens(monkeypatch):
+    # Fakes: semantic codes are 1, coarse codes are semantic codes + 10, fine codes are coarse codes + 100.
     def generate_semantic(part, conditions, known, frames, request, keys, progress):
         assert conditions.codes.shape == (1, 3, 12) and len(keys) == 3
         yield np.ones((3, frames, 1), int)
@@ -162,7 +162,7 @@ def test_each_part_is_made_from_the_right_truth(monkeypatch):
     assert done[-1][1] == done[-1][2]
 
 
-def test_a_mulan_at_chance_is_broken_and_one_that_hears_is_not():
+def test_a_mulan_at_chance_is_broken_and_a_working_one_is_not():
     rng = np.random.default_rng(0)
     text, noise = rng.normal(size=(64, 16)), rng.normal(size=(64, 16))
 
@@ -180,11 +180,11 @@ def test_the_best_loss_is_ln_of_the_batch_at_chance_and_zero_for_a_perfect_match
     assert retrieval.best_loss(np.zeros((32, 32))) == pytest.approx(np.log(32))
     assert retrieval.best_loss(np.eye(32)) == pytest.approx(0, abs=1e-3)
     assert retrieval.best_loss(-np.eye(32)) <= np.log(32)
-    # Two texts for each clip: no temperature can tell them.
+    # Two equal texts for each clip: no temperature can separate them.
     assert retrieval.best_loss(np.kron(np.eye(16), np.ones((2, 2)))) == pytest.approx(np.log(2), abs=1e-3)
 
 
-def test_text_tokens_are_judged_beside_those_of_another_clip():
+def test_text_tokens_are_compared_with_another_clips():
     rng = np.random.default_rng(0)
     audio = rng.integers(0, 16, (64, 12))
     other = np.roll(np.arange(64), 1)
@@ -195,11 +195,11 @@ def test_text_tokens_are_judged_beside_those_of_another_clip():
 
     assert (verdict(0.9), verdict(0.35), verdict(0)) == ("ok", "weak", "broken")
     constant = np.full((64, 12), 3)
-    assert retrieval.judge_tokens(constant, constant, other, 2, 0).verdict == "broken"  # all alike tells nothing
+    assert retrieval.judge_tokens(constant, constant, other, 2, 0).verdict == "broken"  # no information
 
 
 def codec_verdicts(noise: float, opus: dict | None = None) -> list[str]:
-    """Verdicts on a codec that adds noise of a size relative to the clips'."""
+    """Returns the verdicts on a codec that adds noise, scaled relative to the clips."""
     rng = np.random.default_rng(0)
     audio = [clip["audio"] for clip in CLIPS[:4]]
     decoded = [(1 - min(noise, 1)) * a + noise * rng.normal(0, a.std(), len(a)).astype(np.float32) for a in audio]
@@ -208,22 +208,22 @@ def codec_verdicts(noise: float, opus: dict | None = None) -> list[str]:
     return [f.verdict for f in codec.round_trip(own, strange, opus or {}, 6.0, 0)]
 
 
-def test_the_round_trip_is_judged_beside_another_clip_and_opus():
+def test_the_round_trip_is_compared_with_another_clip_and_opus():
     assert codec_verdicts(0.02) == ["ok", "ok"]
-    assert codec_verdicts(1.0) == ["broken", "weak"]  # noise alone
+    assert codec_verdicts(1.0) == ["broken", "weak"]  # only noise
     better, worse = ({6: np.full((4, 2), x), 12: np.full((4, 2), x)} for x in (0.1, 20.0))
     assert codec_verdicts(0.02, better)[0] == "weak" and codec_verdicts(0.02, worse)[0] == "ok"
     assert codec.not_finite(0.5).verdict == "broken"
 
 
-def test_codebook_use_knows_how_many_codes_the_clips_can_meet():
+def test_codebook_use_allows_for_the_number_of_draws():
     rng = np.random.default_rng(0)
 
     def verdict(codes, size=1024):
         return codec.codebook_use(codes, size, "soundstream", "level 1").verdict
 
     assert verdict(rng.integers(0, 1024, 20_000)) == "ok"
-    assert verdict(rng.integers(0, 1024, 500)) == "ok"  # 500 draws cannot meet 512 codes
+    assert verdict(rng.integers(0, 1024, 500)) == "ok"  # 500 draws cannot cover 512 codes
     assert verdict(np.repeat(rng.integers(0, 1024, 300), 60)) == "ok"  # long notes
     assert verdict(rng.integers(0, 300, 20_000)) == "weak"
     assert verdict(rng.integers(0, 20, 20_000)) == "broken"
@@ -243,8 +243,8 @@ def test_codebooks_out_of_order_are_named():
     assert turned.verdict == "broken" and "level 4 is louder than level 1" in turned.advice
 
 
-# A coarse stage that is right by construction: without layers, its input is the semantic token that holds, and code
-# (s + level) % 16 of a level lies in the direction of semantic code s.
+# A coarse stage that is correct by construction. Without layers, its input is the current semantic token, and the
+# embedding of code (s + level) % 16 points in the direction of semantic code s.
 def test_links_are_judged_by_what_they_keep():
     rng = np.random.default_rng(0)
 
@@ -262,10 +262,10 @@ def test_links_are_judged_by_what_they_keep():
     assert verdicts(0.94, 0.92, 0.85, 0.91, 0.55, 0.54)["coarse"] == "broken"
     assert verdicts(0.94, 0.92, 0.85, 0.91, 0.75, 0.74) == good | {"coarse": "weak"}
     deaf = verdicts(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
-    assert set(deaf.values()) == {""}  # a judge that hears nothing calls nobody broken
+    assert set(deaf.values()) == {""}  # a judge at chance gives no verdict
 
 
-def test_a_link_of_too_few_clips_has_no_verdict():
+def test_a_link_with_too_few_clips_has_no_verdict():
     names = ("real renders", "codec", "coarse alone", "true coarse", "true semantic", "all generated")
     wins = {name: np.array([1.0, 0.9, 0.8, 0.9]) for name in names} | {"all generated": np.array([1.0, 1.0, 0.1, 0.9])}
     finding = resynthesis.judge_links("AUC", wins, 0)[-1]
@@ -285,7 +285,7 @@ def test_sounds_are_judged_by_their_distance():
     assert verdicts(7.0, 11.5) == ["broken", "broken"]
 
 
-def test_the_first_fault_is_along_the_chain_and_broken_before_weak():
+def test_the_first_fault_is_first_in_the_chain_and_broken_precedes_weak():
     weak, broken, late = (
         Finding("mulan", "a", 0.0, "weak"),
         Finding("coarse", "b", 0.0, "broken"),
@@ -298,7 +298,7 @@ def test_the_first_fault_is_along_the_chain_and_broken_before_weak():
         Finding("fine", "g", 0.0, "bad")
 
 
-def test_musicnn_says_why_it_cannot_hear(monkeypatch):
+def test_musicnn_says_why_it_cannot_judge(monkeypatch):
     monkeypatch.setattr(instruments.importlib.util, "find_spec", lambda name: object())
     assert instruments.cannot_hear(["flute", "piano"], 5 * RATE) == ""
     assert "no tags for 'kazoo'" in instruments.cannot_hear(["flute", "kazoo"], 5 * RATE)
@@ -308,7 +308,7 @@ def test_musicnn_says_why_it_cannot_hear(monkeypatch):
     assert "pip install" in instruments.cannot_hear(["flute", "piano"], 5 * RATE)
 
 
-def test_what_cannot_be_measured_is_said(tmp_path):
+def test_checks_that_cannot_run_are_listed(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     bundles.save_generation(folder, bundles.GenerationConfig())
@@ -365,24 +365,24 @@ def test_the_command_prints_the_fault_last_and_writes_json(tmp_path, monkeypatch
             launch.main([*folders, *wrong])
 
 
-def test_no_fault_and_weak_parts_are_told_apart():
+def test_no_fault_and_weak_parts_are_distinguished():
     assert launch.report(diagnose.Diagnosis([Finding("fine", "a", 1.0, "ok", "b")])).endswith("No part is at fault.")
     weak = launch.report(diagnose.Diagnosis([Finding("fine", "a", 1.0, "weak", "b", "", "train it")]))
     assert "No part is broken; the first weak one: fine (a: 1.000)." in weak
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_opus_is_there_with_ffmpeg():
+def test_opus_is_available_with_ffmpeg():
     assert codec.opus_is_there()
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_opus_of_many_clips_is_that_of_each():
+def test_opus_of_concatenated_clips_matches_each_clip_alone():
     time = np.arange(24_000) / 24_000
     clips = [(0.3 * np.sin(2 * np.pi * hz * time)).astype(np.float32) for hz in (300, 700, 1900)]
     for clip, joined in zip(clips, codec.opus_of_clips(clips, 12), strict=True):
         alone = codec.opus(clip, 12)[0]
         assert len(joined) == len(clip)
-        middle = slice(2_400, -2_400)  # a stream begins otherwise than it goes on
+        middle = slice(2_400, -2_400)  # without the encoder's start-up and the borders
         assert metrics.si_sdr(clip[middle], joined[middle]) > 10
         assert metrics.si_sdr(alone[: len(clip)][middle], joined[middle]) > 10

@@ -1,4 +1,4 @@
-"""Stages at fault are named, by their bits for each level and what their conditioning saves."""
+"""Faulty stages are named, by their bits per level and what their conditioning saves."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def order(found: dict[str, Finding]) -> Finding:
     return next(finding for name, finding in found.items() if "order of the levels" in name)
 
 
-def test_a_sound_stage_is_not_called_broken():
+def test_an_intact_stage_is_not_called_broken():
     found = stage_findings(coarse_clips())
     assert order(found).verdict == "ok"
     for level in range(1, 5):
@@ -70,7 +70,7 @@ def test_a_sound_stage_is_not_called_broken():
     assert found["condition_bits, mulan tokens"].verdict == "weak"  # this stage has no use for them
 
 
-def test_a_stage_on_shuffled_semantic_tokens_is_named():
+def test_a_stage_given_shuffled_semantic_tokens_is_named():
     rng = np.random.default_rng(0)
     clips = [clip | {"semantic": rng.permutation(clip["semantic"])} for clip in coarse_clips(16)]
     found = stage_findings(clips)
@@ -99,11 +99,11 @@ def test_untrained_levels_are_not_called_out_of_order():
     train = rng.choice(CODES, (500, 12), p=np.arange(1, 17) / 136)
     even = np.full((4, CODES), 1 / CODES)
     assert stage_bits.level_order(STAGE, even, train).verdict == "ok"
-    alike = rng.integers(0, CODES, (500, 12))  # levels of the same frequencies have no order to be told by
+    alike = rng.integers(0, CODES, (500, 12))  # with equal frequencies, the order of levels cannot be detected
     assert stage_bits.level_order(STAGE, even, alike).verdict == "ok"
 
 
-def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
+def test_condition_bits_are_judged_against_the_saving_and_the_clip_entropy():
     rng = np.random.default_rng(0)
 
     def verdict(stage, stream, cost, saving=3.0, entropy=8.0):
@@ -112,11 +112,11 @@ def test_condition_bits_are_judged_beside_what_is_saved_and_what_a_clip_tells():
     coarse, semantic_stage = layout.coarse_stage(seconds=4.0), layout.semantic_stage(seconds=10.0)
     assert [verdict(coarse, "semantic", cost) for cost in (0, 0.158, 1.1)] == ["broken", "weak", "ok"]
     assert [verdict(coarse, "mulan", cost) for cost in (-0.1, 0.02)] == ["weak", "ok"]
-    # 8 bits over 250 tokens are 0.032 a token.
+    # 8 bits over 250 tokens are 0.032 bits per token.
     assert [verdict(semantic_stage, "mulan", cost) for cost in (-0.01, 0.01, 0.1)] == ["broken", "weak", "ok"]
 
 
-def test_swapping_one_stream_leaves_the_others():
+def test_swapping_one_stream_keeps_the_others():
     own = {"semantic": np.zeros(6, int), "acoustic": np.zeros((12, 12), int), "mulan": np.zeros(12, int)}
     other = {name: codes + 1 for name, codes in own.items()}
     mixed = stage_bits.with_condition(layout.coarse_stage(), own, other, ["mulan"])

@@ -1,4 +1,4 @@
-"""Token records at fault are named: shuffled, out of order, or of other tokenizers."""
+"""Faulty token records are named: shuffled, out of order, or from other tokenizers."""
 
 import miniature
 import numpy as np
@@ -21,7 +21,7 @@ def records(count: int = 4, seed: int = 0) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def test_records_that_agree_are_sound_but_for_a_few_codes():
+def test_records_that_agree_except_for_a_few_codes_pass():
     made = records()
     noisy = [record | {"semantic": np.where(np.arange(50) == 7, 3, record["semantic"])} for record in made]
     assert [f.verdict for f in agreement.judge_records(noisy, made, 0)] == ["ok", "ok", "ok"]
@@ -34,13 +34,13 @@ def test_records_with_acoustic_levels_out_of_order_are_named():
     swapped = [record | {"acoustic": record["acoustic"][:, [0, 2, 1, *range(3, 12)]]} for record in made]
     finding = next(f for f in agreement.judge_records(swapped, made, 0) if "acoustic" in f.name)
     assert "level 2 holds the codes of level 3, level 3 holds the codes of level 2" in finding.advice
-    # Two of twelve levels leave 83 % of the codes in place: it is broken all the same.
+    # Swapping two of twelve levels leaves 83 % of the codes equal, and is still broken.
     assert finding.verdict == "broken"
     collapsed = [record | {"acoustic": 0 * record["acoustic"]} for record in made]
-    assert agreement.judge_records(collapsed, collapsed, 0)[1].verdict == "ok"  # all levels alike are in order
+    assert agreement.judge_records(collapsed, collapsed, 0)[1].verdict == "ok"  # equal levels count as in order
 
 
-def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
+def test_records_of_other_clips_and_other_tokenizers_are_distinguished():
     made = records()
     moved = made[1:] + made[:1]
     assert "clips were shuffled" in agreement.judge_records(moved, made, 0)[0].advice
@@ -50,10 +50,10 @@ def test_records_of_other_clips_and_other_tokenizers_are_told_apart():
         agreement.judge_records([r | {"semantic": r["semantic"][:25]} for r in made], made, 0)
 
 
-def test_purity_is_the_share_of_frames_that_other_clips_name():
+def test_purity_is_the_share_of_frames_labeled_by_other_clips():
     codes = np.array([[0, 0, 1, 1], [0, 0, 1, 2], [0, 1, 1, 1]])
     labels = np.array([[5, 5, 6, 6], [5, 5, 6, 5], [5, 6, 6, semantic.REST]])
-    # Cluster 2 is in the second clip alone: it gets the label that is commonest in the others, 6 to 5 (4 to 3).
+    # Cluster 2 occurs only in the second clip: it gets the most common label of the others, 6 to 5 (4 to 3).
     np.testing.assert_allclose(semantic.purity(codes, labels), [1, 3 / 4, 1])
 
 
@@ -68,7 +68,7 @@ def test_shuffled_semantic_tokens_have_no_purity():
 
     assert verdict(tokens) == "ok"
     assert verdict(rng.permutation(tokens.reshape(-1)).reshape(tokens.shape)) == "broken"
-    assert verdict(tokens[rng.permutation(24)]) == "broken"  # runs and clips as they were
+    assert verdict(tokens[rng.permutation(24)]) == "broken"  # whole clips are swapped, so runs are intact
     assert verdict(np.zeros_like(tokens)) == "broken"
     blurred = np.where(rng.random(labels.shape) < 0.5, tokens, rng.integers(0, 60, labels.shape))
     assert verdict(blurred) == "ok" and verdict(blurred, raw=tokens) == "weak" and verdict(tokens, raw=blurred) == "ok"

@@ -24,7 +24,7 @@ def test_level_and_centroid_of_sines():
 def test_spans_show_what_drifts():
     piece = np.concatenate([sine(1000, 15), sine(2000, 15, peak=0.5), sine(4000, 5, peak=0.25)])
     found = drift.spans(piece)
-    assert [(span.start, span.end) for span in found] == [(0, 15), (15, 35)]  # a short rest joins the last span
+    assert [(span.start, span.end) for span in found] == [(0, 15), (15, 35)]  # the last span includes the remainder
     assert [span.start for span in drift.spans(piece, seconds=10)] == [0, 10, 20, 30]
     assert drift.spans(piece[:RATE])[0].end == 1
     lines = drift.table(drift.spans(piece[: 30 * RATE])).splitlines()

@@ -1,4 +1,4 @@
-"""The interface of the embedders: windows, batches, names, weights that are not there."""
+"""The interface of the embedders: windows, batches, names, missing weights."""
 
 import jax.numpy as jnp
 import miniature
@@ -12,7 +12,7 @@ from musiclm_jax.tokenizers import mulan
 
 
 def sums(window=4, hop=2, **options):
-    """An embedder whose vectors are a window's sum and its first sample."""
+    """Returns an embedder whose vectors are a window's sum and its first sample."""
     return Embedder(
         name="sums",
         version="1",
@@ -51,7 +51,7 @@ def test_a_short_clip_is_repeated():
     assert sums().min_seconds == 1 and sums(margin=1).min_seconds == 0.5 and sums(ending="repeat").min_seconds == 0.25
 
 
-def test_embed_keeps_clips_apart_whatever_their_lengths_and_batches():
+def test_embed_separates_clips_for_any_lengths_and_batches():
     rng = np.random.default_rng(0)
     lengths = [9, 3, 200, 4, 2, 5, 333, 1]
     clips = [rng.normal(size=n).astype(np.float32) for n in lengths]
@@ -78,7 +78,7 @@ def test_mulan_is_the_bundles():
     assert bundle.config["parts"]["mulan"]["sha256"][:12] in embedder.version
 
 
-def test_what_is_missing_is_named(monkeypatch, tmp_path):
+def test_missing_weights_are_named(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="there is no embedder 'ears'"):
         embedders.load("ears")
     with pytest.raises(ValueError, match="is part of a bundle"):
@@ -98,7 +98,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
         weights.package_folder("no_such_judge")
 
 
-def test_fingerprints_tell_weights_apart(tmp_path):
+def test_fingerprints_distinguish_weights(tmp_path):
     first, second, folder = tmp_path / "a.bin", tmp_path / "b.bin", tmp_path / "model"
     first.write_bytes(b"1")
     second.write_bytes(b"2")

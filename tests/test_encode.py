@@ -1,4 +1,4 @@
-"""The three encoders joined, on a miniature bundle of random weights."""
+"""The three encoders together, on a miniature bundle with random weights."""
 
 import jax
 import miniature
@@ -31,10 +31,10 @@ def test_streams_have_their_rates_and_ranges(tokenizers):
         assert len(np.unique(codes)) > 1
 
 
-def test_streams_are_those_of_the_models(tokenizers):
+def test_streams_match_the_models(tokenizers):
     audio = clips(2)
     streams = tokenizers.tokenize(audio)
-    # Jitted as the tokenizers are: op by op, a tie may fall the other way.
+    # Jitted like the tokenizers: run op by op, ties may be resolved differently.
     semantic = jax.jit(w2v_bert.semantic_tokens, static_argnums=0)(*tokenizers.w2v_bert, audio)
     np.testing.assert_array_equal(streams["semantic"], semantic)
     acoustic = jax.jit(soundstream.encode, static_argnums=0)(*tokenizers.soundstream, audio)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: matched by id, with their counts, controls in order, references cached."""
+"""Figures of an evaluation: clips matched by id, counts, order of the controls, cached references."""
 
 import miniature
 import numpy as np
@@ -19,13 +19,13 @@ ITEMS = tuple(
 
 
 def tone(index, seconds=1.0, wobble=0.0):
-    """One of six pitches, by the item's number."""
+    """Returns one of six pitches, by the item's index."""
     hz = 500.0 * (1 + index % CLASSES) * (1 + wobble)
     return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE).astype(np.float32)
 
 
 def band_levels(_, windows):
-    """Share of the energy around each of the six pitches."""
+    """Computes the share of energy around each of the six pitches."""
     spectrum = np.abs(np.fft.rfft(np.asarray(windows), axis=1)) ** 2
     bins = np.arange(spectrum.shape[1]) * 24_000 / windows.shape[1]
     bands = np.stack([spectrum[:, abs(bins - 500 * k) < 250].sum(axis=1) for k in range(1, CLASSES + 1)], axis=1)
@@ -74,13 +74,13 @@ def test_a_perfect_system_and_its_controls_come_in_order(judges):
     kld = {name: row["KLD"].estimate.value for name, row in found.items()}
     assert fad["real"] == pytest.approx(0, abs=1e-9) and kld["real"] == pytest.approx(0, abs=1e-9)
     assert fad["real"] < fad["model"] < fad["noise"]
-    assert fad["shuffled"] == pytest.approx(fad["model"]), "FAD does not see which clip answers which caption"
+    assert fad["shuffled"] == pytest.approx(fad["model"]), "FAD does not depend on which clip belongs to which caption"
     assert kld["real"] < kld["model"] < kld["shuffled"]
     assert found["model"]["KLD"].estimate.high < found["shuffled"]["KLD"].estimate.low
     assert all(row["FAD"].embedder == "bands" and row["KLD"].embedder == "band_classes" for row in found.values())
 
 
-def test_figures_are_those_of_the_metrics(judges):
+def test_figures_match_the_metrics(judges):
     scores = scored(judges, source(wobble=0.1))
     heard = evaluate.hear(listener(embedders.EMBEDDINGS), source(wobble=0.1)())
     reference = evaluate.hear(listener(embedders.EMBEDDINGS), source()())
@@ -151,7 +151,7 @@ def test_long_clips_are_judged_in_segments_of_ten_seconds():
     references = evaluation_set().references
     judge = evaluate.Judges(EvaluationSet("long", items, references), [classifier])
 
-    def long():  # ten seconds of the right pitch, twenty of another
+    def long():  # 10 s at the right pitch, 20 s at another
         for index, name in enumerate(IDS[:2]):
             yield name, np.concatenate([tone(index, 10), tone(index + 1, 20)])
 
@@ -160,12 +160,12 @@ def test_long_clips_are_judged_in_segments_of_ten_seconds():
     assert scored(judge, long).by_clip["KLD band_classes"][IDS[0]] == pytest.approx(expected, rel=1e-3)
 
 
-def test_fad_is_against_the_background_where_there_is_one():
+def test_fad_uses_the_background_if_there_is_one():
     judge = evaluate.Judges(evaluation_set(background=source(wobble=0.2)), [listener(embedders.EMBEDDINGS)])
     assert figures(scored(judge, source()))["FAD"].estimate.value > 1e-3
 
 
-def test_references_are_heard_once(tmp_path):
+def test_references_are_embedded_once(tmp_path):
     calls = []
 
     def counted():
@@ -183,7 +183,7 @@ def test_references_are_heard_once(tmp_path):
     judge("a", "2")
     judge("")
     judge("")
-    assert len(calls) == 5, "other clips, other weights or no version: heard anew"
+    assert len(calls) == 5, "other clips, other weights or no version: embedded again"
 
 
 def test_mcc_is_the_cosine_of_caption_and_clip():
@@ -206,7 +206,7 @@ def test_shuffling_gives_every_item_another_clip():
     assert sorted(renamed) == sorted(IDS) and all(name != parts[0] for name, parts in renamed.items())
 
 
-def test_the_codec_gives_the_clips_back_at_their_lengths():
+def test_the_codec_keeps_the_lengths_of_the_clips():
     bundle = bundles.load(miniature.path())
     found = dict(evaluate.codec_round_trip(bundle, lambda: [("a", tone(0)[:10_000]), ("b", tone(1)[:10_000])])())
     assert all(len(audio) == 10_000 and np.ptp(audio) > 0 for audio in found.values()) and list(found) == ["a", "b"]

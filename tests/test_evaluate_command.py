@@ -1,4 +1,4 @@
-"""`musiclm evaluate`: gin files, folders of other systems, generation that goes on, the report."""
+"""`musiclm evaluate`: gin files, folders of other systems, resumed generation, the report."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ def report(folder):
     "file, ids",
     [("evaluate.gin", [f"test{i}" for i in range(6)]), ("evaluate_musiccaps.gin", musiccaps_folder.IDS)],
 )
-def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file, ids, data, tmp_path, capsys):
+def test_a_folder_of_another_system_is_scored_and_all_bindings_are_used(file, ids, data, tmp_path, capsys):
     generated = write_clips(tmp_path / "riffs", ids[:-1])
     (generated / f"{ids[-2]}.wav").write_bytes(b"RIFF")
     soundfile.write(generated / f"{ids[0]}.wav", np.zeros(24_000), 24_000)
@@ -62,7 +62,7 @@ def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file
     assert evaluate.main([*arguments, f"--gin.DATA_DIR='{data[file]}'"]) == 0
     used = set(gin.config._OPERATIVE_CONFIG)
     unused = {what for what in gin.config._CONFIG if what not in used and what[1] != "gin.macro"}
-    assert not unused, "bound, but nothing reads it"
+    assert not unused, "bound, but never read"
 
     content, figures = report(output)
     assert list(figures) == ["riffs", "real clips", "codec round trip", "shuffled captions", "noise"]
@@ -93,11 +93,11 @@ def test_a_folder_of_another_system_is_scored_and_all_that_is_bound_is_used(file
 
     page = (output / "report.html").read_text()
     assert "another data set" in page and "<td class=number>13.4</td>" in page
-    assert page.count("<audio") == 2 * (len(ids) - 2), "each clip that can be read beside its reference"
+    assert page.count("<audio") == 2 * (len(ids) - 2), "each readable clip next to its reference"
     assert not re.search(r'(src|href)="(?!data:)', page), "the page loads nothing"
 
 
-def test_clips_are_generated_kept_and_not_made_again(data, tmp_path, monkeypatch):
+def test_clips_are_generated_once_and_kept(data, tmp_path, monkeypatch):
     made = []
 
     def stand_in(bundle, prompts, request, progress):
@@ -130,13 +130,13 @@ def test_clips_are_generated_kept_and_not_made_again(data, tmp_path, monkeypatch
         ("--gin.corpus_task.split='dev'", "split is 'dev': expected train, validation, test"),
     ],
 )
-def test_bad_input_is_told_before_any_work(argument, message, data, tmp_path):
+def test_bad_input_is_reported_before_any_work(argument, message, data, tmp_path):
     arguments = [f"--output={tmp_path}", *OWN, f"--gin.DATA_DIR='{data['evaluate.gin']}'", argument]
     with pytest.raises(ValueError, match=message):
         evaluate.main(arguments)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("evaluate*.gin")))
-def test_every_file_says_what_it_scores_how_and_at_what_cost(name):
+def test_every_file_documents_what_it_scores_how_and_at_what_cost(name):
     header = re.match(r"(#.*\n)+", (FOLDER / name).read_text()).group(0)
     assert f"musiclm evaluate --gin_file={name}" in header and "Cost: " in header

@@ -1,4 +1,4 @@
-"""The evaluation tasks through seqio's Evaluator, with our generator as predict."""
+"""The evaluation tasks in seqio's Evaluator, with our generator as the predict function."""
 
 import miniature
 import musiccaps_folder
@@ -48,7 +48,7 @@ def test_musiccaps_subsets(folder):
     assert len(musiccaps.musiccaps_task(str(folder), limit=3, **MULAN_ALONE).items) == 3
 
 
-def test_clips_that_are_added_later_count(tmp_path):
+def test_clips_that_are_added_later_are_scored(tmp_path):
     folder = musiccaps_folder.write(tmp_path)
     before = musiccaps.musiccaps_task(str(folder), **MULAN_ALONE)
     soundfile.write(folder / "clips" / f"{musiccaps_folder.MISSING}.wav", musiccaps_folder.clip(6), 16_000)
@@ -57,7 +57,7 @@ def test_clips_that_are_added_later_count(tmp_path):
     assert before.version != after.version
 
 
-def test_what_cannot_be_used_is_refused(folder, tmp_path):
+def test_invalid_folders_and_splits_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no musiccaps-public\.csv"):
         musiccaps.musiccaps_task(str(tmp_path))
     with pytest.raises(ValueError, match="split is 'dev'"):
@@ -79,11 +79,11 @@ def test_the_evaluator_gives_fad_and_mcc_of_predicted_clips(folder, tmp_path):
     assert values["fad_mulan"] == pytest.approx(0, abs=1e-4) and values["fad_mulan_clips"] == 5
     assert values["mcc_mulan"] == pytest.approx(expected["MCC"].estimate.value, abs=1e-3)
     assert values["mcc_mulan_low"] < values["mcc_mulan"] < values["mcc_mulan_high"]
-    assert not any(key.startswith("kld") for key in values), "no classifier was asked for"
+    assert not any(key.startswith("kld") for key in values), "no classifier was requested"
 
 
 def test_the_evaluator_gives_kld_of_clips_against_the_reference_of_the_same_id(folder, monkeypatch):
-    floor = np.arange(1, 11) ** 2 / 385  # uneven, so that the two directions differ
+    floor = np.arange(1, 11) ** 2 / 385  # not uniform, so that the two directions differ
 
     def band_shares(params, windows):  # of the power, so that a pitch is a class
         del params
@@ -115,7 +115,7 @@ def test_the_evaluator_gives_kld_of_clips_against_the_reference_of_the_same_id(f
         assert evaluated(answers)["kld_bands"] == pytest.approx(np.mean(divergence), rel=0.02)
 
 
-def test_real_clips_of_captions_that_are_not_asked_are_no_clips_of_the_system(folder):
+def test_real_clips_of_captions_that_are_not_requested_are_not_scored(folder):
     found = musiccaps.musiccaps_task(str(folder), limit=3, **MULAN_ALONE)
     asked = {item.id for item in found.items} & set(musiccaps_folder.IDS[:5])
     judge = evaluate.Judges(found, [evaluate_mulan()], bundles.load(miniature.path()))
@@ -129,7 +129,7 @@ def evaluate_mulan():
     return evaluation.embedders.load("mulan", bundles.load(miniature.path()))
 
 
-def test_our_generator_answers_the_evaluator_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_our_generator_serves_the_evaluator_and_resumes(tmp_path, monkeypatch):
     bundle = bundles.load(miniature.path())
     records = record_folders.audio_folder(tmp_path / "records")
     found = corpus.corpus_task(str(records), limit=0, **MULAN_ALONE)

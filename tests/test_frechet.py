@@ -1,4 +1,4 @@
-"""FAD against closed forms, scipy's matrix square root and the arithmetic of PyPI's frechet-audio-distance."""
+"""FAD against closed forms, SciPy's matrix square root and the arithmetic of frechet-audio-distance on PyPI."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from musiclm_jax.evaluation.frechet import Gaussian
 
 
 def embeddings(seed, clips=60, vectors=5, dim=8, mean=0.0, scale=1.0):
-    """A list of `[vectors, dim]`: clips with a centre of their own."""
+    """Returns a list of `[vectors, dim]`: clips with different means."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(99).normal(size=(dim, dim)) / np.sqrt(dim)
     centres = rng.normal(size=(clips, 1, dim))
@@ -17,7 +17,7 @@ def embeddings(seed, clips=60, vectors=5, dim=8, mean=0.0, scale=1.0):
 
 
 def with_sqrtm(first, second):
-    """As frechet-audio-distance 0.3.4 computes it: np.mean, np.cov and scipy.linalg.sqrtm of the product."""
+    """Computes FAD like frechet-audio-distance 0.3.4: np.mean, np.cov and scipy.linalg.sqrtm of the product."""
     first, second = np.concatenate(first), np.concatenate(second)
     mean1, mean2 = first.mean(axis=0), second.mean(axis=0)
     cov1, cov2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
@@ -54,7 +54,7 @@ def test_equals_frechet_audio_distance_on_the_same_embeddings(dim):
 
 
 def test_rank_deficient_covariances_are_exact():
-    # Six vectors in 40 dimensions; a rotation of the space changes nothing, and a set is at distance 0 from itself.
+    # Six vectors in 40 dimensions: a rotation changes nothing, and a set has distance 0 to itself.
     rng = np.random.default_rng(2)
     first, second = rng.normal(size=(2, 6, 40))
     rotation = np.linalg.qr(rng.normal(size=(40, 40)))[0]
@@ -62,14 +62,14 @@ def test_rank_deficient_covariances_are_exact():
     turned = frechet.frechet_distance(frechet.fit(first @ rotation), frechet.fit(second @ rotation))
     assert turned == pytest.approx(found, abs=1e-10)
     assert frechet.frechet_distance(frechet.fit(first), frechet.fit(first)) == pytest.approx(0, abs=1e-10)
-    # By the definition, from the centred data: the singular values of their product.
+    # By definition, from the centered data: the singular values of their product.
     centred = [(x - x.mean(axis=0)) / np.sqrt(5) for x in (first, second)]
     shared = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     shift = first.mean(axis=0) - second.mean(axis=0)
     assert found == pytest.approx(shift @ shift + sum(np.sum(c**2) for c in centred) - 2 * shared, abs=1e-10)
 
 
-def test_constant_embeddings_are_far_by_their_shift():
+def test_constant_embeddings_differ_by_their_shift():
     first, second = np.zeros((5, 3)), np.tile([3.0, 4.0, 0.0], (5, 1))
     assert frechet.frechet_distance(frechet.fit(first), frechet.fit(second)) == pytest.approx(25)
 
@@ -85,8 +85,8 @@ def test_order_does_not_matter_and_a_shift_does():
     assert moved - value == pytest.approx(shift @ shift + 2 * shift @ difference, abs=1e-10)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    # Far enough for the bias of the set's size to be small beside the spread.
+def test_the_interval_has_its_nominal_coverage():
+    # The distance is large enough for the finite-size bias to be small compared to the spread.
     exact = Gaussian(np.full(2, 3.0), 1.5 * np.eye(2), 10**9)
     rng = np.random.default_rng(0)
     truth = 18 + 2 * (np.sqrt(1.25) - np.sqrt(1.5)) ** 2
@@ -99,7 +99,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 50 <= covered <= 60, "the interval is of 95 %"
 
 
-def test_infinity_takes_out_the_bias_of_a_small_set():
+def test_infinity_removes_the_bias_of_a_small_set():
     exact = Gaussian(np.zeros(16), np.eye(16), 10**9)
     rng = np.random.default_rng(0)
     plain, extrapolated = [], []

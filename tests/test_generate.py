@@ -1,4 +1,4 @@
-"""Text to audio: seeds, batches, stories, recordings, streams, bad requests; a miniature bundle of random weights."""
+"""Text to audio: seeds, batches, stories, recordings, streams, bad requests, on a miniature random bundle."""
 
 import dataclasses
 import subprocess
@@ -20,7 +20,7 @@ from musiclm_jax.stages import layout
 from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.tokenizers import mulan, soundstream
 
-SECONDS = 1.1  # 28 semantic frames: two coarse windows, and three fine ones
+SECONDS = 1.1  # 28 semantic frames: two coarse windows and three fine windows
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_pieces_have_their_shapes_and_order(music):
             assert codes.min() >= 0 and codes.max() < miniature.CODES and len(np.unique(codes)) > 1
 
 
-def test_audio_is_that_of_the_tokens(bundle, music):
+def test_audio_is_decoded_from_the_tokens(bundle, music):
     decoded = jax.jit(soundstream.decode, static_argnums=0)(
         *bundle.part("soundstream"), music[1].tokens["acoustic"][None]
     )
@@ -69,7 +69,7 @@ def test_text_tokens_are_mulans(bundle, music):
     assert music[0].similarity == pytest.approx(float((heard @ embeddings.T)[0, 0]), abs=1e-4)
 
 
-def test_a_piece_depends_on_prompt_seed_and_number_alone(bundle, music):
+def test_a_piece_depends_only_on_prompt_seed_and_number(bundle, music):
     [alone] = generate.generate(bundle, ["jig on the fiddle"], seconds=SECONDS, seed=3)
     for name in alone.tokens:
         np.testing.assert_array_equal(alone.tokens[name], music[2].tokens[name])
@@ -114,7 +114,7 @@ def test_temperature_zero_ignores_the_seed(bundle):
     np.testing.assert_array_equal(*pieces)
 
 
-def test_progress_tells_every_stage_to_its_end(bundle):
+def test_progress_reports_every_stage_to_its_end(bundle):
     told = {}
     generate.generate(
         bundle, ["piano"], lambda *report: told.setdefault(report[0], []).append(report[1:]), seconds=SECONDS
@@ -125,12 +125,12 @@ def test_progress_tells_every_stage_to_its_end(bundle):
         assert done == sorted(done) and done[-1] == reports[-1][1]
 
 
-def test_finished_pieces_come_before_the_next_ones_are_made(bundle):
+def test_finished_pieces_are_yielded_before_the_next_are_generated(bundle):
     request = Request(seconds=1.0, batch_size=1)
     told = []
     pieces = generate.pieces(bundle, ["piano", "fiddle"], request, lambda name, done, total: told.append(name))
     assert next(pieces).prompt == "piano"
-    assert told.count("audio") == 2  # begun and done, once
+    assert told.count("audio") == 2  # started and done, once each
     assert next(pieces).prompt == "fiddle"
 
 
@@ -171,7 +171,7 @@ def tokens_of(pieces, name):
     return np.stack([piece.tokens[name] for piece in pieces])
 
 
-def test_a_stream_is_the_piece_while_it_is_made(bundle, monkeypatch):
+def test_a_stream_equals_the_piece_and_arrives_early(bundle, monkeypatch):
     made = []
     sample_window = windows.sample_window
 
@@ -188,13 +188,13 @@ def test_a_stream_is_the_piece_while_it_is_made(bundle, monkeypatch):
         made_by_then.append({name: sum(n for own, n in made if own == name) for name in ("semantic", "coarse", "fine")})
     assert [len(block) for block in blocks] == [24_000, 24_000, 9600]
     assert told == [("audio", 1.0, 2.4), ("audio", 2.0, 2.4), ("audio", 2.4, 2.4)]
-    # The first second takes three fine windows of 0.4 s, two coarse ones, and as much of the semantic codes.
+    # The first second takes three fine windows of 0.4 s, two coarse windows, and the semantic codes for these.
     assert made_by_then[0] == {"semantic": 40, "coarse": 60, "fine": 60}
     assert made_by_then[-1] == {"semantic": 60, "coarse": 120, "fine": 120}
     [whole] = generate.pieces(bundle, ["piano"], request)
     assert np.abs(whole.audio).max() > 1e-3
     np.testing.assert_allclose(np.concatenate(blocks), whole.audio, atol=1e-5)
-    assert len(np.unique(whole.tokens["semantic"])) > 4  # not a piece that is the same whatever its codes
+    assert len(np.unique(whole.tokens["semantic"])) > 4  # the codes vary, so that equal audio means equal codes
 
 
 def test_a_story_switches_its_tokens(bundle, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_story_switches_its_tokens(bundle, monkeypatch):
 
 
 def test_a_recording_is_continued(bundle):
-    recording = miniature.tone(1.205)  # 30 semantic frames and a rest
+    recording = miniature.tone(1.205)  # 30 semantic frames and a remainder
     pieces = generate.generate(bundle, ["piano"], seconds=1.0, continue_from=recording, num_samples=2)
     tokenized = encode.Tokenizers.from_bundle(bundle).tokenize(recording[None, -28_800:])
     for name, known in (("semantic", 30), ("acoustic", 60)):
@@ -242,7 +242,7 @@ def test_times_of_a_story_count_from_the_end_of_the_recording(bundle, monkeypatc
     assert given == [((0, 30 + 25), (1, 30, 1), 30 + 50)]
 
 
-def test_weights_of_8_bits_are_those_of_the_stages(bundle):
+def test_8_bit_weights_are_used_by_the_stages(bundle):
     for weights, dtype in (("float32", np.float32), ("int8", np.int8)):
         parts = Pipeline.of(bundle, Request(seconds=SECONDS, weights=weights)).parts
         kernels = [parts[name].variables["params"]["layers_0"]["mlp"]["up_transposed"] for name in STAGES]
@@ -251,7 +251,7 @@ def test_weights_of_8_bits_are_those_of_the_stages(bundle):
 
 def test_acoustics_alone_vary(bundle, music):
     varied = generate.generate(bundle, ["a slow piano"], seconds=SECONDS, seed=3, num_samples=2, vary="acoustics")
-    for name in ("semantic", "acoustic"):  # the first is the piece that it would be anyway
+    for name in ("semantic", "acoustic"):  # the first piece is the same as with vary="all"
         np.testing.assert_array_equal(varied[0].tokens[name], music[0].tokens[name])
     np.testing.assert_array_equal(varied[1].tokens["semantic"], music[0].tokens["semantic"])
     assert (varied[1].tokens["acoustic"] != music[0].tokens["acoustic"]).mean() > 0.3
@@ -264,7 +264,7 @@ def test_a_recording_takes_the_place_of_a_text(bundle):
     assert [piece.prompt for piece in alike] == ["the recording"] * 2
     np.testing.assert_array_equal(tokens_of(alike, "mulan"), [codes, codes])
     assert (alike[0].tokens["semantic"] != alike[1].tokens["semantic"]).any()
-    # With vary="acoustics" its semantic tokens stay, under any text, and go on where it ends.
+    # With vary="acoustics" its semantic tokens are kept for any text, and continued where it ends.
     kept = encode.encode_semantic(bundle.part("w2v_bert"), recording[None])[0]
     [restyled] = generate.generate(bundle, ["piano"], like=recording, vary="acoustics", seconds=1.2)
     np.testing.assert_array_equal(restyled.tokens["semantic"][:25], kept)
@@ -272,7 +272,7 @@ def test_a_recording_takes_the_place_of_a_text(bundle):
 
 
 def test_music_follows_a_melody(bundle, melodic, monkeypatch):
-    def codes(part, audio):  # of two tones a model of random weights may make the same tokens
+    def codes(part, audio):  # a model with random weights may give two tones the same tokens
         assert audio.shape == (1, part.config.clip_samples)
         return np.full((1, 72), 3 if np.abs(np.diff(audio)).mean() < 0.2 * np.abs(audio).mean() else 9)
 
@@ -283,7 +283,7 @@ def test_music_follows_a_melody(bundle, melodic, monkeypatch):
     again = generate.generate(melodic, ["piano"], melody=0.1 * tune, **options)[0].tokens
     other = generate.generate(melodic, ["piano"], melody=high, **options)[0].tokens
     without = generate.generate(melodic, ["piano"], **options)[0].tokens
-    np.testing.assert_array_equal(first["semantic"], again["semantic"])  # however loud it is hummed
+    np.testing.assert_array_equal(first["semantic"], again["semantic"])  # regardless of its loudness
     assert (first["semantic"] != other["semantic"]).any()
     assert (first["semantic"] != without["semantic"]).any()
     plain = generate.generate(bundle, ["piano"], **options)[0].tokens
@@ -314,7 +314,7 @@ def test_a_bundle_without_a_melody_model_says_so(bundle):
         generate.generate(bundle, ["piano"], seconds=1.0, melody=miniature.tone())
 
 
-def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
+def test_a_stage_for_other_melody_codes_is_refused(tmp_path):
     folder = miniature.melodic(tmp_path / "bundle")
     part = bundles.load(folder).part("semantic_melody")
     sizes = {"melody_quantizers": 6, "melody_codebook_size": miniature.CODES, "melody_parts": 2}
@@ -325,7 +325,7 @@ def test_a_stage_that_takes_other_melody_codes_is_refused(tmp_path):
         generate.generate(bundles.load(folder), ["piano"], seconds=1.0, melody=miniature.tone())
 
 
-def test_a_stream_is_of_one_piece(bundle):
+def test_only_one_piece_can_be_streamed(bundle):
     for asked, options in [(["piano", "fiddle"], {}), (["piano"], {"num_samples": 2}), (["piano"], {"best_of": 2})]:
         with pytest.raises(ValueError, match="only one piece can be streamed"):
             next(generate.stream(bundle, asked, Request(**options)))
@@ -346,7 +346,7 @@ def test_missing_stage_is_named(tmp_path):
     assert not heard  # before any work
 
 
-def test_parts_that_do_not_fit_are_named(tmp_path):
+def test_incompatible_parts_are_named(tmp_path):
     folder = miniature.copy(tmp_path / "mini")
     config, variables = bundles.load(folder).part("coarse")
     stage = layout.coarse_stage(seconds=0.8, **(miniature.STAGE_SIZES | {"acoustic_codebook_size": 32}))

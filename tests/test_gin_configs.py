@@ -1,4 +1,4 @@
-"""gin files and the train command: each builds what it says, nothing bound is a silent no-op, clear errors."""
+"""gin files and the train command: every file builds, every binding is used, errors are clear."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ FOLDER = pathlib.Path(gin_configs.__path__[0])
 FILES = sorted(path.name for path in FOLDER.glob("*.gin") if not path.name.startswith(("t5x_", "evaluate")))
 SIZES = {"size_small.gin": 63.5e6, "size_large.gin": 1.474e9}
 RUNS = [name for name in FILES if name != "train.gin" and name not in SIZES]
-# What only a user can say.
+# Bindings that only the user can provide.
 REQUIRED = {"TEXT_WEIGHTS": "'bert/model.safetensors'", "VOCAB": "'bert/vocab.txt'"}
 
 
@@ -52,7 +52,7 @@ def parse(name, folders):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_run_builds_and_uses_all_that_it_binds(name, folders):
+def test_every_run_builds_and_uses_all_its_bindings(name, folders):
     arguments = parse(name, folders)
     family = name.removesuffix(".gin").split("_tiny")[0].removesuffix("_melody")
     learner, task = arguments["learner"], arguments["task"]
@@ -60,7 +60,7 @@ def test_every_run_builds_and_uses_all_that_it_binds(name, folders):
     assert learner.optimizer.total_steps == arguments["total_steps"]
     bound = {key for key in gin.config._CONFIG if key[1] != "musiclm_jax.launch.train.train"}
     unused = {f"{scope}/{what}" for scope, what in bound - set(gin.config._OPERATIVE_CONFIG)}
-    assert not unused, "bound, but nothing reads it"
+    assert not unused, "bound, but never read"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -72,7 +72,7 @@ def test_task_and_learner_agree_on_the_crop(name, folders):
             rate = learner.stage.stream(part.stream).frame_rate
             if rate:
                 assert lengths[part.stream] == learner.stage.frames(part)
-            else:  # records hold all levels of a clip; a stage may read the first ones alone
+            else:  # records hold all levels of a clip; a stage may read only the first ones
                 assert lengths[part.stream] == STREAMS[part.stream].quantizers >= part.levels
     elif learner.family == "mulan":
         assert 12_000 <= lengths["audio"] <= learner.config.window_samples, "a window, or a part of one"
@@ -84,7 +84,7 @@ def test_task_and_learner_agree_on_the_crop(name, folders):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_says_what_it_trains_how_and_at_what_cost(name):
+def test_every_file_documents_what_it_trains_how_and_at_what_cost(name):
     header = re.match(r"(#.*\n)+", (FOLDER / name).read_text()).group(0)
     assert len(header.splitlines()[0]) > 20
     own = {"train.gin": "RUN.gin"} | {size: f"coarse.gin --gin_file={size}" for size in SIZES}
@@ -153,7 +153,7 @@ def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_pa
     assert main.main([*command, "--gin.TRAIN_STEPS=7", "--gin.TransformerConfig.d_model=16"]) == 2
     assert "does not fit this configuration" in capsys.readouterr().err
     described = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert described["config"]["d_model"] == 8, "what the checkpoint is of"
+    assert described["config"]["d_model"] == 8, "the checkpoint's configuration"
 
 
 def test_a_dry_run_reads_and_writes_nothing(command, tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_a_dry_run_reads_and_writes_nothing(command, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_can_begin_with_a_bundles_weights(command, tmp_path, capsys):
+def test_a_run_can_start_from_a_bundles_weights(command, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     assert main.main(command) == 0
     assert main.main(["export", "--family=fine", f"--model_dir={tmp_path / 'run'}", f"--bundle={bundle}"]) == 0

@@ -1,4 +1,4 @@
-"""Traffic counted in the text of a compiled program, on literals whose bytes are known."""
+"""Traffic counted in the text of a compiled program, on literals with known byte counts."""
 
 import pytest
 
@@ -61,9 +61,9 @@ ENTRY %main (w.2: f32[6,100], x.3: bf16[100]) -> bf16[100] {
 """
 
 
-def test_loops_count_their_rounds_and_slices_their_own_bytes():
+def test_loops_count_every_iteration_and_slices_only_their_bytes():
     found = hlo.traffic(PROGRAM)
-    fusion = 400 + 200 + 400  # one row of w, x, the result; n lies on the chip
+    fusion = 400 + 200 + 400  # one row of w, x, the result; n is in on-chip memory
     copy, reduce, convert = 400, 400, 400 + 200  # the copy is read from HBM, its result is not written there
     assert found.hbm == 6 * (fusion + copy + reduce + convert) + (200 + 1600) + 2 * 200
     assert found.collectives == {"all-reduce": 6 * 2 * 3 / 4 * 400, "all-gather": 7 / 8 * 1600}
@@ -80,7 +80,7 @@ def test_loops_count_their_rounds_and_slices_their_own_bytes():
         ("replica_groups=mesh['a'=16] {'a':(1)4}", 4),
     ],
 )
-def test_groups_in_each_of_their_forms(groups, size):
+def test_replica_groups_in_every_form(groups, size):
     assert hlo.group_size(f", channel_id=3, {groups}, use_global_device_ids=true") == size
 
 
@@ -116,11 +116,11 @@ def test_a_kernel_moves_its_operands_and_results_and_a_send_goes_between_slices(
 }
 """  # noqa: E501
     found, array = hlo.traffic(text), 2 * 64 * 256 * 2
-    kernel = array + 4 * 384 + array  # what it writes on the chip is no traffic
+    kernel = array + 4 * 384 + array  # writes to on-chip memory do not count
     assert found.hbm == kernel + 2 * 4 * 384 + 2 * array and found.slices == 4 * 384
 
 
-def test_what_cannot_be_counted_is_named():
+def test_instructions_that_cannot_be_counted_are_named():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.traffic("nothing")
     with pytest.raises(ValueError, match="how often loop loop runs"):

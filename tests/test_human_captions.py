@@ -1,4 +1,4 @@
-"""What people wrote: the facts that a text names, and the clips of which all of them are true."""
+"""People's sentences: the facts that a text states, and the clips for which all of them are true."""
 
 import csv
 import subprocess
@@ -33,7 +33,7 @@ CLIP = {
         ("The sad harpsichord piece has no vocals.", {"instruments": ("harpsichord",), "moods": ("sad",)}),
         ("A church choir sings a hymn.", {"instruments": ("choir",), "kinds": ("chorale", "hymn")}),
         ("medium tempo steel pan melody", {"instruments": ("steel drums",), "tempo": "moderate"}),
-        # What something would suit is no fact.
+        # What something would suit is not a fact.
         ("A music box melody. It could be used in a video game.", {"instruments": ("celesta",)}),
     ],
 )  # fmt: skip
@@ -50,7 +50,7 @@ def test_facts_of_a_text(text, facts):
     "text",
     [
         "A male voice sings to a piano.",  # a singer
-        "An electric guitar and a flute play.",  # an instrument that the corpus does not lead
+        "An electric guitar and a flute play.",  # an instrument that is not a lead of the corpus
         "The bass guitar plays a line with a banjo.",
         "A pan flute plays a melody.",
         "Chinese fiddle melody",
@@ -69,17 +69,17 @@ def test_facts_of_a_text(text, facts):
         "A solo flute is accompanied by drums.",  # contradicts itself
         "The happy vibes of a summer day.",
         "The trumpeters play a march like a jig, rap and rock.",
-        "A classical jig for piano.",  # no kind is both
+        "A classical jig for piano.",  # no kind is both classical and a jig
         "piano",
         "A piano " + "and again " * 30,
     ],
 )
-def test_texts_that_name_what_the_corpus_has_not(text):
+def test_texts_that_do_not_fit_the_corpus_are_dropped(text):
     assert find_facts(text) is None
 
 
 @pytest.mark.parametrize("name", [lead.name for lead in instruments.LEADS])
-def test_each_lead_is_known_by_its_name_and_plural(name):
+def test_each_lead_is_found_by_its_name_and_plural(name):
     plural = name if name.endswith("s") else f"{name}s"
     texts = (f"The {name} plays a nice tune.", f"The {plural} play a nice tune.")
     assert [find_facts(text)["instruments"] for text in texts] == [(name,)] * 2
@@ -125,13 +125,13 @@ def test_each_lead_is_known_by_its_name_and_plural(name):
         ("A violin with a lot of reverb.", {"room": "hall"}, True),
     ],
 )
-def test_match_takes_what_is_true(text, change, true):
+def test_match_returns_captions_that_are_true(text, change, true):
     caption = HumanCaption(text, "x", "train", "sentence", **find_facts(text))
     other = HumanCaption("", "x", "train", "sentence", ("sitar",))
     assert match([other, caption, other], CLIP | change) == ([1] if true else [])
 
 
-def test_match_does_not_take_what_is_unknown():
+def test_match_rejects_unknown_facts():
     known = {name: CLIP[name] for name in ("instrument", "tempo", "mode", "texture", "drums", "kind")}
     texts = ("A violin plays chords.", "A violin with echo.", "A violin plays with a piano.", "A fast violin.")
     captions = [HumanCaption(text, "x", "train", "sentence", **find_facts(text)) for text in texts]
@@ -174,13 +174,13 @@ def test_read_refuses_other_files(tmp_path):
         human_captions.read(tmp_path / "latin.csv")
 
 
-def test_an_extract_is_read_as_it_was_saved(tmp_path):
+def test_saved_captions_are_restored_exactly(tmp_path):
     texts = ("A violin plays without drums.", "A sad classical piano piece, slow, with echo and chords.", "banjo solo")
     found = [HumanCaption(f"{text} é", "x", "test", "aspect", **find_facts(text)) for text in texts]
     assert [caption.drums for caption in found] == [False, None, False]
     human_captions.save(found, tmp_path / "e.json")
     assert human_captions.load(tmp_path / "e.json") == found
-    assert len((tmp_path / "e.json").read_text(encoding="utf-8").splitlines()) == 5  # one a line: diffs can be read
+    assert len((tmp_path / "e.json").read_text(encoding="utf-8").splitlines()) == 5  # one per line, for readable diffs
     for text in ("{", '[{"text": 1}]', '{"a": 1}', "[1]"):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match="does not contain extracted captions"):

@@ -20,7 +20,7 @@ CONFIG = TransformerConfig(
 )
 
 
-def test_rounding_keeps_the_largest_and_errs_by_half_a_step():
+def test_rounding_keeps_the_largest_value_and_errs_by_at_most_half_a_step():
     values = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     values[1] = 0
     whole, scale = rounded(values)
@@ -46,7 +46,7 @@ def params():
 
 
 def logits_of(params, conditioning, codes):
-    """Logits [b, t, k] of given codes, in one pass without a cache."""
+    """Computes the logits `[b, t, k]` of given codes in one pass, without a KV cache."""
     ids = jnp.concatenate([condition_ids(STAGE, conditioning)[0], flatten(STAGE, STAGE.target, codes)], axis=1)
     frames = (1, codes.shape[1])
     hidden = transformer.hidden_states(
@@ -62,7 +62,7 @@ def logits_of(params, conditioning, codes):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_decoding_draws_what_8_bit_kernels_say(params, rows, monkeypatch):
+def test_decoding_uses_8_bit_kernels(params, rows, monkeypatch):
     monkeypatch.setattr(decoding, "CACHE_STEP", 8)
     small, conditioning = int8_kernels(params), {"mulan": np.random.default_rng(0).integers(0, 8, (rows, 2))}
     keys = jax.random.split(jax.random.key(0), rows)
@@ -74,7 +74,7 @@ def test_decoding_draws_what_8_bit_kernels_say(params, rows, monkeypatch):
 
 
 def test_keys_and_values_are_kept_in_16_bits(params):
-    """In one pass as with a cache, so that both say the same, and what it costs is in the loss."""
+    """With and without a KV cache, so that both agree and the loss includes the rounding."""
     conditioning = {"mulan": np.random.default_rng(0).integers(0, 8, (2, 2))}
     keys = jax.random.split(jax.random.key(0), 2)
     for own, dtype in ((params, jnp.float32), (int8_kernels(params), jnp.uint16)):
@@ -83,7 +83,7 @@ def test_keys_and_values_are_kept_in_16_bits(params):
         assert {kept.dtype for layer in state.caches for kept in layer} == {jnp.dtype(dtype)}
     codes = np.random.default_rng(1).integers(0, 16, (2, 10, 1))
     wide = int8_kernels(params)
-    for name in ("layers_0", "layers_1"):  # without a scale for qkv, nothing tells the layer that it is in 8 bits
+    for name in ("layers_0", "layers_1"):  # without a scale for qkv, the layer does not know that it is in 8 bits
         attention = dict(wide[name]["attention"])
         kernel, scale = attention.pop("qkv_transposed"), attention.pop("qkv_scale")
         wide[name] = wide[name] | {"attention": attention | {"qkv_transposed": kernel * scale[:, None]}}

@@ -1,4 +1,4 @@
-"""The judges of benchmarks/ hear what is played."""
+"""The judges of benchmarks/ recognize what is played."""
 
 import importlib.util
 import pathlib
@@ -20,7 +20,7 @@ CHORDS = [(48, 64, 67, 72), (53, 65, 69, 72), (55, 62, 67, 71), (48, 64, 67, 72)
 
 
 def render(program, seconds=6):
-    """The progression on a program of the sound font inside pretty_midi, as the corpus is rendered."""
+    """Renders the progression with a program of pretty_midi's sound font, like the corpus."""
     for package in ("tinysoundfont", "pretty_midi"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install --no-deps {package}")
@@ -60,14 +60,14 @@ def test_basic_pitch_hears_the_notes_and_the_key():
     audio = render(0)
     heard = judges.pitch_classes(audio)
     c_major = [0, 2, 4, 5, 7, 9, 11]
-    assert heard.sum() > 5  # seconds of notes, of four voices over six seconds
+    assert heard.sum() > 5  # seconds of notes, from four voices over six seconds
     assert heard[c_major].sum() / heard.sum() > 0.95
     assert metrics.key_fit(heard) > 0.8
     noise = [judges.pitch_classes(clip) for clip in judges.controls(seed=0, count=4, seconds=6)["noise"]]
     assert max(classes.sum() for classes in noise) < heard.sum()
 
 
-def test_note_posteriors_stand_at_their_time_and_pitch():
+def test_note_posteriors_have_the_right_time_and_pitch():
     time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     note = sum(np.sin(2 * np.pi * 440 * k * time) / k**2 for k in range(1, 5)) * 0.2  # A4 in second 3 of 5
     audio = np.zeros(5 * SAMPLE_RATE, np.float32)
@@ -89,7 +89,7 @@ def test_tag_groups_name_tags_and_score_their_mean():
         judges.group_scores(probabilities, ["kazoo"])
 
 
-def test_separating_tags_finds_the_tag_that_tells():
+def test_separating_tags_finds_the_informative_tag():
     probabilities = np.random.default_rng(0).uniform(0, 0.5, size=(60, 100))
     names = np.array(["oboe", "gong", "harp"] * 20)
     for column, name in enumerate(("oboe", "gong", "harp")):

@@ -1,4 +1,4 @@
-"""The launch scripts: what they print, run and refuse, with fakes of gcloud, kubectl, sbatch and musiclm."""
+"""The launch scripts: output, commands and errors, with fakes of gcloud, kubectl, sbatch and musiclm."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ GIN = ["--gin.DATA_DIR='gs://bucket/my tokens'", "--gin.NOTE='$HOME $$ $(date) `
 TRAINING = ["train", "--gin_file=semantic.gin", "--gin_file=my size.gin", "--model_dir=/data/run 1", *GIN]
 TPU = ["--name=tpu", "--zone=zone"]
 
-# Each way to launch: its script, its mode and the options that it cannot do without.
+# Each way to launch: its script, its mode and its required options.
 WAYS = {
     "local": ("local.sh", [], TRAINING[1:]),
     "slurm": (
@@ -42,7 +42,7 @@ printf '%s\\036' "${0##*/}" "$@" >>"$RECORD"
 printf '\\035' >>"$RECORD"
 case ${0##*/} in sbatch | kubectl) cat >>"$RECORD.stdin" ;; esac
 """
-# Ends with a signal like a training does: it says so and reports no error.
+# Ends on a signal as a training does: it logs the signal and exits without an error.
 TRAINER = """#!/bin/sh
 printf '%s\\036' "${0##*/}" "$@" >>"$RECORD"
 printf '\\035' >>"$RECORD"
@@ -54,7 +54,7 @@ for i in $(seq 400); do sleep 0.05; done
 
 
 class Machine:
-    """A PATH on which the programs that scripts call are fakes, and what was called."""
+    """A PATH with fakes of the programs that scripts call, and a record of the calls."""
 
     def __init__(self, folder):
         self.folder, self.bin, self.record = folder, folder / "bin", folder / "record"
@@ -80,7 +80,7 @@ class Machine:
         )
 
     def start(self, *command):
-        # As from a terminal: what is started in the background ignores Ctrl-C, and so would the script.
+        # As in a terminal: processes started in the background ignore Ctrl-C, and the script would, too.
         heed = (
             "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         )
@@ -99,7 +99,7 @@ class Machine:
         return self.run(LAUNCH / script, *mode, *options, *more)
 
     def called(self):
-        """The commands that fakes were called with, and forgets them; the last standard input."""
+        """Returns and clears the recorded commands; also returns the last standard input."""
         text = self.record.read_text() if self.record.exists() else ""
         stdin = pathlib.Path(f"{self.record}.stdin")
         given = stdin.read_text() if stdin.exists() else ""
@@ -114,7 +114,7 @@ def machine(tmp_path):
 
 
 def commands(dry_run):
-    """The printed commands as lists of words, and the text between << and END."""
+    """Parses printed commands to lists of words; also returns the text between << and END."""
     head, _, rest = dry_run.partition(" <<'END'\n")
     return [shlex.split(line) for line in head.splitlines()], rest.removesuffix("END\n")
 
@@ -153,7 +153,7 @@ def test_dry_run_prints_what_would_run(machine, way):
     assert real.returncode == 0, real.stderr
     called, stdin = machine.called()
     assert (called, stdin) == commands(printed.stdout)
-    # A shell that is given the printed text runs the same, too.
+    # Running the printed text in a shell does the same.
     assert machine.run("sh", stdin=printed.stdout).returncode == 0
     assert machine.called() == (called, stdin)
 
@@ -215,32 +215,32 @@ def test_local_runs_the_training(machine):
 
 
 @pytest.mark.parametrize("code, runs", [(0, 1), (1, 3), (2, 1), (139, 3)])
-def test_local_starts_again_after_a_crash(machine, code, runs):
+def test_local_restarts_after_a_crash(machine, code, runs):
     machine.fake("musiclm", f"{RECORDER}exit {code}\n")
     done = machine.launch("local", "--restarts=2", "--pause=0")
     assert done.returncode == code and len(machine.called()[0]) == runs
     assert done.stderr.count("restart ") == runs - 1 and ("used up" in done.stderr) == (runs == 3)
 
 
-def test_local_goes_on_after_one_crash(machine):
+def test_local_continues_after_one_crash(machine):
     machine.fake("musiclm", RECORDER + 'test -e "$HOME/crashed" || { touch "$HOME/crashed"; exit 1; }\n')
     done = machine.launch("local", "--pause=0")
     assert done.returncode == 0 and machine.called()[0] == [["musiclm", *TRAINING]] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on_and_does_not_start_again(machine, number):
+def test_local_forwards_signals_and_does_not_restart(machine, number):
     machine.fake("musiclm", TRAINER)
     process = machine.start(LAUNCH / "local.sh", *TRAINING[1:])
     assert process.stdout.readline() == "started with MUSICLM_DISTRIBUTED=\n"
-    # Ctrl-C goes to the whole group of a terminal: the training, which must see it once, must not belong to it.
+    # A terminal sends Ctrl-C to its whole process group; the training must get it only once, so it has its own group.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0 and len(machine.called()[0]) == 1
     assert output.count(f"stopped by a signal {number.name.removeprefix('SIG')}") == 1
 
 
-def test_local_does_not_start_again_what_a_signal_killed(machine):
+def test_local_does_not_restart_a_killed_training(machine):
     machine.fake("musiclm", "#!/bin/sh\necho started\nexec sleep 20\n")
     process = machine.start(LAUNCH / "local.sh", *TRAINING[1:], "--pause=0")
     process.stdout.readline()
@@ -249,7 +249,7 @@ def test_local_does_not_start_again_what_a_signal_killed(machine):
     assert process.returncode == 143 and "restart" not in output
 
 
-def test_local_stops_while_it_waits_to_start_again(machine):
+def test_local_stops_while_it_waits_to_restart(machine):
     machine.fake("musiclm", f"{RECORDER}exit 1\n")
     process = machine.start(LAUNCH / "local.sh", *TRAINING[1:], "--pause=60")
     assert "restart 1 of 3 in 60 s" in process.stdout.readline()
@@ -275,7 +275,7 @@ def test_slurm_job(machine):
     "output, code, requeued",
     [("done: step 9 of 9", 0, False), ("stopped by a signal, saved at step 5", 0, True), ("stopped by a", 3, False)],
 )
-def test_slurm_job_queues_again_only_when_it_was_stopped(machine, output, code, requeued):
+def test_slurm_job_is_requeued_only_if_it_was_stopped(machine, output, code, requeued):
     _, script = commands(machine.launch("slurm", "--dry_run").stdout)
     machine.fake("srun", f"{RECORDER}echo '{output}'\nexit {code}\n")
     machine.environment["SLURM_JOB_ID"] = "77"
@@ -353,7 +353,7 @@ def test_tpu_vm_commands_reach_all_workers(machine):
 
 
 def test_tpu_vm_trains_detached_until_it_is_stopped(machine):
-    """With an ssh that runs the command here: a worker's home is a folder."""
+    """With a fake ssh that runs the command locally; a worker's home is a folder."""
     worker = machine.folder / "worker"
     for path in (worker / ".local/bin/uv", worker / "musiclm/venv/bin/musiclm"):
         path.parent.mkdir(parents=True)

@@ -37,7 +37,7 @@ BATCH = {
 
 
 def ids_of(stage, batch):
-    """The whole sequence: decoder inputs without bos, and the last target token."""
+    """Returns the whole sequence: decoder inputs without bos, then the last target token."""
     lm = assemble(stage, batch)
     target, size = stage.target, stage.stream(stage.target.stream).codebook_size
     last = stage.vocabulary.offset(target.stream, target.last_level) + lm.target_codes[:, -1, -1:]
@@ -108,7 +108,7 @@ def test_split_reads_ids_of_another_level_as_padding():
     assert streams["acoustic"].tolist() == [[[1, 2], [1, -1]]]
 
 
-def test_padding_has_no_weight_and_is_not_seen():
+def test_padding_has_no_weight_and_is_masked():
     stage = coarse_stage(seconds=0.04, coarse_quantizers=2, **SMALL)
     lm = assemble(stage, BATCH | {"acoustic": np.array([[[1, 2, 3], [-1, -1, -1]]])})
     assert lm.loss_weights.tolist() == [[[1, 1], [0, 0]]]
@@ -123,7 +123,7 @@ def test_condition_dropout_replaces_streams_per_clip():
     stage = coarse_stage(seconds=0.04, coarse_quantizers=2, condition_dropout=0.5, **SMALL)
     ids, valid = condition_ids(stage, BATCH, jnp.array([True]))
     assert ids.tolist() == [[340, 340, 27]] and valid.all()
-    # Dropped streams are seen even where they are masked; streams in time keep their masks.
+    # Dropped streams become visible even where they were masked; time-varying streams keep their masks.
     masked = BATCH | {"mulan_mask": np.array([False]), "semantic_mask": np.array([[False]])}
     for drop, seen in ((True, [[True, True, False]]), (False, [[False, False, False]])):
         ids, valid = condition_ids(stage, masked, jnp.array([drop]))
@@ -146,16 +146,16 @@ def test_spans_say_for_how_many_targets_a_frame_holds():
     assert stage.spans() == ((1, 2, 8, ()), (2, 1, 4, ()))
     assert stage.spans((1, 4, 8)) == ((1, 2, 16, ()), (4, 1, 4, ()))
     assert fine_stage(seconds=0.04, **SMALL | {"acoustic_quantizers": 12}).spans() == ((2, 4, 8, ()),)
-    # Of a melody's three windows each level is told in turn; they begin 3 s apart.
+    # Each level lists the codes of the melody's three windows in turn; windows begin 3 s apart.
     melodic = semantic_stage(seconds=10, melody_quantizers=6, melody_codebook_size=8, **SMALL)
     assert melodic.spans() == ((1, 2, 250, ()), (1, 6, 75, ((0, 3), (1, 4), (2, 5), (2, 5))))
-    # Here the levels tell seconds of a window, one after the other; the fourth is not read.
+    # Here the levels encode consecutive seconds of a window; the fourth is not read.
     melodic = semantic_stage(seconds=10, melody_quantizers=9, melody_codebook_size=8, melody_parts=4, **SMALL)
     firsts = [(0,), (3,), (6,), (1,), (4,), (7,), (2,), (5,), (8,), ()]  # 4 s and a hop of 3: seconds 0 to 9
     assert melodic.spans()[1] == (1, 9, 25, tuple(firsts))
     melodic = semantic_stage(seconds=10, melody_quantizers=15, melody_codebook_size=8, melody_parts=4, **SMALL)
     assert melodic.spans()[1].slots[4] == (4, 13) and melodic.spans()[1].slots[9] == (11, 14)
-    longer = dataclasses.replace(melodic, seconds=13.0)  # what holds at the end of the windows holds on
+    longer = dataclasses.replace(melodic, seconds=13.0)  # the last codes apply until the end
     assert longer.spans()[1].slots[9:] == ((11, 14),) * 4
     with pytest.raises(ValueError, match="has 4 levels, expected a multiple of its 3 windows"):
         semantic_stage(melody_quantizers=4)

@@ -1,4 +1,4 @@
-"""The listening test: pairs are blind, answers are kept at once, wins and Wilcoxon's test against known answers."""
+"""The listening test: pairs are blind, answers are saved at once, wins and Wilcoxon's test match known results."""
 
 import http.client
 import io
@@ -30,7 +30,7 @@ def tone(hz, gain=0.4, seconds=0.5):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two systems: `low` plays 200 Hz, `high` 900 Hz and softer; each has a clip more than the other."""
+    """Two systems: `low` plays 200 Hz, `high` plays 900 Hz more quietly; each has one clip that the other lacks."""
     base = tmp_path_factory.mktemp("systems")
     for name, sound, more in (("low", tone(200), "alone-1"), ("high", tone(900, 0.1), "alone-2")):
         (base / name).mkdir()
@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def serve(tmp_path):
-    """Starts servers; they end with the test."""
+    """Starts servers, which stop at the end of the test."""
     running = []
 
     def start(trials, output=tmp_path / "answers.jsonl", listener=""):
@@ -62,7 +62,7 @@ def get(server, path):
 
 
 def post(server, content, kind="application/json"):
-    """Returns (status, content) of an answer that is sent."""
+    """Posts an answer; returns (status, content)."""
     body = json.dumps(content).encode()
     request = urllib.request.Request(server.url + "answers", body, {"Content-Type": kind})
     try:
@@ -74,7 +74,7 @@ def post(server, content, kind="application/json"):
 
 def test_pairs_share_an_id_and_come_in_random_order_with_random_sides(folders):
     trials = make_trials(*folders)
-    assert sorted(trial.id for trial in trials) == sorted(IDS), "clips of one system alone are left out"
+    assert sorted(trial.id for trial in trials) == sorted(IDS), "clips of only one system are left out"
     assert [trial.id for trial in trials] != sorted(IDS)
     sides = [trial.systems for trial in trials]
     low, high = map(str, folders)
@@ -97,7 +97,7 @@ def test_captions_of_musiccaps_and_of_a_corpus(tmp_path, folders):
     assert all(trial.caption == f"about {trial.id}" for trial in make_trials(*folders, captions))
 
 
-def test_the_page_tells_neither_systems_nor_ids_and_asks_for_nothing_outside(folders, serve):
+def test_the_page_reveals_neither_systems_nor_ids_and_loads_nothing_remote(folders, serve):
     server = serve(make_trials(*folders, {name: "a tone" for name in IDS}))
     headers, page = get(server, "/")
     _, state = get(server, "/state")
@@ -132,35 +132,35 @@ def test_levels_stay_within_full_scale_and_silence_stays_silent():
     assert not silent.any() and np.array_equal(other, tone(200))
 
 
-def test_an_answer_is_on_disk_at_once_and_the_test_goes_on_from_there(folders, serve, tmp_path):
+def test_an_answer_is_on_disk_at_once_and_the_test_resumes_from_there(folders, serve, tmp_path):
     trials, output = make_trials(*folders, {name: "ein Ton, größer" for name in IDS}), tmp_path / "answers.jsonl"
     server = serve(trials)
     assert post(server, {"number": 3, "answer": 5, "seconds": 8.26}) == (200, {"answered": 1})
     [kept] = answers.read(output)
     assert (kept.id, kept.a, kept.b, kept.answer) == (trials[3].id, *trials[3].systems, 5)
     assert (kept.caption, kept.seconds) == ("ein Ton, größer", 8.3) and kept.time.endswith("+00:00")
-    # Nothing else is taken, and the file stays as it was.
+    # Anything else is refused, and the file stays unchanged.
     assert post(server, {"number": 3, "answer": 1})[0] == 409
     assert post(server, {"number": 12, "answer": 1})[0] == 409
     assert post(server, {"number": 4, "answer": 6})[0] == 409
     for content in ({"number": 4}, {"number": "x", "answer": 1}, [1], {"number": 4, "answer": "NaN"}):
         assert post(server, content)[0] == 400
-    assert post(server, {"number": 4, "answer": 1}, "text/plain")[0] == 404, "what a page of another site could send"
+    assert post(server, {"number": 4, "answer": 1}, "text/plain")[0] == 404, "a page of another site could send this"
     assert answers.read(output) == [kept]
-    # Another server of the same file goes on, also with other sides; another listener begins anew.
+    # Another server with the same file resumes, even with other sides; another listener starts from the beginning.
     again = serve(make_trials(*folders, seed=1))
     assert again.answered == 1 and len(json.loads(get(again, "/state")[1])["trials"]) == 11
     assert serve(trials, listener="somebody").answered == 0
 
 
-def test_a_file_that_cannot_be_written_is_told_and_the_pair_stays_open(folders, serve, tmp_path):
+def test_a_file_that_cannot_be_written_is_reported_and_the_pair_stays_open(folders, serve, tmp_path):
     server = serve(make_trials(*folders), tmp_path / "nowhere" / "answers.jsonl")
     status, content = post(server, {"number": 0, "answer": 1})
     assert status == 500 and "cannot be written" in content["error"] and server.answered == 0
 
 
 def said(preferences, listener=""):
-    """Answers about systems x and y, -2 (x is much better) to 2, with x as A and as B in turns."""
+    """Returns answers about systems x and y, from -2 (x is much better) to 2, with x as A and as B in turn."""
     return [
         Answer(f"{i}", "x", "y", 3 + value, listener) if i % 2 else Answer(f"{i}", "y", "x", 3 - value, listener)
         for i, value in enumerate(preferences)
@@ -179,7 +179,7 @@ def test_the_last_answer_counts_and_each_clip_is_tested_once():
     changed = said([2], "ann")  # about clip 0
     [found] = compare(first + second + changed)
     assert sum(found.counts) == 10 and found.listeners == 2 and found.clips == 5
-    # Means over the listeners: 0, -1.5, -1, -1, -1: four unequal ones, all negative: 2 of 2^4 signs are as extreme.
+    # Means over listeners: 0, -1.5, -1, -1, -1. Four are not 0, all negative: 2 of 2^4 sign patterns are as extreme.
     assert found.statistic == 0 and found.p_value == pytest.approx(2 / 16)
 
 
@@ -187,8 +187,8 @@ def test_the_last_answer_counts_and_each_clip_is_tested_once():
     "differences, statistic, p_value",
     [
         ([-2, -1, -1, -2, -1], 0, 2 / 32),  # all of one sign: 2 of 2^5
-        ([1, 1, 2, -1], 2, 8 / 16),  # ranks 2, 2, 4, 2: a sum of 0 or 2 comes by 1 + 3 signs, twice
-        ([1, 0, 0, 1, 2, -1], 2, 8 / 16),  # pairs without a difference say nothing
+        ([1, 1, 2, -1], 2, 8 / 16),  # ranks 2, 2, 4, 2: 1 + 3 sign patterns give a sum of 0 or 2, on either side
+        ([1, 0, 0, 1, 2, -1], 2, 8 / 16),  # zero differences are dropped
         ([1, -1], 1.5, 1.0),
         ([0, 0, 0], 0, 1.0),
     ],
@@ -300,7 +300,7 @@ class Browser:
         wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": options}}
         self.session = ""
         self.session = "/session/" + self.call("", {"capabilities": {"alwaysMatch": wanted}}, "/session")["sessionId"]
-        # A window is at least 500 pixels wide; the page can be told otherwise.
+        # Chromium's windows are at least 500 pixels wide, but the page's width can be overridden.
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
 
@@ -357,11 +357,11 @@ def test_a_whole_test_with_the_keyboard_alone_at_400_pixels(folders, serve, tmp_
     browser.wait("!document.querySelector('.clip button').disabled")
     assert browser.script("window.innerWidth") == 400
     assert browser.script("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (
-        "nothing sticks out at the side"
+        "nothing overflows horizontally"
     )
     assert browser.script("document.activeElement.innerText.includes('Play clip A')")
     browser.press("4")
-    assert browser.script("document.querySelector('#scale input:checked') === null"), "not before both were heard"
+    assert browser.script("document.querySelector('#scale input:checked') === null"), "both must be played first"
     for number, key in enumerate(("4", "1")):
         browser.wait(f"document.querySelector('#place').innerText === 'Pair {number + 1} of 2'")
         browser.wait("[...document.querySelectorAll('.clip button')].every(button => !button.disabled)")
@@ -373,12 +373,12 @@ def test_a_whole_test_with_the_keyboard_alone_at_400_pixels(folders, serve, tmp_
         browser.press(key)
         assert browser.script("document.activeElement.value") == key
         outline = "getComputedStyle(document.querySelector('#scale input:checked + span')).outlineStyle"
-        assert browser.script(outline) == "solid", "the focus can be seen"
+        assert browser.script(outline) == "solid", "the focus is visible"
         browser.press(enter)
         browser.wait(f"document.querySelector('#progress').value === {(number + 1) / 2}")
         assert [answer.answer for answer in answers.read(output)] == [4, 1][: number + 1]
     browser.wait("document.body.innerText.includes('All pairs are answered')")
-    # The server is gone: what the page says.
+    # The server has stopped: check what the page says.
     browser.open(serve(server.trials, tmp_path / "other.jsonl").url)
     browser.wait("!document.querySelector('.clip button').disabled")
     browser.script("window.fetch = () => Promise.reject(new Error('no server'))")

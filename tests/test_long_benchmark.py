@@ -1,4 +1,4 @@
-"""Joins of windows, and jumps at them, in pieces whose jumps are known."""
+"""Window joins, and jumps at them, in pieces with known jumps."""
 
 import miniature
 import numpy as np
@@ -16,7 +16,7 @@ def test_joins_are_where_windows_end():
     np.testing.assert_allclose(times["coarse"], [0.8, 1.2, 2.0, 2.8])
     np.testing.assert_allclose(times["fine"], [0.4])
     assert len(times["decoder"]) == 0
-    assert len(long.joins(bundles.load(miniature.path()), 20.5)["decoder"]) == 0  # 10 and 20 s are others' already
+    assert len(long.joins(bundles.load(miniature.path()), 20.5)["decoder"]) == 0  # 10 and 20 s are also stages' joins
 
 
 @pytest.mark.parametrize("fault", ["", "level", "spectrum", "waveform"])
@@ -39,6 +39,6 @@ def test_jumps_at_joins_are_found(fault):
     judged = {figure.name: figure.passed for figure in figures if figure.target}
     assert len(judged) == 6
     found = {name for name, passed in judged.items() if not passed}
-    # A fault may show in the other jumps, too, but not at the other joins.
+    # A fault may also show as another kind of jump, but not at other joins.
     assert bool(found) == bool(fault) and not any("fine" in name for name in found)
     assert not fault or f"added to the {fault} at joins of coarse windows" in found

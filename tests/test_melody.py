@@ -22,7 +22,7 @@ def test_the_paper_s_sizes():
     shapes = jax.eval_shape(
         lambda key: MelodyEncoder(config).init(key, jnp.zeros((1, 200, config.num_mels))), jax.random.key(0)
     )["params"]
-    # A layer: q, k, v and out of 6 heads of 64, feed-forward of 1024, two norms.
+    # Per layer: q, k, v and out with 6 heads of 64, feed-forward of 1024, two norms.
     layer = 3 * (512 * 384 + 384) + 384 * 512 + 512 + 512 * 1024 + 1024 + 1024 * 512 + 512 + 4 * 512
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["layer_11"])) == layer
     assert "layer_12" not in shapes and shapes["projection"]["kernel"].shape == (512, 192)
@@ -30,7 +30,7 @@ def test_the_paper_s_sizes():
 
 
 def triplets(embeddings, passages, compositions, margin):
-    """The loss by loops over FaceNet's definition."""
+    """Computes the loss with loops, by FaceNet's definition."""
     losses = []
     distances = [[float(np.sum((a - b) ** 2)) for b in embeddings] for a in embeddings]
     for a in range(len(passages)):
@@ -44,10 +44,10 @@ def triplets(embeddings, passages, compositions, margin):
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.5, 5.0])
-def test_triplet_loss_is_that_of_its_definition(spread):
+def test_triplet_loss_matches_its_definition(spread):
     rng = np.random.default_rng(0)
     passages = np.repeat(np.arange(5), [2, 2, 3, 1, 2])
-    compositions = np.array([4, 9, 4, 1, 2])[passages]  # the first and the third passage are of one composition
+    compositions = np.array([4, 9, 4, 1, 2])[passages]  # passages 0 and 2 come from one composition
     embeddings = rng.normal(size=(5, 8))[passages] + spread * rng.normal(size=(10, 8))
     embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
     loss, metrics = semi_hard_triplet_loss(
@@ -64,25 +64,25 @@ def test_triplet_loss_of_known_vectors():
     assert float(loss) == 0 and float(metrics["triplet/nearest_is_same"]) == 1
     assert float(metrics["triplet/distance_other"]) == 2
     loss, metrics = semi_hard_triplet_loss(axes[jnp.array([0, 1, 0, 1])], two, two, 0.2)
-    assert float(loss) == pytest.approx(2 - 2 + 0.2)  # no negative is further: the furthest
+    assert float(loss) == pytest.approx(2 - 2 + 0.2)  # no negative is farther than the positive: take the farthest
     assert float(metrics["triplet/nearest_is_same"]) == 0
 
 
 def test_other_passages_of_the_tune_are_neither_positives_nor_negatives():
     axes, passages = jnp.eye(4), jnp.array([0, 0, 1, 1, 2, 2])
-    # The second passage, of the first one's tune, lies on it; the third, of another tune, lies far away.
+    # The second passage comes from the first one's tune and equals it; the third, from another tune, is far away.
     embeddings = axes[jnp.array([0, 1, 0, 1, 2, 2])]
     loss, metrics = semi_hard_triplet_loss(embeddings, passages, jnp.array([5, 5, 5, 5, 6, 6]), 0.2)
-    # Four pairs at distance 2 with their negatives at 2, and two at 0.
+    # Four pairs at distance 2 with negatives at 2, and two at 0.
     assert float(loss) == pytest.approx(4 * 0.2 / 6)
     embeddings = axes[jnp.array([0, 0, 0, 0, 2, 2])]
     loss, metrics = semi_hard_triplet_loss(embeddings, passages, jnp.array([5, 5, 5, 5, 6, 6]), 0.2)
     assert float(loss) == 0 and float(metrics["triplet/nearest_is_same"]) == 1
     loss, _ = semi_hard_triplet_loss(embeddings, passages, passages, 0.2)
-    assert float(loss) == pytest.approx(4 * 0.0 / 6)  # their furthest negatives are further than the margin
+    assert float(loss) == pytest.approx(4 * 0.0 / 6)  # their farthest negatives are beyond the margin
 
 
-def test_loss_and_gradient_are_finite_where_there_is_nothing_to_compare():
+def test_loss_and_gradient_are_finite_without_pairs():
     embeddings = jnp.eye(3)
     for melodies in (jnp.array([1, 2, 3]), jnp.array([1, 1, 1])):
         loss, gradient = jax.value_and_grad(lambda e, m=melodies: semi_hard_triplet_loss(e, m, m, 0.2)[0])(embeddings)
@@ -101,14 +101,14 @@ def learner():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Tones of three pitches, twice each with other noise."""
+    """Returns tones of three pitches, each twice with different noise."""
     rng, times = np.random.default_rng(0), np.arange(SMALL.window_samples) / 24_000
     tones = np.stack([np.sin(2 * np.pi * hz * times) for hz in (220, 700, 2000)])
     pairs = tones[:, None] + 0.5 * rng.normal(size=(3, 2, SMALL.window_samples))
     return {"audio": pairs.reshape(3, -1).astype(np.float32), "melody": np.array([[3], [5], [8]], np.int32)}
 
 
-def test_training_brings_renditions_together(learner, batch):
+def test_training_pulls_renditions_together(learner, batch):
     state, step = learner.init(jax.random.key(0)), jax.jit(learner.train_step)
     before = learner.eval_step(state, batch, jax.random.key(0))
     for i in range(20):
@@ -120,7 +120,7 @@ def test_training_brings_renditions_together(learner, batch):
     assert after["triplet/distance_same"] < 0.5 * after["triplet/distance_other"]
 
 
-def test_tokens_are_those_of_the_windows(learner):
+def test_tokens_match_the_windows(learner):
     variables = learner.variables(learner.init(jax.random.key(0)))
     audio = np.random.default_rng(0).normal(size=(2, 11 * 24_000)).astype(np.float32)
     embedded = melody.embed(SMALL, variables, audio)
@@ -148,12 +148,12 @@ KEYED = dataclasses.replace(
 
 
 def tune(pitches):
-    """A window of sines, each of these MIDI pitches as long as the others."""
+    """Returns a window of sines at the given MIDI pitches, with equal durations."""
     hz = np.repeat(440 * 2 ** ((np.array(pitches) - 69) / 12), KEYED.window_samples // len(pitches))
     return (0.3 * np.sin(2 * np.pi * np.cumsum(hz) / 24_000)).astype(np.float32)
 
 
-def test_pitch_classes_are_those_of_each_part_in_any_octave_and_loudness():
+def test_pitch_classes_of_each_part_do_not_depend_on_octave_and_loudness():
     fading = tune([57, 60, 64, 67]) * np.repeat([1, 0.3, 0.03, 0], 24_000)
     audio = np.stack([tune([57, 60, 64, 67]), 0.1 * tune([69, 72, 76, 79]), fading, np.zeros(96_000)])
     spectra = log_semitones(jnp.asarray(audio, jnp.float32), KEYED.mel, KEYED.lowest_pitch)
@@ -163,12 +163,12 @@ def test_pitch_classes_are_those_of_each_part_in_any_octave_and_loudness():
     lengths = np.linalg.norm(heard, axis=2)
     np.testing.assert_allclose(lengths[:2], 1, atol=1e-4)
     np.testing.assert_allclose(lengths[2, :2], 1, atol=1e-4)
-    assert 0.15 < lengths[2, 2] < 0.6 and lengths[2, 3] < 0.1  # -30 dB, and what rings on from there
+    assert 0.15 < lengths[2, 2] < 0.6 and lengths[2, 3] < 0.1  # -30 dB, and the decay after it
     np.testing.assert_allclose(lengths[3], 0, atol=1e-4)
     np.testing.assert_allclose(heard.mean(axis=2), 0, atol=1e-5)
 
 
-def test_tokens_may_tell_the_key_that_embeddings_do_not():
+def test_tokens_may_encode_the_key_unlike_embeddings():
     learner, rng = MelodyLearner(KEYED), np.random.default_rng(0)
     variables = learner.variables(learner.init(jax.random.key(0)))
     audio = np.tile(np.stack([tune([60, 64, 67, 64]), tune([62, 66, 69, 66])]), 3)[:, :240_000]
@@ -183,7 +183,7 @@ def test_tokens_may_tell_the_key_that_embeddings_do_not():
     codes = np.asarray(melody.tokens(KEYED, variables, audio)).reshape(2, 24, 3)
     nearest = np.argmin(np.sum((variables["chroma_codebook"] - heard[..., None, :]) ** 2, axis=-1), axis=-1)
     np.testing.assert_array_equal(codes[:, :4], nearest.swapaxes(1, 2))
-    plain = dataclasses.replace(KEYED, chroma_parts=0)  # the RVQ goes on where it would begin
+    plain = dataclasses.replace(KEYED, chroma_parts=0)  # the RVQ codes do not depend on the chroma codes
     np.testing.assert_array_equal(codes[:, 4:].reshape(2, -1), melody.tokens(plain, variables, audio))
     stand_for = melody.entries(KEYED, variables)
     assert stand_for.shape == (24, 8, 24)
@@ -192,7 +192,7 @@ def test_tokens_may_tell_the_key_that_embeddings_do_not():
     assert not stand_for[4:, :, 12:].any()
 
 
-def test_what_does_not_fit_is_named():
+def test_bad_configurations_are_named():
     with pytest.raises(ValueError, match=r"chroma_parts is 4: expected 0, or with semitones=True 1 to 23, fewer"):
         dataclasses.replace(SMALL, chroma_parts=4)
     with pytest.raises(ValueError, match=r"windows x num_quantizers is 3 x 12, expected the 72 tokens"):

@@ -1,4 +1,4 @@
-"""Does music follow its melody: the measures on tunes of known likeness, and pieces that are kept."""
+"""Measures of how well music follows its melody, on tunes of known similarity, and resuming."""
 
 import types
 
@@ -31,7 +31,7 @@ def test_a_tune_agrees_with_itself_in_any_key():
 
 
 @pytest.mark.parametrize("name, key", [("pitch agreement", 0), ("pitch agreement in the best key", 4)])
-def test_music_that_follows_its_melody_is_above_shuffled_and_other_music_is_not(name, key):
+def test_music_that_follows_its_melody_scores_above_shuffled_music(name, key):
     melodies = [played(tune) for tune in TUNES]
     following = [played(tune, key) for tune in TUNES]
     found = {name: {melody_following.ARMS[1]: agreements(melodies, following, name)}}
@@ -46,12 +46,12 @@ def test_another_key_is_other_pitches():
     assert agreements(tune, [played(TUNES[0], 4)], "pitch agreement")[0, 0] < 0.5
 
 
-def test_above_shuffled_is_own_less_the_mean_of_the_others():
+def test_above_shuffled_is_own_minus_the_mean_of_the_others():
     matrix = np.array([[0.9, 0.1, 0.3], [0.0, 0.5, 0.2], [0.4, 0.4, 0.4]])
     np.testing.assert_allclose(above_shuffled(matrix), [0.7, 0.4, 0.0], atol=1e-12)
 
 
-def test_pieces_are_made_once_each_under_its_own_melody(tmp_path):
+def test_pieces_are_generated_once_each_with_its_own_melody(tmp_path):
     asked = []
 
     class Bundle:
@@ -62,7 +62,7 @@ def test_pieces_are_made_once_each_under_its_own_melody(tmp_path):
     melodies = [np.full(4, 0.5), np.full(4, 0.25)]
     first = melody_following.make_pieces(Bundle(), ["a", "b"], melodies, tmp_path / "arm", 0)
     assert asked == [("a", 0.5), ("b", 0.25)]
-    (tmp_path / "arm" / "001.flac").unlink()  # an interrupted run
+    (tmp_path / "arm" / "001.flac").unlink()  # as after an interrupted run
     again = melody_following.make_pieces(Bundle(), ["a", "b"], melodies, tmp_path / "arm", 0)
     assert asked[2:] == [("b", 0.25)]
     np.testing.assert_array_equal(first[0], again[0])

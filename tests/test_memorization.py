@@ -1,4 +1,4 @@
-"""Memorization: the transport against a linear program, tau against all pairs, prompts as generation takes them."""
+"""Memorization: transport costs against a linear program, tau against all pairs, prompts as in generation."""
 
 import argparse
 
@@ -24,7 +24,7 @@ def drawn(rows, tokens=20, codes=CODES, rng=RNG):
 
 
 def optimum(first, second):
-    """The least cost, by linear programming over the codes that occur."""
+    """Computes the optimal cost by linear programming over the codes that occur."""
     (sources, given), (sinks, taken) = (np.unique(codes, return_counts=True) for codes in (first, second))
     m, n = len(sources), len(sinks)
     sums = np.concatenate([np.kron(np.eye(m), np.ones(n)), np.kron(np.ones(m), np.eye(n))])
@@ -38,12 +38,12 @@ def test_distances_of_centroids():
     assert memorization.mean_distance(distances) == pytest.approx(4)
 
 
-def test_transport_is_the_linear_programs_within_its_regularisation():
+def test_transport_cost_matches_the_linear_program_up_to_regularization():
     first, second = drawn(30), drawn(30)
     first[:10] %= 3  # histograms of few codes among those of many
     best = np.array([optimum(*pair) for pair in zip(first, second, strict=True)])
     costs = memorization.transport_costs(first, second, DISTANCES)
-    assert (costs >= best - 1e-9).all(), "a real plan costs no less than the best one"
+    assert (costs >= best - 1e-9).all(), "no feasible plan costs less than the optimum"
     assert (costs <= 1.02 * best).all()
     loose = memorization.transport_costs(first, second, DISTANCES, regularisation=0.2)
     assert (loose > costs).mean() > 0.9
@@ -59,11 +59,11 @@ def test_transport_of_known_cost():
     half[0, ::2] = 2  # half of the mass stays
     assert memorization.transport_costs(one, half, DISTANCES) == pytest.approx(DISTANCES[2, 5] / 2)
     row = drawn(1)
-    assert memorization.transport_costs(row, row[:, ::-1], DISTANCES) == pytest.approx(0, abs=1e-4), "no order in it"
+    assert memorization.transport_costs(row, row[:, ::-1], DISTANCES) == pytest.approx(0, abs=1e-4), "order is ignored"
 
 
 def continuations(seed, prompt=0, groups=None, repeat=0, clips=40):
-    """Clips of few codes each; the first `repeat` continuations are the clips' own tokens."""
+    """Returns clips with few distinct codes; the first `repeat` continuations are the clips' own tokens."""
     rng = np.random.default_rng(seed)
 
     def tokens():
@@ -75,7 +75,7 @@ def continuations(seed, prompt=0, groups=None, repeat=0, clips=40):
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.2])
-def test_tau_is_that_of_all_permuted_pairs(share):
+def test_tau_matches_all_permuted_pairs(share):
     own = [continuations(1, clips=16), continuations(2, prompt=25, clips=16)]
     costs = np.concatenate(
         [
@@ -90,12 +90,12 @@ def test_tau_is_that_of_all_permuted_pairs(share):
     assert found.matching == np.sum(costs < found.cost * (1 - 1e-9)) < share * len(costs)
 
 
-def test_clips_of_one_composition_are_no_permuted_pair():
+def test_clips_of_one_composition_are_not_a_permuted_pair():
     pairs, alone, one = (
         continuations(3, groups=groups, clips=10) for groups in (np.arange(10) // 2, None, np.ones(10))
     )
     for own in (pairs, alone, one):
-        own.made[0] = own.true[1]  # as alike as can be
+        own.made[0] = own.true[1]  # identical
     found = memorization.calibrate([pairs], DISTANCES)
     assert found.pairs == 10 * 8 and found.cost > 0.05
     found = memorization.calibrate([alone], DISTANCES)
@@ -114,7 +114,7 @@ def test_exact_matches_and_entropies():
     assert costs[[0, 2]] == pytest.approx(0, abs=1e-4) and costs[1] == pytest.approx(DISTANCES[2, 3] / 4)
 
 
-def test_the_interval_of_no_matches_is_the_binomials():
+def test_the_interval_without_matches_is_the_binomial_one():
     none, all_of_them = memorization.share(np.zeros(100, bool)), memorization.share(np.ones(100, bool))
     assert none[:2] == (0, 0) and none.high == pytest.approx(1 - 0.025 ** (1 / 100))
     assert all_of_them[::2] == (1, 1) and all_of_them.low == pytest.approx(0.025 ** (1 / 100))
@@ -136,7 +136,7 @@ def clips_of(count, tokens=90):
     ]
 
 
-def test_clips_are_continued_from_their_own_tokens_with_the_likeliest(part, monkeypatch):
+def test_clips_are_continued_greedily_from_their_own_tokens(part, monkeypatch):
     calls = []
 
     def count_on(part, conditioning, prefix, frames, keys, sampling):
@@ -145,7 +145,7 @@ def test_clips_are_continued_from_their_own_tokens_with_the_likeliest(part, monk
         yield (first + np.arange(frames))[:, prefix.shape[1] :, None]
 
     monkeypatch.setattr(windows, "sample_window", count_on)
-    # A prompt longer than half a window slides, as does what is longer than a window.
+    # Windows slide if the prompt is longer than half a window, or prompt and continuation are longer than a window.
     for prompt, continued, windows_ in (
         (0, 30, [(0, 30)]),
         (15, 20, [(15, 35)]),
@@ -159,7 +159,7 @@ def test_clips_are_continued_from_their_own_tokens_with_the_likeliest(part, monk
         assert own.groups.tolist() == ["tune 0", "tune 0", "tune 1", "tune 1", "tune 2"]
         assert [(prefix.shape, frames) for prefix, frames, _ in calls] == [
             ((2, known), frames) for _ in range(3) for known, frames in windows_
-        ], "the last batch, of one clip, is filled up"
+        ], "the last batch, with one clip, is padded"
         assert {sampling.temperature for _, _, sampling in calls} == {0.0}
 
 
@@ -168,7 +168,7 @@ def test_prompts_longer_than_the_clips_are_refused(part):
         memorization.continue_clips(part, clips_of(3), 70, continued=25)
 
 
-def test_what_is_remembered_shows_against_held_out_clips(tmp_path):
+def test_memorized_clips_show_against_held_out_clips(tmp_path):
     own = {"train": [continuations(4, 0, repeat=10)], "test": [continuations(5, 0)]}
     costs = {split: [made.costs(DISTANCES) for made in of_split] for split, of_split in own.items()}
     lines, curves = study.figures(own, costs, tau=0.1, seed=0)
@@ -215,7 +215,7 @@ def test_the_whole_study(monkeypatch, tmp_path, capsys):
         ({"plot": "/nowhere/p.png"}, "there is no such folder"),
     ],
 )
-def test_arguments_that_cannot_be_used(change, message):
+def test_bad_arguments_are_refused(change, message):
     usable = {"clips": 2, "batch_size": 1, "prompts": [0], "plot": ""}
     with pytest.raises(ValueError, match=message):
         study.checked_prompts(argparse.Namespace(**usable | change))

@@ -12,7 +12,7 @@ def tone(hz, seconds=1.0, amplitude=0.5):
     return amplitude * np.sin(2 * np.pi * hz * np.arange(int(RATE * seconds)) / RATE)
 
 
-def test_bootstrap_interval_of_a_mean_is_the_normal_one():
+def test_bootstrap_interval_of_a_mean_matches_the_normal_interval():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     found = metrics.bootstrap(values)
     half = 1.96 * values.std() / 20
@@ -59,7 +59,7 @@ def test_matched_auc_is_the_mean_of_the_labels_aucs():
         metrics.matched_auc(scores, np.zeros(90, int))
 
 
-def test_si_sdr_knows_the_noise_and_ignores_the_gain():
+def test_si_sdr_measures_the_noise_and_ignores_the_gain():
     rng = np.random.default_rng(0)
     clean = rng.normal(size=200_000)
     noise = rng.normal(size=200_000)
@@ -77,7 +77,7 @@ def test_si_sdr_knows_the_noise_and_ignores_the_gain():
 
 
 @pytest.mark.parametrize("delay", [37, -12, 0])
-def test_a_delay_is_found_and_taken_out(delay):
+def test_a_delay_is_found_and_removed(delay):
     audio = np.random.default_rng(0).normal(size=5000)
     late = np.roll(audio, delay)
     lag = metrics.best_lag(audio, late, 100)
@@ -93,7 +93,7 @@ def test_log_mel_distance_of_a_gain_is_the_gain():
     assert metrics.log_mel_distance_db(audio, audio / 2, RATE) == pytest.approx(6.02, abs=0.02)
 
 
-def test_log_mel_distance_is_relative_to_full_scale_and_deaf_below_the_floor():
+def test_log_mel_distance_is_relative_to_full_scale_and_ignores_levels_below_the_floor():
     far_below = metrics.MEL_FLOOR / 100
     silence, hiss = np.zeros(RATE), np.random.default_rng(0).normal(0, far_below, RATE)
     assert metrics.log_mel_distance_db(silence, hiss, RATE) == 0
@@ -139,7 +139,7 @@ def test_random_histograms_fit_keys_worse():
         metrics.key_fit(np.ones(11))
 
 
-def test_pitch_classes_in_use_tells_a_hum_from_music():
+def test_pitch_classes_in_use_distinguishes_a_hum_from_music():
     assert metrics.pitch_classes_in_use(np.eye(12)[3]) == 1
     assert metrics.pitch_classes_in_use(np.repeat([1, 0], 6)) == pytest.approx(6)
     assert metrics.pitch_classes_in_use(np.zeros(12)) == 0
@@ -151,7 +151,7 @@ def test_kl_divergence_on_literals_and_against_scipy():
     assert metrics.kl_divergence(reference, generated, smoothing=0) == pytest.approx(expected)
     other_way = metrics.kl_divergence(reference, generated, "generated||reference", smoothing=0)
     assert other_way == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
-    many = np.random.default_rng(0).gamma(1.0, size=(2, 3, 4, 20))  # clips, segments: scaled to add up to 1
+    many = np.random.default_rng(0).gamma(1.0, size=(2, 3, 4, 20))  # clips, segments; normalized to sum to 1
     found = metrics.kl_divergence(many[0], many[1])
     assert found.shape == (3, 4)
     np.testing.assert_allclose(found, scipy.stats.entropy(many[0], many[1], axis=-1), rtol=1e-3)

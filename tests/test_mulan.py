@@ -73,7 +73,7 @@ def test_loss_is_ln_batch_at_chance_and_zero_when_perfect():
     assert metrics["contrastive/text_to_audio_top_1"] == 1
 
 
-def test_loss_on_numbers_worked_out_by_hand():
+def test_loss_on_hand_computed_numbers():
     audio = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     text = jnp.array([[1.0, 0.0], [0.6, 0.8]])
     loss, _ = contrastive.contrastive_loss(audio, text, jnp.float32(1.0), jnp.eye(2, dtype=bool))
@@ -100,7 +100,7 @@ def test_recall_counts_ties_against_the_positive():
     np.testing.assert_allclose(found, [1 / 3, 2 / 3, 1.0])
 
 
-def test_training_learns_pairs_and_leaves_the_frozen_encoder_alone():
+def test_training_learns_pairs_and_does_not_change_the_frozen_encoder():
     learner = MulanLearner(TINY, ADAM, gain_db=1.0, drop_words=0.0, mask_mels=2, mask_frames=2)
     state = start = jax.jit(learner.init)(jax.random.key(0))
     batch = tone_batch()
@@ -114,7 +114,7 @@ def test_training_learns_pairs_and_leaves_the_frozen_encoder_alone():
     assert float(state.params["log_scale"]) != float(start.params["log_scale"])
     jax.tree.map(np.testing.assert_array_equal, start.frozen, state.frozen)
     kernels = sum(leaf.shape == (24, 32) for leaf in jax.tree.leaves(state.opt_state))
-    assert kernels == 0, "the optimiser holds moments of the frozen encoder"
+    assert kernels == 0, "the optimizer has moments for the frozen encoder"
 
 
 def test_tuned_encoder_gets_gradients():
@@ -127,7 +127,7 @@ def test_tuned_encoder_gets_gradients():
 
 
 @pytest.mark.parametrize("tune", [False, True])
-def test_a_run_begun_from_a_bundle_has_its_towers(tune):
+def test_a_run_started_from_a_bundle_has_its_towers(tune):
     bundle = bundles.load(miniature.path())
     config = dataclasses.replace(miniature.MULAN, tune_text_encoder=tune)
     learner = MulanLearner(config, ADAM, initial_scale=5.0)
@@ -144,7 +144,7 @@ def test_a_run_begun_from_a_bundle_has_its_towers(tune):
     heard, read = jax.jit(lambda state: learner.embed(state.params, state.frozen, batch, None))(started)
     np.testing.assert_allclose(heard, mulan.embed_audio(*bundle.mulan(), audio), atol=1e-4)
     np.testing.assert_allclose(read, mulan.embed_text(*bundle.mulan(), texts), atol=1e-5)
-    # The optimiser and the temperature are those of the new run.
+    # Optimizer and temperature belong to the new run.
     assert float(started.params["log_scale"]) == 0.0 and started.opt_state is state.opt_state
 
 
@@ -157,7 +157,7 @@ def test_scale_is_clipped():
     )
 
 
-def test_dropped_words_are_never_the_marks():
+def test_word_dropout_keeps_special_tokens():
     mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]] * 200)
     dropped = np.asarray(drop_words(jax.random.key(0), mask, 0.5))
     np.testing.assert_array_equal(dropped[1::2], mask[1::2])
@@ -205,7 +205,7 @@ def test_text_embeddings(variables):
 
 
 def paired_embeddings(n=600, noise=0.1):
-    """Unit vectors of two modalities that share 8 topics but differ in mean, basis and scale of the topics."""
+    """Returns unit vectors of two modalities that share 8 topics, but differ in their mean, basis and scale."""
     rng = np.random.default_rng(0)
     topic = rng.normal(size=(8, 6))[rng.integers(0, 8, n)]
 
@@ -216,7 +216,7 @@ def paired_embeddings(n=600, noise=0.1):
     return modality(), modality()
 
 
-def test_text_tokens_land_on_the_tokens_of_matching_audio(variables):
+def test_text_tokens_match_the_tokens_of_matching_audio(variables):
     audio, text = paired_embeddings()
     with pytest.raises(ValueError, match="call fit_quantizer"):
         mulan.tokens(TINY, variables, audio, "audio")
@@ -237,7 +237,7 @@ def test_agreement_by_hand():
         mulan.token_agreement(audio, text[:3])
 
 
-def test_relabelled_codes_have_the_names_of_before():
+def test_relabelled_codes_keep_their_old_numbers():
     rng = np.random.default_rng(0)
     codebooks = rng.normal(size=(2, 4, 3)).astype(np.float32)
     names = np.array([2, 0, 3, 1])

@@ -1,4 +1,4 @@
-"""The TFDS builder of MusicCaps: TFDS's own test on fake data, and files as users have them."""
+"""The TFDS builder for MusicCaps: TFDS's own test on fake data, and users' files."""
 
 import pathlib
 import tempfile
@@ -13,7 +13,7 @@ from musiclm_jax.tasks.musiccaps_builder import read_captions
 
 
 class MusicCapsTest(tfds.testing.DatasetBuilderTestCase):
-    """What TFDS asks of a builder: it prepares, its examples fit its features, splits do not overlap."""
+    """TFDS's checks of a builder: it prepares, examples match the features, splits do not overlap."""
 
     DATASET_CLASS = musiccaps_builder.MusicCaps
     SPLITS: ClassVar[dict[str, int]] = {"train": 4, "test": 3}
@@ -37,7 +37,7 @@ def test_the_public_columns_are_read(tmp_path):
     }
 
 
-def test_columns_that_are_lacking_or_strange_and_rows_that_cannot_be_used(tmp_path):
+def test_missing_or_unknown_columns_and_invalid_rows(tmp_path):
     lines = musiccaps_folder.rows()
     lines[1]["caption"] = " "
     lines[2]["ytid"] = lines[0]["ytid"]

@@ -1,4 +1,4 @@
-"""musicnn equals its published graph, its package's mel and its package's tags."""
+"""musicnn matches its published graph, and its package's mel spectrogram and tags."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def published_graph(model, mel):
-    """Tag probabilities `[patches, 50]` of the graph that was saved beside the weights, run by TensorFlow."""
+    """Computes tag probabilities `[patches, 50]` with TensorFlow, from the graph saved with the weights."""
     tf = pytest.importorskip("tensorflow").compat.v1
     saved = tf.MetaGraphDef()
     saved.ParseFromString((package_folder("musicnn") / model / ".meta").read_bytes())
@@ -65,7 +65,7 @@ def test_tag_names_are_the_packages():
         assert [tag.replace("_", " ") for tag in tags] == [tag.lower().replace("-", " ") for tag in published]
 
 
-def test_patches_of_a_clip_are_those_of_the_whole_clips_mel():
+def test_patches_of_a_clip_match_the_whole_clips_mel():
     audio = np.random.default_rng(0).normal(0, 0.1, 7 * musicnn.SAMPLE_RATE).astype(np.float32)
     mel = np.asarray(musicnn.log_mel(np.pad(audio, musicnn.FFT_SIZE // 2)[None]))[0]
     patches = mel[: 2 * musicnn.FRAMES].reshape(2, musicnn.FRAMES, musicnn.NUM_MELS)

@@ -1,4 +1,4 @@
-"""Optimisers: schedules on literals, updates against hand-made ones, clear errors."""
+"""Optimizers: schedules on literals, updates against hand-computed ones, clear errors."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def rates(config, steps):
 def test_schedules_reach_the_peak_when_the_warmup_ends():
     shared = {"learning_rate": 2.0, "warmup_steps": 4, "total_steps": 14}
     np.testing.assert_allclose(rates(OptimizerConfig(schedule="constant", **shared), range(6)), [0.5, 1, 1.5, 2, 2, 2])
-    # peak * sqrt(warmup / step) after the warm-up: step 4 * 4 has half the peak.
+    # peak * sqrt(warmup / step) after the warm-up: half the peak at step 4 * 4.
     np.testing.assert_allclose(rates(OptimizerConfig(schedule="rsqrt", **shared), [3, 4, 16]), [2, 2, 1], rtol=1e-6)
     cosine = OptimizerConfig(schedule="cosine", final_fraction=0.1, **shared)
     np.testing.assert_allclose(rates(cosine, [4, 9, 14, 99]), [2, 1.1, 0.2, 0.2], rtol=1e-6)
@@ -31,7 +31,7 @@ def test_default_is_t5x_adafactor():
     params = {"w": jnp.full((4, 4), 2.0)}
     grads = {"w": jnp.full((4, 4), 5.0)}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    # The first update is the sign of the gradient, times the parameter's root mean square (2) and the rate.
+    # The first update is the sign of the gradient times the parameter's RMS (2) and the learning rate.
     np.testing.assert_allclose(updates["w"], jnp.full((4, 4), -0.2), rtol=1e-5)
 
 
@@ -78,7 +78,7 @@ def layers_of(key):
     return {"embedding": jnp.ones((5, 6)), "layers": kernels | {"norm": {"scale": jnp.ones((2, 6))}}}
 
 
-def test_muon_makes_the_update_of_each_matrix_nearly_orthogonal():
+def test_muon_makes_each_matrix_update_nearly_orthogonal():
     config = OptimizerConfig("muon", learning_rate=0.1, schedule="constant", warmup_steps=0)
     params, grads = layers_of(jax.random.key(0)), layers_of(jax.random.key(1))
     updates, _ = config.make().update(grads, config.make().init(params), params)
@@ -87,10 +87,10 @@ def test_muon_makes_the_update_of_each_matrix_nearly_orthogonal():
     matrices += [layers["out"][0].reshape(6, 6), layers["gate"][1], layers["up"][0], layers["down"][1]]
     for matrix in matrices:
         values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
-        # Five Newton-Schulz steps bring singular values near 1; the rate and 0.2 sqrt(longer side) scale them.
+        # Five Newton-Schulz steps move singular values close to 1; learning rate and 0.2 sqrt(longer side) scale them.
         values /= 0.1 * 0.2 * np.sqrt(max(matrix.shape))
         assert np.all(values > 0.3) and np.all(values < 1.4), values
-    # Gradients of noise have no such values.
+    # The singular values of a random gradient are not like that.
     raw = np.linalg.svd(np.asarray(grads["layers"]["qkv"][1, :, :, 0].reshape(6, 6)), compute_uv=False)
     assert raw.max() / raw.min() > 5
 
@@ -100,7 +100,7 @@ def test_muon_leaves_the_embedding_and_norms_to_nadam():
     nadam = optax.nadam(0.1, b2=0.98)
     params, grads = layers_of(jax.random.key(0)), layers_of(jax.random.key(1))
     (_, ours_state), (_, theirs_state) = (o.update(grads, o.init(params), params) for o in (muon, nadam))
-    # The decay of the variance shows from the second update on.
+    # The variance decay only has an effect from the second update on.
     other = layers_of(jax.random.key(2)) | {"embedding": jnp.full((5, 6), 3.0)}
     ours, _ = muon.update(other, ours_state, params)
     theirs, _ = nadam.update(other, theirs_state, params)

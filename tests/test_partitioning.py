@@ -1,4 +1,4 @@
-"""Meshes and shardings: trivial on one device, by rule on eight (in a process of its own)."""
+"""Meshes and shardings: trivial on one device, by rule on eight (in a separate process)."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_a_mesh_that_does_not_fit_is_named(sizes, message):
         partitioning.make_mesh(*sizes)
 
 
-def test_rules_lay_names_on_the_mesh_and_the_nameless_is_replicated():
+def test_rules_shard_named_axes_and_replicate_unnamed_ones():
     mesh = partitioning.make_mesh()
     tree = {
         "kernel": boxed(("embed", "mlp"), (8, 4)),

@@ -1,4 +1,4 @@
-"""Plans: FLOPs against closed forms here, the compiled step where libtpu is installed."""
+"""Plans: FLOPs against closed forms; the compiled step if libtpu is installed."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ from musiclm_jax.training import partitioning
 from musiclm_jax.training.optimizers import OptimizerConfig
 
 
-def test_products_in_loops_and_branches_count_as_often_as_they_run():
+def test_products_in_loops_and_branches_count_as_often_as_executed():
     def function(x, w):
         def layer(x, kernel):
             return jnp.einsum("bld,df->blf", x, kernel), None
@@ -44,14 +44,14 @@ def test_flops_of_the_papers_step_are_6nd_and_attention(make):
     state = partitioning.unbox(state)
     jaxpr = jax.make_jaxpr(learner.train_step)(state, learner.batch_shapes(2), jax.random.key(0))
     counted, formula = plan.matmul_flops(jaxpr.jaxpr), learner.model_flops(2)
-    assert counted == pytest.approx(formula, rel=0.03)  # blocks of queries see some keys in vain
+    assert counted == pytest.approx(formula, rel=0.03)  # query blocks compute some masked scores
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params)) - 25_728 * 1024
     tokens = 2 * (learner.stage.condition_length() + learner.stage.target_length())
     assert formula > 6 * parameters * tokens
 
 
-def test_a_kernel_counts_what_it_says_on_each_device_of_a_mesh():
-    """Traced for TPUs that are not here: the flash attention of half of a batch of 4 on each of 2 devices."""
+def test_a_kernels_cost_estimate_counts_on_each_device_of_a_mesh():
+    """Traced for absent TPUs: flash attention for half of a batch of 4 on each of 2 devices."""
     device = AbstractDevice(device_kind="TPU v4", num_cores=1, platform="tpu")
     mesh = AbstractMesh((2, 1, 1), partitioning.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((4, 2, 3, 8, 300), "f4"), ((2, 5), "f4"), ((4, 300), "?"))]
@@ -67,7 +67,7 @@ def test_kept_bytes_are_exactly_the_outputs_that_a_scan_stacks():
 
     def function(x, kernels):
         x, _ = jax.lax.scan(layer, x, kernels)
-        x, _ = jax.lax.scan(layer, x, kernels, reverse=True)  # the backward pass keeps nothing
+        x, _ = jax.lax.scan(layer, x, kernels, reverse=True)  # the backward pass stores nothing
         return jax.lax.scan(layer, x, kernels[:2])[0]  # of another length: not over layers
 
     jaxpr = jax.make_jaxpr(function)(jnp.zeros((4, 8)), jnp.zeros(3))
@@ -77,7 +77,7 @@ def test_kept_bytes_are_exactly_the_outputs_that_a_scan_stacks():
     assert plan.kept_bytes(nested.jaxpr, 3) == 3 * (8 * 4 + 2)
 
 
-def test_activations_kept_are_what_the_scan_stacks():
+def test_kept_activations_are_what_the_scan_stacks():
     small = {"num_layers": 3, "d_model": 32, "num_heads": 2, "d_ff": 64}
     learner = StageLearner(semantic_stage(seconds=1.0), TransformerConfig(**small), OptimizerConfig())
     state = partitioning.unbox(jax.eval_shape(learner.init, jax.random.key(0)))
@@ -98,7 +98,7 @@ def test_activations_kept_are_what_the_scan_stacks():
     [
         (["--topology=v4:4x4y4"], "expected one like v4:4x4x4"),
         (["--topology=h100:8"], "expected one like v4:4x4x4"),
-        (["--topology=v4:4x4x4", "--gin_file=mulan.gin"], "knows the three stages"),
+        (["--topology=v4:4x4x4", "--gin_file=mulan.gin"], "supports the three stages"),
     ],
 )
 def test_bad_input_has_a_clear_error(arguments, message, capsys):
@@ -122,7 +122,7 @@ def test_a_plan_of_slices_adds_their_network():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("change, code, message", [([], 0, "fits: "), (["--gin.BATCH_SIZE=65536"], 1, "does not fit")])
 def test_a_plan_of_the_tiny_stage(change, code, message):
-    """On v5p, whose programs jaxlib cannot print, with the attention's kernel."""
+    """For v5p, whose programs jaxlib cannot print, with the attention kernel."""
     command = [sys.executable, "-P", "-m", "musiclm_jax.launch.main", "plan", "--gin_file=semantic_tiny.gin"]
     command += ["--topology=v5p:2x2x1", "--gin.TransformerConfig.scan_layers=True", *change]
     command += ["--gin.TransformerConfig.attention='flash'", "--gin.TransformerConfig.attention_block_size=128"]
@@ -141,7 +141,7 @@ def test_a_plan_of_the_tiny_stage(change, code, message):
         ("hbm. Used 16.41G of 15.25G hbm. Exceeded hbm (1.1G of 2G)", "HBM: 16.41G of the 15.25G that a device has"),
     ],
 )
-def test_what_does_not_fit_is_said_of_the_memory_that_is_full(said, message):
+def test_an_error_names_the_memory_that_is_full(said, message):
     class Lowered:
         def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory in memory space {said}")
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_said_of_the_memory_that_is_full(said, message):
         plan._compile(Lowered())
 
 
-def test_the_table_shows_plans_and_names_those_that_are_missing(tmp_path):
+def test_the_table_shows_plans_and_names_missing_ones(tmp_path):
     traffic = plan.hlo.Traffic(hbm=1e9, collectives={}, collective_counts={})
     chip = plan.Chip(flops=1e12, hbm_bytes=2**32, hbm_rate=1e12, wire_rate=1e11)
     made = plan.Plan(2, chip, 1, 2**30, 0.0, 2**29, 2**29, 2e9, 1e9, traffic, 2000)

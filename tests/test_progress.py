@@ -1,4 +1,4 @@
-"""Rates of a training: what a step works through, MFU against known figures, the lines."""
+"""Progress of a training: work per step, MFU against known figures, log lines."""
 
 import dataclasses
 import types
@@ -28,7 +28,7 @@ def device(kind, *coords, slice_index=0):
     return types.SimpleNamespace(device_kind=kind, coords=coords, slice_index=slice_index)
 
 
-def test_peak_is_that_of_the_chips():
+def test_peak_is_the_sum_over_chips():
     v4 = chips.CHIPS["v4"].flops
     assert peak_flops([device("TPU v4", 0, 0, 0), device("TPU v4", 0, 0, 0), device("TPU v4", 1, 0, 0)]) == 2 * v4
     assert peak_flops([device("TPU v4", 0, 0, 0), device("TPU v4", 0, 0, 0, slice_index=1)]) == 2 * v4
@@ -36,7 +36,7 @@ def test_peak_is_that_of_the_chips():
     assert peak_flops([types.SimpleNamespace(device_kind="cpu")]) is None
 
 
-def test_mfu_is_claimed_where_both_figures_are_known():
+def test_mfu_is_reported_if_both_figures_are_known():
     work = Work("tokens", 1000.0, flops=3e12)
     rate = Rate(2.0, work, peak=1e13)
     assert rate.mfu == pytest.approx(0.6)
@@ -48,7 +48,7 @@ def test_mfu_is_claimed_where_both_figures_are_known():
     assert audio.scalars() == {"steps_per_second": 0.5, "audio_seconds_per_second": 3.0}
 
 
-def test_lines_leave_out_compilation_and_what_happened_since(monkeypatch):
+def test_rates_exclude_compilation_and_pauses(monkeypatch):
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
     shown = StepProgress(step=10, total_steps=130)

@@ -1,4 +1,4 @@
-"""Which prompts are taken, how stories and mixes are written, and what is warned about."""
+"""Prompts: validation, formats of stories and mixes, language warnings."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "1:75", "-1", "0:15:", "soon", "1e3", "nan", "0:0:0:1", "1:60"])
-def test_what_is_no_time(text):
+def test_invalid_times(text):
     with pytest.raises(ValueError, match="is not a time"):
         prompts.parse_time(text)
 
@@ -88,7 +88,7 @@ def test_a_mix_is_texts_with_weights():
             prompts.parse_mix([given])
 
 
-def test_other_languages_are_warned_about():
+def test_other_languages_give_a_warning():
     english = [
         "für Elise",
         "jig 123",

@@ -109,12 +109,12 @@ def test_gradient_is_straight_through_and_commitment_pulls_to_the_codes():
     np.testing.assert_allclose(jax.grad(commitment)(x), 2 * np.array([[0, 0], [1, -0.4]]) / 8, atol=1e-5)
 
 
-def test_dead_codes_move_onto_vectors_of_the_batch():
+def test_dead_codes_are_replaced_by_vectors_of_the_batch():
     config = train_config(num_quantizers=1, dead_code_threshold=2.0)
     x = jnp.array([[9.0, 10.0], [11.0, 10.0]])
     counts = jnp.array(
         [[50.0, 2.1, 2.0, 0.5]]
-    )  # after one step without use, 2.1 is over the threshold and 2.0 under it
+    )  # after one step without use, 2.1 is above the threshold and 2.0 below it
     state = RVQState(jnp.asarray(CODEBOOKS[:1]), counts, CODEBOOKS[:1] * counts[..., None])
     new = quantization.quantize_train(config, state, x, jax.random.key(3))[3]
     np.testing.assert_allclose(new.codebooks[0, 1], CODEBOOKS[0, 1], rtol=1e-5)
@@ -127,7 +127,7 @@ def test_dead_codes_move_onto_vectors_of_the_batch():
 
 def test_dropout_keeps_a_uniform_number_of_first_levels_for_each_sample():
     config = train_config(num_quantizers=4, dim=4, quantizer_dropout=True)
-    # Level i writes 1 into dimension i whatever the code, so the output counts the levels.
+    # Level i writes 1 to dimension i for every code, so the output shows the levels in use.
     codebooks = jnp.tile(jnp.eye(4)[:, None, :], (1, 4, 1))
     state = RVQState.from_codebooks(codebooks, config)
     x = jnp.ones((4000, 2, 4))
@@ -137,7 +137,7 @@ def test_dropout_keeps_a_uniform_number_of_first_levels_for_each_sample():
 
     output = levels(config)
     np.testing.assert_allclose(output[:, 0], output[:, 1], atol=1e-6)  # one number per sample, not per frame
-    assert (np.diff(output[:, 0], axis=-1) <= 1e-6).all()  # the first ones
+    assert (np.diff(output[:, 0], axis=-1) <= 1e-6).all()  # always the first levels
     kept = np.rint(output[:, 0].sum(-1)).astype(int)
     shares = np.bincount(kept, minlength=5) / 4000
     np.testing.assert_allclose(shares, [0, 0.25, 0.25, 0.25, 0.25], atol=0.03)
@@ -171,7 +171,7 @@ def inertia(x: np.ndarray, centroids: np.ndarray) -> float:
     return float(((x[:, None] - centroids[None]) ** 2).sum(-1).min(1).mean())
 
 
-def test_kmeans_inertia_is_that_of_plain_lloyd_iterations():
+def test_kmeans_inertia_matches_plain_lloyd_iterations():
     x = np.random.default_rng(2).normal(size=(1500, 3)).astype(np.float32)
     reference = x[:20].copy()
     for _ in range(50):
@@ -184,7 +184,7 @@ def test_kmeans_inertia_is_that_of_plain_lloyd_iterations():
 
 
 def test_kmeans_assign_works_in_blocks():
-    centers, labels, x = blobs(9 * 1000)  # more than one block of 8192, and a rest
+    centers, labels, x = blobs(9 * 1000)  # more than one block of 8192, and a remainder
     np.testing.assert_array_equal(quantization.kmeans_assign(centers, x.reshape(9, 1000, 2)).reshape(-1), labels)
 
 
@@ -195,6 +195,6 @@ def test_fit_rvq_lowers_the_error_with_every_level():
     assert codebooks.shape == (4, 16, 4)
     codes = quantization.encode(codebooks, x)
     errors = [np.mean((quantization.decode(codebooks, codes[:, :q]) - x) ** 2) for q in range(1, 5)]
-    # The rate-distortion bound at 1 bit per dimension and level is a factor of 4; k-means of 16 in 4-D gets above 2.
+    # At 1 bit per dimension and level, the rate-distortion bound is a factor of 4; 16 means in 4-D achieve more than 2.
     assert errors[0] < 1 / 2
     assert all(after < before / 2 for before, after in itertools.pairwise(errors))

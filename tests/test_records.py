@@ -112,7 +112,7 @@ FIELDS = {"id": "a", "caption": ["x", "y"], "instrument": "flute", "composition"
 CODES = {"semantic": np.array([5, 0]), "acoustic": np.zeros((4, 12), int), "mulan": np.arange(12)}
 
 
-def test_codes_of_captions_come_back_text_by_text(tmp_path):
+def test_codes_of_captions_are_restored_per_text(tmp_path):
     of_texts = np.arange(36).reshape(3, 12)
     with_texts = records.token_example(**FIELDS, **CODES, caption_mulan=of_texts)
     _write(tmp_path, "train", 0, 1, [with_texts, records.token_example(**FIELDS, **CODES)])
@@ -121,7 +121,7 @@ def test_codes_of_captions_come_back_text_by_text(tmp_path):
     assert second["caption_mulan"].shape == (0, 12)
 
 
-def test_records_from_before_captions_had_codes_still_read():
+def test_old_records_without_codes_of_captions_are_still_readable():
     example = tf.train.Example.FromString(records.token_example(**FIELDS, **CODES))
     del example.features.feature["caption_mulan"]
     parsed = records.parse_token_example(tf.constant(example.SerializeToString()))

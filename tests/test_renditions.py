@@ -1,4 +1,4 @@
-"""Renditions of a passage: their melody is the same, and what differs does."""
+"""Renditions of a passage share its melody and differ in the rest."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ NOTES = np.array([[0.1, 0.9, 69, 100], [1.0, 1.9, 72, 100], [2.2, 2.9, 64, 100]]
 
 
 def hz_at(audio, second, low, high):
-    """The loudest frequency of 0.3 s around a moment, between two frequencies."""
+    """Returns the loudest frequency between two limits, in the 0.3 s around a time."""
     part = audio[round((second - 0.15) * RATE) : round((second + 0.15) * RATE)]
     spectrum = np.abs(np.fft.rfft(part * np.hanning(len(part)), 1 << 17))
     hz = np.fft.rfftfreq(1 << 17, 1 / RATE)
@@ -31,7 +31,7 @@ def test_a_voice_has_the_pitches_and_rests_of_its_notes(voice, up):
     assert audio.shape == (3 * RATE,) and audio.dtype == np.float32 and np.isfinite(audio).all()
     for start, end, pitch, _ in notes:
         expected = 440 * 2 ** ((pitch - 69) / 12)
-        # The fundamental, or a harmonic of it: vowels can make that louder.
+        # The fundamental or a harmonic, which a vowel may make louder.
         found = hz_at(audio, (start + end) / 2, 0.8 * expected, 3000)
         assert abs(semitones(found, expected * max(1, round(found / expected)))) < 0.8
     rest = audio[round(2.0 * RATE) : round(2.1 * RATE)]
@@ -59,7 +59,7 @@ def tune(source="ryansMammoth"):
 
 
 class Recorder:
-    """Stands for the synthesizer: keeps what it is asked to play."""
+    """A fake synthesizer that records what it is asked to play."""
 
     def __init__(self):
         self.tracks = []
@@ -97,13 +97,13 @@ def test_the_same_generator_makes_the_same_rendition():
     assert (first.audio != other.audio).any()
 
 
-def test_pitches_move_by_octaves_into_reach():
+def test_pitches_move_by_octaves_into_range():
     flute = instruments.BY_NAME["flute"]
     assert renditions.octaves(np.array([40, 45, 50]), (flute.low, flute.high)) == 36
     assert renditions.octaves(np.array([70, 75, 80]), (flute.low, flute.high)) == 0
 
 
-def test_what_makes_no_passage_is_named():
+def test_unsuitable_passages_are_named():
     with pytest.raises(UnsuitableError, match="bach/1 is not from a tune book"):
         renditions.passage(np.random.default_rng(0), tune("bach"))
     score = tune()

@@ -1,4 +1,4 @@
-"""Training from arrays in the accelerator's memory: aligned crops, texts for sound, and a rate that time decides."""
+"""Training from arrays in the accelerator's memory: aligned crops, texts, and a learning rate that depends on time."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ LEARNER = StageLearner(
 
 
 def token_data() -> dict[str, jax.Array]:
-    """Codes that tell their place: a semantic code its frame, an acoustic code its frame, MuLan codes the clip."""
+    """Returns codes that identify their position: semantic and acoustic codes the frame, MuLan codes the clip."""
     acoustic = np.broadcast_to(np.arange(2 * FRAMES)[None, :, None], (CLIPS, 2 * FRAMES, 3))
     rows = np.arange(CLIPS)
     return {
@@ -42,7 +42,7 @@ def token_data() -> dict[str, jax.Array]:
 
 
 def draw(key: jax.Array, data: resident.Data) -> dict[str, jax.Array]:
-    """Four crops for LEARNER."""
+    """Draws four crops for LEARNER."""
     return resident.draw_tokens(key, data, batch=4, stage=STAGE)
 
 
@@ -61,20 +61,20 @@ def test_caption_share_is_the_share_of_rows_with_codes_of_a_text(share, low, hig
     batch = resident.draw_tokens(jax.random.key(1), data, batch=200, stage=STAGE, caption_share=share)
     of_text = np.asarray(batch["mulan"][:, 0]) >= 100
     assert low <= of_text.mean() <= high
-    # A row's text is about the row's own clip: with the text's offset taken off, all clips are drawn.
+    # A row's text belongs to the row's clip: without the text's offset, all clips occur.
     assert set(np.asarray(batch["mulan"][:, 0]) % 100) == set(range(CLIPS))
 
 
-def test_audio_crops_come_from_the_clips_that_are_there():
+def test_audio_crops_come_from_valid_clips():
     samples = np.arange(CLIPS * 1000, dtype=np.int16).reshape(CLIPS, 1000)
     data = {"audio": jnp.asarray(samples), "clips": jnp.int32(2)}
     audio = resident.draw_audio(jax.random.key(0), data, batch=64, samples=100)["audio"]
-    audio = np.round(audio * FULL_SCALE, 2)  # FULL_SCALE is no power of 2
+    audio = np.round(audio * FULL_SCALE, 2)  # FULL_SCALE is not a power of 2
     assert audio.max() < 2000
     np.testing.assert_allclose(np.diff(audio, axis=1), 1.0)
 
 
-def test_pairs_hold_a_text_of_their_own_clip():
+def test_pairs_have_a_text_of_their_own_clip():
     samples = np.repeat(np.arange(CLIPS, dtype=np.int16)[:, None], 1000, axis=1)
     ids = np.zeros((CLIPS, 3, 6), np.int16)
     ids[:, :, :4] = np.arange(CLIPS)[:, None, None] + 1
@@ -87,7 +87,7 @@ def test_pairs_hold_a_text_of_their_own_clip():
 
 
 def compiled(function, *arguments):
-    """A program that runs once or twice: compiled quickly, running slowly."""
+    """Compiles quickly to slow code, for programs that run once or twice."""
     return function.lower(*arguments).compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -98,7 +98,7 @@ def _state() -> object:
 
 
 def state() -> object:
-    """Of LEARNER at step 0; new arrays each time, since steps donate them."""
+    """LEARNER's state at step 0; new arrays each time, since steps donate them."""
     return jax.tree.map(jnp.copy, _state())
 
 

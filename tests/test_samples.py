@@ -1,4 +1,4 @@
-"""16-bit samples and levels against closed forms."""
+"""16-bit samples and levels, against closed forms."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ from benchmarks import semantic_tokens
 from musiclm_jax.evaluation.diagnose import semantic
 
 
-def test_information_leaves_out_rests():
+def test_information_excludes_rests():
     labels = np.array([[0, 0, 1, 1, -1, -1]])
     assert semantic_tokens.information(np.array([[5, 5, 3, 3, 5, 3]]), labels) == pytest.approx(1.0)
     assert semantic_tokens.information(np.array([[5, 3, 5, 3, 5, 5]]), labels) == pytest.approx(0.0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Sharded decoding is unsharded decoding, code for code."""
+"""Sharded decoding gives the same codes as unsharded decoding."""
 
 import json
 import os
@@ -12,9 +12,9 @@ PROGRAM = pathlib.Path(__file__).parent / "sharded_decoding.py"
 
 
 @pytest.mark.slow
-def test_meshes_of_eight_devices_draw_the_codes_of_one():
+def test_meshes_of_eight_devices_give_the_codes_of_one():
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
-    meshes = {(8, 1, 1): 1, (1, 1, 8): 8, (2, 2, 2): 4}  # and parts of the embedding table
+    meshes = {(8, 1, 1): 1, (1, 1, 8): 8, (2, 2, 2): 4}  # mesh to number of shards of the embedding table
     command = [sys.executable, str(PROGRAM), *(",".join(map(str, mesh)) for mesh in meshes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

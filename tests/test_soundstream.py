@@ -32,19 +32,19 @@ STRIDE = SMALL.total_stride  # 48
 
 
 def compiled(function):
-    """jax.jit for functions that run once: compiled quickly, running slowly."""
+    """Compiles quickly to slow code, for functions that run once."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def quick_key(seed: int) -> jax.Array:
-    """A key whose draws are quick to compile: initialisation is sixty of them."""
+    """Returns a key whose draws compile quickly: initialization needs sixty."""
     return jax.random.key(seed, impl="rbg")
 
 
 @pytest.fixture(scope="module")
 def variables():
     params = compiled(lambda key: model.init_params(SMALL, key))(quick_key(0))
-    # Off the zeros of the start: residual units that do something, and silence whose activations are not silent.
+    # Not the zeros of the initialization: residual units have an effect, and silence has non-zero activations.
     rng = np.random.default_rng(2)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
     embed = compiled(lambda audio: model.embed(SMALL, params, audio))
@@ -68,7 +68,7 @@ def test_paper_size_by_shapes():
     assert config.rvq == quantization.RVQConfig(12, 1024, 256, 0.99, 2.0, True, 1.0)
     params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
 
-    # By hand: widths of the blocks, then a strided convolution of kernel 2s between them.
+    # By hand: the blocks' widths, and strided convolutions of kernel size 2s between them.
     def units(c):
         return 3 * ((7 * c + 1) * c + (c + 1) * c)
 
@@ -95,14 +95,14 @@ def test_strided_and_transposed_convolutions_equal_their_definitions():
     x = noise(1, 24)[..., None]
     conv = model.CausalConv(features=1, kernel_size=2)
     params = conv.init(jax.random.key(0), model.fold(x, 3), None)
-    kernel = np.asarray(params["params"]["kernel"]).reshape(6)  # of stride 3, kernel 6
+    kernel = np.asarray(params["params"]["kernel"]).reshape(6)  # stride 3, kernel size 6
     padded = np.concatenate([np.zeros(3), x[0, :, 0]])
     expected = [kernel @ padded[3 * i : 3 * i + 6] for i in range(8)]
     np.testing.assert_allclose(conv.apply(params, model.fold(x, 3), None)[0][0, :, 0], expected, rtol=1e-4, atol=1e-6)
 
     up = model.CausalConv(features=3, kernel_size=2)
     params = up.init(jax.random.key(1), x, None)
-    kernel = np.asarray(params["params"]["kernel"])[:, 0]  # [2, 3]: of the frame before, of this frame
+    kernel = np.asarray(params["params"]["kernel"])[:, 0]  # [2, 3]: for the previous frame and this frame
     impulse_response = np.concatenate([kernel[1], kernel[0]])
     expected = np.zeros(24 * 3 + 3)
     for i, value in enumerate(x[0, :, 0]):
@@ -140,7 +140,7 @@ def test_encoder_and_decoder_are_causal_by_gradient(variables):
     assert np.abs(gradient[frame * STRIDE : (frame + 1) * STRIDE]).min() > 0
 
     embeddings = jax.random.normal(jax.random.key(0), (1, frames, 6))
-    sample = frame * STRIDE  # the first of the frame
+    sample = frame * STRIDE  # first sample of the frame
     square = compiled(jax.grad(lambda e: model.synthesize(SMALL, variables["params"], e)[0, sample] ** 2))
     gradient = square(embeddings)[0]
     assert np.abs(gradient[frame + 1 :]).max() == 0
@@ -166,7 +166,7 @@ def test_mel_loss_is_the_sum_over_windows():
     separate = [float(losses.mel_loss(audio, decoded, 24_000, [window])) for window in losses.MEL_WINDOWS]
     np.testing.assert_allclose(float(losses.mel_loss(audio, decoded, 24_000)), sum(separate), rtol=1e-5)
 
-    # Twice the amplitude: |S - 2S|_1 = |S|_1, and log 2 in each of the filters that are not empty.
+    # Twice the amplitude: |S - 2S|_1 = |S|_1, and log 2 in each non-empty filter.
     window = 512
     filters = losses.spectrogram.mel_filterbank(24_000, window, losses.NUM_MELS, 0.0, 12_000.0)
     padded = np.pad(audio, ((0, 0), (window // 2, window // 2)))
@@ -235,7 +235,7 @@ def differs(a, b) -> bool:
     return any((np.asarray(x) != np.asarray(y)).any() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@pytest.mark.parametrize("codes", [16, 128])  # of 200 vectors: enough for each code, and fewer than 4
+@pytest.mark.parametrize("codes", [16, 128])  # for 200 vectors: enough for each code, or fewer than 4 per code
 def test_warm_start_gives_every_level_codes_that_new_audio_uses(codes, start):
     warm = dataclasses.replace(LEARNER, config=dataclasses.replace(SMALL, codebook_size=codes))
     start = start.replace(rvq=RVQState.init(jax.random.key(2), warm.config.rvq))
@@ -291,7 +291,7 @@ def test_one_adversarial_step_trains_generator_and_discriminators_in_turn(start)
     )
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
 
-    # The generator's step sees the discriminators from before the step; theirs sees the audio decoded before it.
+    # The generator's update uses the old discriminators; their update uses the audio decoded before it.
     @compiled
     def judge_as_before(audio):
         x = model.embed(SMALL, state.params, audio)
@@ -315,7 +315,7 @@ def test_the_decoder_can_be_trained_alone_from_a_bundles_weights(start):
     assert differs(new.params["decoder"], state.params["decoder"])
 
 
-def test_discriminators_learn_to_tell_noise_from_tones(start):
+def test_discriminators_learn_to_distinguish_noise_from_tones(start):
     params = start.discriminator_params
     tx = ADAM.make()
     opt_state = tx.init(params)

@@ -41,7 +41,7 @@ FRAME = SMALL.total_stride  # 480
 
 
 def compiled(function):
-    """jax.jit for functions that run once: compiled quickly, running slowly."""
+    """Compiles quickly to slow code, for functions that run once."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -55,7 +55,7 @@ def tones(batch: int, samples: int, seed: int = 7) -> np.ndarray:
 
 
 def random_params(init) -> dict:
-    """Parameters as at the start, without compiling the initialisation."""
+    """Returns parameters as initialized, without compiling the initialization."""
 
     def leaf(path, value):
         of_branch = path[-1].key == "scale" and "block" in path[-2].key
@@ -66,7 +66,7 @@ def random_params(init) -> dict:
 
 @pytest.fixture(scope="module")
 def variables():
-    # Off the zeros of the biases: silence whose activations are not silent.
+    # Non-zero biases: silence has non-zero activations.
     rng = np.random.default_rng(2)
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), random_params(model.init_params)
@@ -80,11 +80,11 @@ def test_size_by_shapes():
     assert config.spectral.lookahead == 480
     params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
 
-    # By hand: convolution of each channel, norm, two linear layers and the layer scale.
+    # By hand: depthwise convolution, norm, two linear layers and the layer scale.
     def block(c):
         return 7 * c + 2 * c + (c + 1) * 3 * c + (3 * c + 1) * c + c
 
-    # Decoder: convolution, 4 blocks a frame, unfolding, 5 blocks a hop, head, three norms.
+    # Decoder: convolution, 4 blocks per frame, unfolding, 5 blocks per hop, head, three norms.
     decoder = (7 * 64 + 1) * 320 + 4 * block(320) + 321 * 768 + 5 * block(256) + 257 * 2 * 321
     decoder += 2 * (320 + 320 + 256)
     assert sum(leaf.size for leaf in jax.tree.leaves(params["decoder"])) == decoder
@@ -96,7 +96,7 @@ def test_size_by_shapes():
     assert jax.eval_shape(lambda v, c: model.decode(config, v, c), variables, codes).shape == (2, 24_000)
 
 
-def test_a_config_without_spectral_is_what_it_was():
+def test_a_config_without_spectral_is_unchanged():
     old = {"patch_size": 4, "channels": 4, "strides": [3, 4], "embedding_dim": 6, "num_quantizers": 3}
     config = config_from_json(SoundStreamConfig, old, "test")
     assert config.spectral is None
@@ -108,7 +108,7 @@ def test_a_config_without_spectral_is_what_it_was():
     assert set(judges) == {"stft", "wave0", "wave1", "wave2"}
 
 
-def test_the_nested_config_comes_back_from_json_and_from_a_mapping():
+def test_the_nested_config_is_restored_from_json_and_from_a_mapping():
     stored = json.loads(json.dumps(dataclasses.asdict(SMALL)))
     config = config_from_json(SoundStreamConfig, stored, "test")
     assert config == SMALL
@@ -126,12 +126,12 @@ def test_broken_configs_are_refused():
         SoundStreamConfig(discriminator_windows=(), wave_discriminators=False)
 
 
-def test_overlap_add_of_unchanged_spectra_gives_the_audio_back():
+def test_overlap_add_of_unchanged_spectra_restores_the_audio():
     audio = noise(2, 20 * 160)
     spectrum = jnp.concatenate(spectrogram.stft(audio, 640, 160), axis=-1)
     segments = spectrum @ spectral.inverse_basis(640, 160)
     back, _ = spectral.overlap_add(segments, None, 160)
-    # 17 windows; the first three hops have fewer than four windows, and hops of the end are for later segments.
+    # 17 windows; the first three hops have fewer than four windows, and the last hops need later segments.
     assert back.shape == (2, 17 * 160)
     np.testing.assert_allclose(back[:, 480:], audio[:, 480 : 17 * 160], atol=2e-6)
 
@@ -148,7 +148,7 @@ def test_streaming_decode_equals_whole_decode(variables):
     whole = compiled(lambda codes: model.decode(SMALL, variables, codes))(codes)
     assert np.abs(whole).max() > 1e-3
     np.testing.assert_allclose(jnp.concatenate(blocks, axis=1), whole, atol=1e-6)
-    # Without the context the blocks would not fit: the test sees it.
+    # The test can fail: without the context, blocks would not match.
     alone, _ = stream(codes[:, 1:5], model.initial_decoder_context(SMALL, variables["params"], 2))
     assert np.abs(alone - blocks[1]).max() > 1e-3
 
@@ -167,12 +167,12 @@ def test_the_encoder_looks_one_frame_ahead_by_gradient(variables):
     gradient = np.abs(square(audio)[0])
     end = (frame + 2) * FRAME
     assert (gradient[end:] == 0).all()
-    # Hann's window falls to nothing at its end.
+    # A Hann window falls to 0 at its end.
     assert gradient[end - 16 : end].max() > 0
     assert gradient[end - FRAME : end - 16].min() > 0
 
 
-def test_the_encoder_has_silence_after_the_end(variables):
+def test_the_encoder_assumes_silence_after_the_end(variables):
     audio = noise(1, 6 * FRAME)
     longer = np.pad(audio, ((0, 0), (0, 2 * FRAME)))
     embed = compiled(lambda audio: model.embed(SMALL, variables["params"], audio))
@@ -194,7 +194,7 @@ def test_bfloat16_is_close_to_float32_and_codes_do_not_depend_on_it(variables):
     for function, given in ((model.encode, audio), (model.decode, codes)):
         one, other = (str(jax.make_jaxpr(functools.partial(function, c))(variables, given)) for c in (SMALL, half))
         assert one == other and "bf16" not in one
-    assert "bf16" in str(jax.make_jaxpr(functools.partial(model.embed, half))(params, audio)), "the test sees it"
+    assert "bf16" in str(jax.make_jaxpr(functools.partial(model.embed, half))(params, audio)), "the test can fail"
 
 
 def test_discriminators_on_spectra_of_several_windows():
@@ -214,10 +214,10 @@ def test_discriminators_on_spectra_of_several_windows():
     np.testing.assert_allclose(outputs["bfloat16"], outputs["float32"], atol=0.05 * np.abs(outputs["float32"]).max())
 
 
-def test_stft_loss_tells_phase_from_magnitude():
+def test_stft_loss_distinguishes_phase_from_magnitude():
     audio = noise(2, 4096)
     assert float(losses.stft_loss(audio, audio)) < 1e-5
-    # Of the other sign: no magnitude differs, and complex spectra by twice the magnitudes, those of samples.
+    # Opposite sign: magnitudes are equal, complex spectra differ by twice the magnitude.
     magnitude = np.mean([
         np.mean(spectrogram.magnitude(np.pad(audio, ((0, 0), (w // 2, w // 2))), w, w // 4)) / np.sqrt(3 / 8 * w)
         for w in losses.STFT_WINDOWS
@@ -241,7 +241,7 @@ LEARNER = SoundStreamLearner(
 
 @pytest.fixture
 def start():
-    """A state of LEARNER at step 0."""
+    """LEARNER's state at step 0."""
     params, judges = random_params(model.init_params), random_params(discriminator.init_params)
     state = jax.tree.map(jnp.asarray, miniature.random_like(LEARNER.init, jax.random.key(0)))
     codebooks = jnp.asarray(np.random.default_rng(3).normal(size=(3, 16, 6)), jnp.float32)

@@ -26,7 +26,7 @@ def test_magnitude_is_librosas(audio, window, hop):
     np.testing.assert_allclose(ours, np.swapaxes(theirs, 1, 2), atol=2e-4)
 
 
-def test_log_mel_has_one_frame_a_hop_and_centres_it():
+def test_log_mel_has_one_centered_frame_per_hop():
     config = spectrogram.LogMelConfig()
     click = np.zeros((1, 4800), np.float32)
     click[0, 10 * 240 + 120] = 1.0  # the middle of hop 10

@@ -61,7 +61,7 @@ def test_metrics(state, batch, evaluate):
     assert {"loss/level_04", "loss/level_11"} <= names and "loss/level_03" not in names
 
 
-def test_first_frame_bits_see_the_conditioning_alone(state, batch, evaluate):
+def test_first_frame_bits_depend_only_on_the_conditioning(state, batch, evaluate):
     first = batch["acoustic"][:, :1]
     later_changed = batch | {"acoustic": np.concatenate([first, 15 - batch["acoustic"][:, 1:]], axis=1)}
     one, other = evaluate(state, batch, jax.random.key(0)), evaluate(state, later_changed, jax.random.key(0))
@@ -78,19 +78,19 @@ def test_hidden_frames_are_hidden_from_those_after_them():
     known, bos = 1 + stage.condition_length(), stage.vocabulary.bos
     inputs = np.asarray(hidden.decoder_input_tokens)
     np.testing.assert_array_equal(inputs[:, :known], lm.decoder_input_tokens[:, :known])
-    # Whole frames are hidden, and their later levels do not count (the last token of all is no input).
+    # Whole frames are hidden, and their later levels do not count (the very last token is not an input).
     gone = np.append(inputs[:, known:] == bos, inputs[:, -1:] == bos, axis=1).reshape(64, 40, 4)
     assert (gone == gone[:, :, :1]).all()
     np.testing.assert_array_equal(hidden.loss_weights == 0, gone & (np.arange(4) > 0))
     kept = np.asarray(lm.decoder_input_tokens)[:, known:][~gone.reshape(64, -1)[:, :-1]]
     np.testing.assert_array_equal(inputs[:, known:][~gone.reshape(64, -1)[:, :-1]], kept)
     np.testing.assert_array_equal(hidden.target_codes, lm.target_codes)
-    # Half of the rows are left as they are, the others lose shares that go from few to nearly all.
+    # Half of the rows are unchanged; in the others, the hidden share ranges from few frames to nearly all.
     shares = gone[:, :, 0].mean(axis=1)
     assert 20 <= (shares == 0).sum() <= 44 and shares.max() > 0.85 and np.median(shares[shares > 0]) < 0.75
 
 
-def test_hidden_context_is_for_training_alone(state, batch):
+def test_hidden_context_is_only_used_in_training(state, batch):
     hiding = dataclasses.replace(LEARNER, hidden_context=1.0, config=dataclasses.replace(LEARNER.config, dropout=0.0))
     plain = dataclasses.replace(hiding, hidden_context=0.0)
     loss_of = lambda learner, key: float(jax.jit(learner.loss)(state.params, batch, key)[0])  # noqa: E731
@@ -106,7 +106,7 @@ def test_z_loss_is_the_weighted_square_of_the_log_normalizer(state, batch):
         assert objective == pytest.approx(math.log(16) + weight * math.log(16) ** 2, rel=1e-5)
 
 
-def test_condition_bits_are_those_of_the_next_rows_condition(state, batch, evaluate):
+def test_condition_bits_use_the_next_rows_condition(state, batch, evaluate):
     key = jax.random.key(0)
     measured = evaluate(state, batch, key)
     mixed = batch | {name: np.roll(batch[name], -1, axis=0) for name in ("mulan", "semantic")}
@@ -149,7 +149,7 @@ def test_padding_changes_nothing(state, batch, evaluate):
     assert expected["loss"] != evaluate(state, batch, jax.random.key(0))["loss"]
 
 
-def test_dropout_in_training_only(state, batch, evaluate):
+def test_dropout_is_only_used_in_training(state, batch, evaluate):
     step = jax.jit(LEARNER.train_step)
     losses = [float(step(state, batch, jax.random.key(i))[1]["loss"]) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

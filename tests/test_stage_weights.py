@@ -1,4 +1,4 @@
-"""Weights of a stage that begin another, whose vocabulary is a different one."""
+"""Initializing a stage with the weights of another stage that has a different vocabulary."""
 
 import miniature
 import numpy as np
@@ -53,11 +53,11 @@ def test_the_same_vocabulary_changes_nothing():
     assert stage_weights.carried_over(params, SEMANTIC, SEMANTIC, {}) is params
 
 
-def test_near_melodies_begin_near():
-    """Rows of a window's codes are as far from each other as the codebook's entries; windows differ by one vector."""
+def test_similar_melodies_start_with_similar_rows():
+    """Distances between rows of a window's codes match the codebook's; windows differ by a constant vector."""
     rng = np.random.default_rng(1)
     codebooks = rng.normal(size=(24, miniature.CODES, 48)).astype(np.float32)
-    codebooks[0, 1] = codebooks[0, 0] + 1e-3  # two entries that are nearly one
+    codebooks[0, 1] = codebooks[0, 0] + 1e-3  # two entries that are almost equal
     params = {"embedding": table(SEMANTIC, width=2048)}
     carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {"melody": codebooks})
     size = np.sqrt(np.mean(params["embedding"] ** 2))
@@ -76,7 +76,7 @@ def test_near_melodies_begin_near():
 
 
 @pytest.mark.parametrize("gain, strength", [(0.3, 1), (-0.06, 5), (0.001, stage_weights.MOST_STRENGTH)])
-def test_the_melody_is_heard_beside_the_targets_as_in_a_new_stage(gain, strength):
+def test_the_melody_has_the_same_strength_as_in_a_new_stage(gain, strength):
     codebooks = {"melody": np.random.default_rng(1).normal(size=(24, miniature.CODES, 8)).astype(np.float32)}
     params = {"embedding": table(SEMANTIC)}
     plain = stage_weights.carried_over(params, SEMANTIC, MELODIC, codebooks)
@@ -88,15 +88,15 @@ def test_the_melody_is_heard_beside_the_targets_as_in_a_new_stage(gain, strength
     np.testing.assert_array_equal(rows(carried, MELODIC, "mulan", 0), rows(plain, MELODIC, "mulan", 0))
 
 
-def test_without_codebooks_the_melodys_rows_are_drawn_as_large_as_the_others():
+def test_without_codebooks_the_melodys_rows_are_drawn_with_the_others_scale():
     params = {"embedding": 3.0 * table(SEMANTIC)}
     carried = stage_weights.carried_over(params, SEMANTIC, MELODIC, {})
     own = np.concatenate([rows(carried, MELODIC, "melody", level) for level in range(6)])
     assert np.std(own) == pytest.approx(3.0, rel=0.05)
 
 
-def test_a_run_that_follows_melodies_begins_with_the_bundles_semantic_stage(tmp_path):
-    """`--start_from`: all weights but the table are the bundle's, and the melody's rows come from its codebooks."""
+def test_a_run_with_melodies_starts_from_the_bundles_semantic_stage(tmp_path):
+    """`--start_from`: all weights except the table are the bundle's; the melody's rows come from its codebooks."""
     bundle = bundles.load(miniature.melodic(tmp_path / "bundle"))
     learner = StageLearner(miniature.MELODIC, miniature.TRANSFORMER, OptimizerConfig())
     own = bundle.part("semantic").variables["params"]
@@ -111,7 +111,7 @@ def test_a_run_that_follows_melodies_begins_with_the_bundles_semantic_stage(tmp_
     assert (params["embedding"] != without["embedding"]).any()
 
 
-def test_new_codes_stand_for_what_the_old_ones_did():
+def test_new_codes_have_the_meaning_of_the_old_ones():
     rng = np.random.default_rng(0)
     params = {"embedding": table(SEMANTIC), "other": np.ones(3)}
     before = rng.integers(0, miniature.CODES - 1, (4000, 2))  # the last code is never seen
@@ -124,7 +124,7 @@ def test_new_codes_stand_for_what_the_old_ones_did():
 
     wanted, got = meaning(params, before), meaning(new, after)
     assert np.mean((got - wanted) ** 2) < 0.01 * np.mean((meaning(params, after) - wanted) ** 2)
-    # What is not of the stream stays, and so does a code that is never seen.
+    # Rows of other streams are unchanged, and so are rows of unseen codes.
     np.testing.assert_array_equal(rows(new, SEMANTIC, "semantic", 0), rows(params, SEMANTIC, "semantic", 0))
     np.testing.assert_allclose(rows(new, SEMANTIC, "mulan", 1)[-1], rows(params, SEMANTIC, "mulan", 1)[-1], atol=1e-5)
     assert new["other"] is params["other"]

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks of speed, on literals."""
+"""The arithmetic of the speed benchmarks, on literals."""
 
 import jax
 import pytest
@@ -31,7 +31,7 @@ def test_ratios_follow_the_clock():
     assert "ours over PyTorch" not in by_name
 
 
-def test_one_step_after_the_other_and_the_first_round_does_not_count(monkeypatch):
+def test_steps_run_in_turn_and_the_first_round_does_not_count(monkeypatch):
     order, clock = [], iter(range(1000))
     monkeypatch.setattr(train_step, "MATMUL_RUNS", 2)
     monkeypatch.setattr(train_step, "matmul_steps", lambda: {"matmul": lambda: order.append("m")})
@@ -56,7 +56,7 @@ def test_pytorchs_stack_has_our_parameters():
     assert sum(leaf.numel() for leaf in theirs) == sum(leaf.size for leaf in jax.tree.leaves(ours))
 
 
-def test_the_input_pipelines_rate_leaves_the_start_out():
+def test_the_input_pipelines_rate_excludes_the_start():
     pytest.importorskip("tensorflow")
     from benchmarks import input_pipeline
 

@@ -1,4 +1,4 @@
-"""The T5X adapter: T5X minimises our loss on our batches, knows every axis, and its three programs run."""
+"""The T5X adapter: T5X minimizes our loss on our batches, knows every axis, and its three programs run."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_the_loss_is_our_trainers(model, variables, batch):
     assert float(-jnp.mean(model.score_batch(params, batch))) == pytest.approx(float(held_out["loss"]), abs=1e-5)
 
 
-def test_a_score_leaves_padding_out(model, variables, batch):
+def test_a_score_excludes_padding(model, variables, batch):
     short = {**batch, "acoustic": batch["acoustic"].copy()}
     short["acoustic"][1, 10:] = -1
     scores = model.score_batch(variables["params"], short)
@@ -92,7 +92,7 @@ def test_a_score_leaves_padding_out(model, variables, batch):
 
 
 def test_t5x_knows_every_axis(model):
-    """Names without a rule would be replicated in silence; Adafactor refuses them."""
+    """Axes without a rule would be replicated silently; Adafactor refuses them."""
     partitioner = partitioning.PjitPartitioner(num_partitions=1)
     initializer = utils.TrainStateInitializer(model.optimizer_def, model.get_initial_variables, {}, partitioner)
     layers = initializer.train_state_axes.params["layers"]

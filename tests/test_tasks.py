@@ -60,7 +60,7 @@ def test_short_clips_are_padded_not_dropped(tokens):
         assert set(example) == {"semantic", "mulan"}
 
 
-def test_fine_has_the_acoustic_stream_alone(tokens):
+def test_fine_has_only_the_acoustic_stream(tokens):
     examples = epoch(fine.fine_task(tokens, crop_seconds=1.0, crops_per_clip=3))
     assert len(examples) == 3 * record_folders.CLIPS and set(examples[0]) == {"acoustic"}
     codes = np.stack([example["acoustic"] for example in examples])
@@ -69,7 +69,7 @@ def test_fine_has_the_acoustic_stream_alone(tokens):
 
 
 def test_tf_crop_equals_numpy_slices(tokens):
-    """tf.data against the same crop made eagerly from the records."""
+    """Compares tf.data with the same crop sliced from the records in NumPy."""
     for example in epoch(coarse.coarse_task(tokens, crop_seconds=0.8)):
         codes = record_folders.clip_codes(example["mulan"][0])
         start = example["semantic"][0]
@@ -78,7 +78,7 @@ def test_tf_crop_equals_numpy_slices(tokens):
 
 
 def is_of_text(example):
-    """Whether the MuLan codes are those of one of the clip's texts; fails if they are of nothing or of another clip."""
+    """Returns whether the MuLan codes come from one of the clip's texts; fails if they come from another clip."""
     codes, clip = example["mulan"], example["mulan"][0] % 100
     known = [record_folders.clip_codes(clip)["mulan"], *record_folders.caption_codes(clip)]
     [place] = [i for i, own in enumerate(known) if np.array_equal(codes, own)]
@@ -97,17 +97,17 @@ def test_caption_share_is_the_share_of_crops_with_codes_of_a_text(tokens, make, 
     assert low <= np.mean([is_of_text(example) for example in examples]) <= high
     assert {int(example["mulan"][0]) // 100 for example in examples} == {
         number for number in range(3) if (number == 0 and share < 1) or (number > 0 and share > 0)
-    }, "all texts are drawn"
+    }, "every text is drawn"
 
 
-def test_a_clip_without_texts_keeps_the_codes_of_its_sound():
+def test_a_clip_without_texts_keeps_the_codes_of_its_audio():
     own = {"mulan": np.full(12, 7), "caption_mulan": np.zeros((0, 12), np.int64)}
     [chosen] = streams.choose_mulan(tf.data.Dataset.from_tensors(own), caption_share=1.0)
     assert set(chosen) == {"mulan"}
     np.testing.assert_array_equal(chosen["mulan"], own["mulan"])
 
 
-def test_codes_of_texts_that_are_not_there_are_refused(tmp_path):
+def test_missing_codes_of_texts_are_an_error(tmp_path):
     without = str(record_folders.token_folder(tmp_path / "without", texts=False))
     message = "has tokens without codes of captions: make them with `musiclm tokenize --captions 3`"
     for make in (coarse.coarse_task, semantic.semantic_task):
@@ -154,7 +154,7 @@ def test_mulan_pairs_audio_with_its_captions_or_aspects(audio, tmp_path):
     assert len(seen) > 8, "random subsets of the aspects"
 
 
-def test_captions_alone_when_aspects_are_off(audio, tmp_path):
+def test_only_captions_if_aspects_are_off(audio, tmp_path):
     vocab = str(record_folders.vocabulary(tmp_path / "vocab.txt"))
     task = mulan.mulan_task(audio, vocab, max_text_tokens=9, crop_seconds=2.0, aspect_probability=0.0)
     assert all(example["text_mask"].sum() == 5 for example in epoch(task))
@@ -176,7 +176,7 @@ def test_melody_draws_different_renditions_of_one_passage(renditions):
             assert first[0] == second[0] and example["melody"].shape == (1,) and example["melody"].dtype == np.int32
             pairs.add((round(float(first[1]) / 0.1), round(float(second[1]) / 0.1)))
             tunes.setdefault(round(float(first[0]) / 0.1), set()).add(int(example["melody"][0]))
-    assert pairs == set(itertools.permutations(range(4), 2)), "another two each epoch"
+    assert pairs == set(itertools.permutations(range(4), 2)), "another pair each epoch"
     assert all(len(found) == 1 for found in tunes.values())
     numbers = [tunes[passage].pop() for passage in range(record_folders.CLIPS)]
     assert numbers[0] == numbers[1] and len(set(numbers)) == record_folders.CLIPS - 1
@@ -184,7 +184,7 @@ def test_melody_draws_different_renditions_of_one_passage(renditions):
     np.testing.assert_array_equal(again, [example["audio"] for example in epoch(task, 3)])
 
 
-def test_melody_takes_all_renditions_once_when_all_are_asked_for(renditions):
+def test_melody_takes_all_renditions_once_if_all_are_requested(renditions):
     examples = epoch(melody.melody_task(renditions, window_seconds=0.01, renditions=4))
     assert len(examples) == record_folders.CLIPS
     for example in examples:
@@ -192,7 +192,7 @@ def test_melody_takes_all_renditions_once_when_all_are_asked_for(renditions):
         assert sorted(numbers) == [0, 1, 2, 3]
 
 
-def test_melody_names_what_does_not_fit(renditions):
+def test_melody_names_bad_values(renditions):
     with pytest.raises(ValueError, match="holds 4 renditions of 240 samples: asked for 5 of 240"):
         melody.melody_task(renditions, window_seconds=0.01, renditions=5)
     with pytest.raises(ValueError, match="asked for 2 of 96000"):

@@ -32,7 +32,7 @@ def torch_model():
         max_position_embeddings=16, initializer_range=0.3,
     )  # fmt: skip
     model = transformers.BertModel(config).eval()
-    with torch.no_grad():  # fresh norms and biases are ones and zeros: faults in them would not show
+    with torch.no_grad():  # initial norms and biases are ones and zeros, which would hide faults
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return torch, model
@@ -108,7 +108,7 @@ def test_pool_is_the_mean_over_tokens():
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_projection_is_of_length_1_and_ignores_the_scale(hidden):
+def test_projection_has_unit_norm_and_ignores_the_scale(hidden):
     projection = Projection(dataclasses.replace(TINY, projection_hidden=hidden))
     pooled = jax.random.normal(jax.random.key(1), (3, 24))
     variables = projection.init(jax.random.key(0), pooled)
@@ -125,7 +125,7 @@ def test_word_pieces():
     np.testing.assert_array_equal(ids[1, :4], [2, 6, 1, 3])
 
 
-def test_long_text_is_cut_and_keeps_its_end_mark():
+def test_long_text_is_truncated_and_keeps_its_sep_token():
     ids, mask = tokenize_texts(VOCAB, ["jig " * 2500], 6)
     np.testing.assert_array_equal(ids, [[2, 6, 6, 6, 6, 3]])
     assert mask.all()
@@ -137,7 +137,7 @@ def test_text_without_a_known_word_is_refused(text):
         tokenize_texts(VOCAB, ["jig", text], 6)
 
 
-def test_vocabulary_without_its_marks_is_refused():
+def test_vocabulary_without_special_tokens_is_refused():
     with pytest.raises(ValueError, match=r"lacks \['\[CLS\]'"):
         tokenize_texts(b"a\n[PAD]\n[UNK]\n", ["a"], 6)
 

@@ -1,4 +1,4 @@
-"""What the tokens carry: the measures on sounds of known likeness, the arms, and pieces that are kept."""
+"""Measures of what the tokens carry, on audio of known similarity; both arms of the study, and resuming."""
 
 import types
 
@@ -13,7 +13,7 @@ TUNE = (60, 64, 67, 72, 69, 65, 62, 71)
 
 
 def played(notes, harmonics=1, step=0.25, shift=0.0, semitones=0):
-    """Decaying notes, one each `step` seconds, beginning after `shift` seconds."""
+    """Returns decaying notes, one every `step` seconds, starting after `shift` seconds."""
     length = round(RATE * step)
     time = np.arange(length) / RATE
     audio = [np.zeros(round(RATE * shift))]
@@ -49,12 +49,12 @@ def test_rhythm_similarity_follows_the_onsets_and_not_the_pitch():
 
 
 def features(value):
-    """Pieces of one caption: embedding, chroma and onset strength that depend on a number alone."""
+    """Returns pieces for one caption: embedding, chroma and onset strength that depend only on a number."""
     rng = np.random.default_rng(value)
     return dict(zip(token_roles.MEASURES, (rng.normal(size=8), rng.random((50, 12)), rng.random(50)), strict=True))
 
 
-def test_pairs_are_of_a_caption_and_the_control_of_two():
+def test_pairs_share_a_caption_and_controls_do_not():
     fixed = [[features(caption)] * 3 for caption in range(6)]
     free = [[features(10 + 3 * caption + sample) for sample in range(3)] for caption in range(6)]
     found = token_roles.compare(dict(zip(token_roles.ARMS, (fixed, free), strict=True)))
@@ -74,7 +74,7 @@ def test_pairs_are_of_a_caption_and_the_control_of_two():
     assert not any(lines[f"{name}, difference"].passed for name in token_roles.MEASURES)
 
 
-def test_pieces_are_made_once_in_both_ways_and_kept(tmp_path):
+def test_pieces_are_generated_once_in_both_arms_and_kept(tmp_path):
     asked = []
 
     class Recorder(types.SimpleNamespace):
@@ -86,7 +86,7 @@ def test_pieces_are_made_once_in_both_ways_and_kept(tmp_path):
     args = types.SimpleNamespace(work=str(tmp_path), samples=2, seconds=1.0, seed=0)
     first = token_roles.make_pieces(bundle, ["one", "two"], args)
     assert asked == [(text, vary, 2) for text in ("one", "two") for vary in ("acoustics", "all")]
-    (tmp_path / "001-all-1.flac").unlink()  # an interrupted run
+    (tmp_path / "001-all-1.flac").unlink()  # as after an interrupted run
     again = token_roles.make_pieces(bundle, ["one", "two"], args)
     assert asked[4:] == [("two", "all", 2)]
     for arm in token_roles.ARMS:
@@ -96,7 +96,7 @@ def test_pieces_are_made_once_in_both_ways_and_kept(tmp_path):
         token_roles.make_pieces(bundle, ["one", "two"], args)
 
 
-def test_hearing_gives_what_the_measures_compare(monkeypatch):
+def test_hearing_returns_what_the_measures_compare(monkeypatch):
     monkeypatch.setattr(token_roles.mulan, "embed_audio", lambda config, variables, clips: clips[:, 2000:2008])
     bundle = types.SimpleNamespace(mulan=lambda: types.SimpleNamespace(config=None, variables=None))
     one, other = token_roles.hear(bundle, [played(TUNE), played(TUNE[::-1])])

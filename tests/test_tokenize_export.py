@@ -82,7 +82,7 @@ def test_token_records_hold_the_streams_of_the_clips(corpus, tmp_path, capsys):
                 for name, codes in streams.items():
                     np.testing.assert_array_equal(record[name], codes[0])
 
-    # The same command again makes what is missing, and nothing else.
+    # Running the command again only fills in what is missing.
     shards = sorted(tmp_path.glob("*.tfrecord"))
     times = {path: path.stat().st_mtime_ns for path in shards}
     shards[0].unlink()
@@ -91,12 +91,12 @@ def test_token_records_hold_the_streams_of_the_clips(corpus, tmp_path, capsys):
     assert [path.stat().st_mtime_ns == times[path] for path in shards] == [False] + [True] * 5
 
 
-def test_tokens_of_captions_are_those_of_their_texts(corpus, tmp_path, capsys):
+def test_tokens_of_captions_match_their_texts(corpus, tmp_path, capsys):
     options = ["tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", tmp_path, "--batch_size", "4"]
     code, _, err = run(capsys, *options, "--captions", "4")
     assert code == 0, err
     part = bundles.load(miniature.path()).mulan()
-    texts = ["a slow piano", "the piano", "a jig", "a slow piano"]  # the first one again: there are three
+    texts = ["a slow piano", "the piano", "a jig", "a slow piano"]  # there are three, so the first is repeated
     expected = mulan.tokens(*part, mulan.embed_text(*part, texts), "text")
     for split, count in CLIPS.items():
         tokens = list(records.read_token_records(records.shard_paths(tmp_path, split)))
@@ -129,7 +129,7 @@ def test_tokens_of_two_tokenizers_are_not_mixed(corpus, tmp_path, capsys):
     assert code == 2 and "another w2v_bert than" in err and err.count("\n") == 1
 
 
-def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_path, capsys, monkeypatch):
+def test_a_melody_model_adds_its_tokens_and_the_others_can_be_reused(corpus, tmp_path, capsys, monkeypatch):
     first, second = tmp_path / "tokens", tmp_path / "with_melody"
     assert run(capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", first)[0] == 0
     bundle = miniature.melodic(tmp_path / "melodic")
@@ -148,7 +148,7 @@ def test_a_melody_model_adds_its_tokens_and_the_others_can_be_kept(corpus, tmp_p
         np.testing.assert_array_equal(new["melody"], melody.tokens(*part, sound[new["id"]][None])[0])
 
 
-def test_melody_tokens_can_be_those_of_the_lead_by_itself(corpus, tmp_path, capsys, monkeypatch):
+def test_melody_tokens_can_come_from_the_lead_alone(corpus, tmp_path, capsys, monkeypatch):
     heard, tune = {}, 0.5 * np.sin(np.arange(SAMPLE_RATE) / 20).astype(np.float32)
 
     def performed(clip_id, audio, pitch_class):
@@ -169,7 +169,7 @@ def test_melody_tokens_can_be_those_of_the_lead_by_itself(corpus, tmp_path, caps
         for name in ("semantic", "acoustic", "mulan"):
             np.testing.assert_array_equal(record[name], own[name][0])
         np.testing.assert_array_equal(heard[record["id"]], np.full(25, -1))
-    # Tokens of another sound are not mixed with them, and are not taken for them.
+    # Tokens of other audio are neither mixed with them nor mistaken for them.
     code, _, err = run(capsys, *options)
     assert code == 2 and "another melody than" in err
     code, _, err = run(capsys, *options[:-1], tmp_path / "own", "--reuse", tmp_path / "tokens")
@@ -178,7 +178,7 @@ def test_melody_tokens_can_be_those_of_the_lead_by_itself(corpus, tmp_path, caps
     np.testing.assert_array_equal(record["melody"], made.tokenize(sound[record["id"]][None])["melody"][0])
 
 
-def test_a_lead_that_is_not_known_is_not_sung(corpus, tmp_path, capsys):
+def test_an_unknown_lead_is_not_sung(corpus, tmp_path, capsys):
     code, _, err = run(
         capsys, "tokenize", "--bundle", miniature.path(), "--corpus", corpus, "--output", tmp_path / "a", "--sung"
     )
@@ -191,7 +191,7 @@ def test_a_lead_that_is_not_known_is_not_sung(corpus, tmp_path, capsys):
     assert code == 2 and "clip a.wav@0 has no pitch classes of a lead" in err
 
 
-def test_tokens_of_other_clips_are_not_kept(corpus, tmp_path, capsys):
+def test_tokens_of_other_clips_are_not_reused(corpus, tmp_path, capsys):
     (tmp_path / "songs").mkdir()
     audio.write(tmp_path / "songs" / "a.wav", noise(0, 1.0))
     options = ["--corpus", tmp_path / "songs", "--clip_seconds", "1", "--shards", "1", "--bundle", miniature.path()]
@@ -236,7 +236,7 @@ def test_tokenize_refuses_a_folder_without_music(tmp_path, capsys, content, mess
 
 
 def training_run(folder, learner):
-    """A run's folder as `musiclm train` leaves it, with random numbers; returns the state."""
+    """Writes a run's folder like `musiclm train`, with random parameters; returns the state."""
     state = jax.tree.map(jnp.asarray, miniature.random_like(learner.init, jax.random.key(0)))
     folder.mkdir(parents=True)
     for name, content in train.config_files(learner).items():
@@ -253,7 +253,7 @@ def close(loaded, expected):
 
 
 def test_export_of_a_stage(tmp_path, capsys):
-    on_tpus = dataclasses.replace(miniature.TRANSFORMER, attention="flash")  # but a bundle is for any machine
+    on_tpus = dataclasses.replace(miniature.TRANSFORMER, attention="flash")  # but bundles run on any machine
     learner = StageLearner(miniature.STAGES["coarse"], on_tpus, OptimizerConfig())
     state = training_run(tmp_path / "run", learner)
     options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]
@@ -277,7 +277,7 @@ def test_export_of_soundstream_takes_the_averaged_parameters(tmp_path, capsys):
     bundle = bundles.load(tmp_path / "b")
     assert bundle.part("soundstream").config == miniature.SOUNDSTREAM and bundle.generation.max_seconds == 12
     assert bundle.generation.guidance == (2, 3) and bundle.generation.temperature == (1, 0.7, 0.4)
-    assert bundle.generation.top_p == 1  # what is not given stays
+    assert bundle.generation.top_p == 1  # options that are not given are unchanged
     close(bundle.part("soundstream").variables, {"params": state.ema_params, "codebooks": state.rvq.codebooks})
 
 
@@ -291,7 +291,7 @@ def test_export_of_w2v_bert_fits_the_clusters(corpus, tmp_path, capsys):
 
 
 def test_clips_of_a_fit_are_drawn_at_random(corpus):
-    """A stride would leave out instruments of a corpus that goes through them in turn."""
+    """A fixed stride would skip instruments, since the corpus cycles through them."""
 
     def drawn(clips, seed):
         return [clip["id"] for *_, batch in export.corpus_batches(str(corpus), clips, seed) for clip in batch]
@@ -319,7 +319,7 @@ def test_export_of_mulan_fits_the_quantizer_and_writes_candidates(corpus, tmp_pa
 
 
 def test_export_of_a_melody_model_fits_its_pitch_classes(tmp_path, capsys):
-    """16 codes are fitted to the 96 parts of 24 renditions: near their pitch classes, and not all to one rendition."""
+    """16 codes are fitted to the 96 parts of 24 renditions: close to their pitch classes, and not all from one."""
     folder = record_folders.rendition_folder(tmp_path / "renditions")
     config = dataclasses.replace(
         miniature.MELODY, semitones=True, lowest_pitch=48, mel_window=2048, mel_floor=1e-3, chroma_parts=4
@@ -349,7 +349,7 @@ def test_export_of_the_melody_model_fits_the_quantizer(tmp_path, capsys):
     config, variables = bundles.load(tmp_path / "b").part("melody")
     assert config == miniature.MELODY
     close(variables["params"], state.params)
-    # The codebooks are those of the training split's renditions: all 24 of them, 16 codes in each level.
+    # The codebooks are fitted to all 24 renditions of the training split, with 16 codes at each level.
     audio = np.concatenate(
         [row["renditions"] for row in records.read_rendition_records(records.shard_paths(folder, "train"))]
     )
@@ -364,7 +364,7 @@ def test_export_of_the_melody_model_fits_the_quantizer(tmp_path, capsys):
     assert code == 2 and "holds renditions of 2400 samples, the model's window is 96000" in err
 
 
-def test_export_tells_a_semantic_stage_that_follows_a_melody(tmp_path, capsys):
+def test_export_recognizes_a_semantic_stage_that_follows_a_melody(tmp_path, capsys):
     learner = StageLearner(miniature.MELODIC, miniature.TRANSFORMER, OptimizerConfig())
     state = training_run(tmp_path / "run", learner)
     options = ["--model_dir", tmp_path / "run", "--bundle", tmp_path / "b"]

@@ -3,7 +3,7 @@ import pytest
 from musiclm_jax.data import tokens
 
 
-def test_rates_are_the_papers():
+def test_rates_match_the_paper():
     assert tokens.ACOUSTIC.frame_rate * tokens.ACOUSTIC.quantizers == 600
     assert tokens.SEMANTIC.frames(30) == 750
     assert tokens.ACOUSTIC.frames(10) * 4 == 2000

@@ -30,7 +30,7 @@ TIMES = np.concatenate([[-1, -1], np.arange(LENGTH - 2)])
 
 
 def random_params(config: TransformerConfig) -> transformer.Params:
-    """Parameters away from their simple start: scales and gains differ too."""
+    """Returns parameters unlike their initialization: scales and gains vary, too."""
     params = unbox(jax.jit(lambda key: transformer.init_params(config, ROWS, key))(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
@@ -122,18 +122,18 @@ def test_causal_by_gradient(params, tokens):
         assert (size[position + 1 :] == 0).all() and (size[: position + 1] > 0).all()
 
 
-def test_padding_is_not_seen(params, tokens):
+def test_padding_is_masked(params, tokens):
     valid = np.ones(tokens.shape, bool)
-    valid[:, 6:9] = False  # behind the conditioning, whose padding is bos: its ids do not vary
+    valid[:, 6:9] = False  # after the conditioning, whose padding is bos and so does not vary
     other = np.where(valid, tokens, 0)
     assert (other != tokens).any()
     ours, changed = run(SMALL, params, tokens, valid), run(SMALL, params, other, valid)
     np.testing.assert_array_equal(np.asarray(ours)[valid], np.asarray(changed)[valid])
-    # Where it is seen, it matters.
+    # Without the mask, it matters.
     assert not np.allclose(run(SMALL, params, tokens)[:, 9:], run(SMALL, params, other)[:, 9:])
 
 
-def test_bfloat16_is_near_float32(params, tokens):
+def test_bfloat16_is_close_to_float32(params, tokens):
     ours = run(dataclasses.replace(SMALL, dtype="bfloat16"), params, tokens)
     assert ours.dtype == jnp.bfloat16
     error = np.asarray(ours, np.float32) - run(SMALL, params, tokens)
@@ -151,7 +151,7 @@ def test_time_embedding_adds_the_scaled_features(params, tokens):
     assert not np.allclose(run(SMALL, params, tokens), run(plain, without, tokens), atol=0.01)
 
 
-def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
+def test_aligned_condition_adds_the_current_tokens(params, tokens):
     config = dataclasses.replace(SMALL, time_embedding=False)
     model = transformer.Transformer(config, ROWS)
     without = {name: value for name, value in params.items() if name != "time_gain"}
@@ -167,7 +167,7 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
     for row in range(2):
         for i in range(
             5, 5 + 18
-        ):  # inputs 1 and 2 are the clip's, 3 to 5 the frames; input 5 predicts the first target
+        ):  # inputs 1 and 2 are codes per clip, 3 to 5 are frames; input 5 predicts the first target
             frame = tokens[row, 3 + (i - 5) // 6]
             expected[row, i] = gain * (table[tokens[row, 1]] + table[tokens[row, 2]] + table[frame])
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
@@ -177,14 +177,14 @@ def test_aligned_condition_adds_the_tokens_that_hold(params, tokens):
     assert (change[:5] < 1e-5).all() and (change[5:] > 0.01).all()
 
 
-def test_slots_hold_one_after_the_other(params, tokens):
+def test_slots_apply_one_after_another(params, tokens):
     config = dataclasses.replace(SMALL, time_embedding=False)
     without = {name: value for name, value in params.items() if name != "time_gain"}
     model = transformer.Transformer(config, ROWS)
     slots = ((0, 3), (1,), (), (2, 4, 5))
     span = ConditionSpan(frames=1, levels=6, positions=3, slots=slots)
     table, gain = np.asarray(params["embedding"]), float(params["condition_gain"][0])
-    for length in (14, 18, 22):  # of the sequence: it ends before the last target, with it, after it
+    for length in (14, 18, 22):  # the sequence ends before, at or after the last target
         times = np.zeros((length, 16), np.float32)
         features = model.apply(
             {"params": without}, tokens, times, (span,), length, method=transformer.Transformer.input_features

@@ -1,4 +1,4 @@
-"""Kernels laid out for decoding: the same products, in the order that stays fast."""
+"""Kernels transposed for decoding: the same products, in the memory order that is fast."""
 
 import re
 
@@ -21,7 +21,7 @@ def stacked():
 
 
 @pytest.mark.parametrize("rows", [1, 8, FLOAT_TOKENS_ON_CPU + 1, FEW + 1])
-def test_the_product_is_that_of_the_kernel(rows):
+def test_the_product_matches_the_kernels(rows):
     rng = np.random.default_rng(rows)
     x, kernel = rng.normal(size=(rows, 12)).astype(np.float32), rng.normal(size=(12, 7)).astype(np.float32)
     found = jax.jit(transposed_product)(x, np.ascontiguousarray(kernel.T))
@@ -30,7 +30,7 @@ def test_the_product_is_that_of_the_kernel(rows):
 
 @pytest.mark.parametrize("rows", [2, 8])
 def test_the_kernel_stays_the_first_factor(rows):
-    """XLA may swap the factors when the result is transposed, and then copies the kernel in each step."""
+    """If the result is transposed, XLA may swap the factors, and then copies the kernel in every step."""
     text = jax.jit(lambda x, kernel: transposed_product(x, kernel) + 1).lower(
         jnp.zeros((rows, 1024)), jnp.zeros((2048, 1024))
     )
@@ -71,8 +71,8 @@ def test_kernels_of_the_papers_size_are_transposed_for_decoding():
     assert made["mlp"]["down_transposed"].shape == (1024, 4096)
 
 
-def test_names_of_kernels_are_those_of_the_layers(stacked):
-    """A kernel that `transposed.py` does not know would stay as it is."""
+def test_kernel_names_match_the_layers(stacked):
+    """A kernel that `transposed.py` does not know would not be transposed."""
     apart = transformer.unstack_layers(stacked)["layers_0"]
     names = [*apart["attention"], *apart["mlp"]]
     assert sorted(INPUT_AXES) == sorted(names)

@@ -1,4 +1,4 @@
-"""TRILL is run from its SavedModel: one of the same signature stands for it."""
+"""TRILL, run from a fake SavedModel with the same signature."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def save(path, output):
     signature = [tf.TensorSpec([None, None], tf.float32, "samples"), tf.TensorSpec([], tf.int32, "sample_rate")]
 
     class Standin(tf.Module):
-        """Takes samples and their rate, gives a vector each frame, as the released model does."""
+        """Takes samples and their rate, returns a vector per frame, like the released model."""
 
         @tf.function(input_signature=signature)
         def __call__(self, samples, sample_rate):
@@ -22,7 +22,7 @@ def save(path, output):
     tf.saved_model.save(Standin(), str(path))
 
 
-def test_every_window_gives_the_saved_models_vector(tmp_path, monkeypatch):
+def test_every_window_gets_the_saved_models_vector(tmp_path, monkeypatch):
     save(tmp_path / "trill", "embedding")
     monkeypatch.setenv("MUSICLM_TRILL", str(tmp_path / "trill"))
     embedder = embedders.load("trill")

@@ -9,7 +9,7 @@ from musiclm_jax.evaluation.embedders import audioset, embed, vggish
 
 
 def narrow_original(seed=0):
-    """torchvggish's network, an eighth as wide."""
+    """Returns torchvggish's network at an eighth of the width."""
     torch.manual_seed(seed)
     layers, channels = [], 1
     for width in (8, 0, 16, 0, 32, 32, 0, 64, 64, 0):
@@ -36,7 +36,7 @@ def run_original(original, mel):
 
 
 def as_checkpoint(original):
-    """The original's weights under the names of vggish_model.ckpt."""
+    """Returns the original's weights under the names of vggish_model.ckpt."""
     state = original.state_dict()
     variables = {}
     for name, source in vggish.TORCH_NAMES.items():
@@ -68,7 +68,7 @@ def test_tensorflows_checkpoint_gives_the_same(mel, tmp_path, monkeypatch):
     with tf.Graph().as_default(), tf.Session() as session:
         saved = [tf.get_variable(name, initializer=value) for name, value in as_checkpoint(original).items()]
         session.run(tf.global_variables_initializer())
-        # The release is of the first version of the format: one file.
+        # The release uses the first version of the format, a single file.
         tf.train.Saver(saved, write_version=1).save(session, str(tmp_path / "vggish_model.ckpt"))
     monkeypatch.setenv("MUSICLM_VGGISH", str(tmp_path / "vggish_model.ckpt"))
     params = embedders.load("vggish").params

@@ -100,7 +100,7 @@ def test_rotation_makes_scores_relative():
 
 
 def test_masked_latents_are_invisible(params):
-    """The gradient of every output by a masked latent is zero; by the others, before and after, it is not."""
+    """Every output has zero gradient with respect to masked latents, and non-zero gradient for others on both sides."""
     model = W2vBert(SMALL)
     latents = jax.random.normal(jax.random.key(3), (1, 30, 32))
     mask = jnp.zeros((1, 30), bool).at[0, 10:20].set(True)
@@ -111,7 +111,7 @@ def test_masked_latents_are_invisible(params):
 
     gradient = np.abs(np.asarray(jax.jit(jax.grad(output))(latents, 15)))[0].max(axis=-1)
     assert np.all(gradient[10:20] == 0)
-    assert np.all(gradient[:10] > 0) and np.all(gradient[20:] > 0)  # whole context on both sides: not causal
+    assert np.all(gradient[:10] > 0) and np.all(gradient[20:] > 0)  # full context on both sides: not causal
 
 
 def test_negatives_come_from_other_masked_frames():
@@ -158,7 +158,7 @@ def test_contrastive_gradient_is_finite_without_masks():
 def test_diversity_closed_form():
     used = jnp.concatenate([jnp.full((5, 4), 0.25), jnp.zeros((5, 4))], axis=1)
     np.testing.assert_allclose(diversity_loss(used), (0.5, 4.0), rtol=1e-5)
-    np.testing.assert_allclose(diversity_loss(jnp.eye(8)), (0.0, 8.0), atol=1e-4)  # sharp frames, all codes alike
+    np.testing.assert_allclose(diversity_loss(jnp.eye(8)), (0.0, 8.0), atol=1e-4)  # confident, uniform use of codes
     np.testing.assert_allclose(diversity_loss(jnp.eye(8)[jnp.zeros(3, int)]), (1 - 1 / 8, 1.0), rtol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_quantizer_is_straight_through(params, target_gradient):
     out = quantize(latents)
     book = np.asarray(params["codebook"]["kernel"])
     np.testing.assert_allclose(out["vectors"], book[np.asarray(out["codes"])], atol=1e-5)
-    # The contrastive path has a gradient only if it is wanted, the diversity loss always.
+    # The contrastive path has a gradient only with target_gradient, the diversity loss always.
     gradient = jax.jit(jax.grad(lambda x: quantize(x)["vectors"].sum()))(latents)
     assert (np.abs(gradient).max() > 0) == (target_gradient > 0)
     assert np.abs(jax.jit(jax.grad(lambda x: quantize(x)["probabilities"][0, 0, 0]))(latents)).max() > 0
@@ -186,7 +186,7 @@ def test_frame_counts(params, samples, frames):
 
 
 def test_frames_follow_the_audio_in_time(params):
-    """A click at 1.5 s, mel frame 150, changes most a latent whose window (mel frames 4 t to 4 t + 6) holds it."""
+    """A click at 1.5 s, mel frame 150, mostly changes a latent t whose window (mel frames 4 t to 4 t + 6) has it."""
     quiet = 0.01 * np.random.default_rng(0).normal(size=(1, 72_000)).astype("f")
     loud = quiet.copy()
     loud[0, 24_000 + 12_000] += 0.5
@@ -199,7 +199,7 @@ def test_frames_follow_the_audio_in_time(params):
     assert 36 <= np.argmax(change) <= 37
 
 
-def test_features_refuse_silence_of_no_length(params):
+def test_features_refuse_empty_audio(params):
     with pytest.raises(ValueError, match="non-empty"):
         w2v_bert.features(SMALL, {"params": params}, jnp.zeros((2, 0)))
 
@@ -210,7 +210,7 @@ def test_features_do_not_depend_on_gain(params, audio):
     assert np.abs(loud - soft).mean() < 0.05 * np.abs(loud).mean()
 
 
-def test_feature_layer_is_that_of_the_mlm_module(params, audio):
+def test_feature_layer_counts_from_the_mlm_module(params, audio):
     mel = w2v_bert.mel_frames(SMALL, jnp.asarray(audio))
     model = W2vBert(SMALL)
     latents = model.apply({"params": params}, mel, method=W2vBert.latents)
@@ -285,7 +285,7 @@ def test_learner_overfits_one_batch(warm, audio):
     learner, _, state = warm
     batch, rotation = {"audio": jnp.asarray(audio)}, np.asarray(state.params["mel_rotation"])
     step, evaluate = jax.jit(learner.train_step), jax.jit(learner.eval_step)
-    key = jax.random.key(9)  # the same masks and negatives at every step: the batch can be learned by heart
+    key = jax.random.key(9)  # the same masks and negatives at every step, so that the batch can be memorized
     before = evaluate(state, batch, key)
     first, _ = step(state, batch, key)
     again, _ = step(state, batch, key)

@@ -1,4 +1,4 @@
-"""Windows of the stages: what each is given, and that asking for little at a time changes nothing."""
+"""Windows of the stages: their inputs, and that requesting little at a time changes nothing."""
 
 import jax
 import miniature
@@ -12,7 +12,7 @@ from musiclm_jax.generation.windows import Conditions, Frames, Step
 
 
 class Recorder:
-    """Stands in for a stage: continues a piece by a rule, a frame at a time, and notes what it was given."""
+    """A fake stage that continues a piece by a rule, one frame at a time, and records its inputs."""
 
     def __init__(self, rule):
         self.rule, self.calls = rule, []
@@ -63,7 +63,7 @@ def test_windows_follow_each_other(arguments, expected):
     assert [step.known for step in made[1:]] == [step.end for step in made[:-1]]
 
 
-def test_semantic_stage_goes_on_from_its_last_half(monkeypatch, bundle):
+def test_semantic_stage_continues_from_its_last_half(monkeypatch, bundle):
     def count_on(conditioning, prefix, frames):
         first = prefix[:, :1, 0] if prefix.shape[1] else np.zeros((2, 1), int)
         return (first + np.arange(frames)[None])[..., None]
@@ -76,13 +76,13 @@ def test_semantic_stage_goes_on_from_its_last_half(monkeypatch, bundle):
     np.testing.assert_array_equal(codes[..., 0], np.tile(np.arange(70), (2, 1)))
     assert [(prefix.shape[1], frames) for _, prefix, frames in stage.calls] == [(0, 40), (20, 40), (20, 30)]
     np.testing.assert_array_equal(stage.calls[1][1][0, :, 0], np.arange(20, 40))
-    # From codes that are known it goes on in the same way.
+    # It continues known codes in the same way.
     known = np.tile(np.arange(50), (2, 1))[..., None]
     more = windows.generate_semantic(part, constant(2), known, 70, Request(), keys(2), windows.silent)
     np.testing.assert_array_equal(np.concatenate(list(more), axis=1)[0, :, 0], np.arange(50, 70))
 
 
-def test_the_melody_of_a_window_is_that_of_its_time(monkeypatch, bundle):
+def test_a_window_gets_the_melody_of_its_time(monkeypatch, bundle):
     class Tune:
         def at(self, frame):
             return np.full(72, frame)
@@ -115,7 +115,7 @@ def test_prompts_change_at_their_frame(monkeypatch, bundle):
 
 
 @pytest.mark.parametrize("frames, calls", [(50, [(0, 40), (20, 40), (20, 40), (20, 40)]), (12, [(0, 24)])])
-def test_coarse_windows_see_their_part_of_the_semantic_codes(monkeypatch, bundle, frames, calls):
+def test_coarse_windows_get_their_part_of_the_semantic_codes(monkeypatch, bundle, frames, calls):
     stage = Recorder(lambda c, prefix, frames: np.repeat(c["semantic"], 2, axis=1)[..., None] + np.arange(4))
     monkeypatch.setattr(windows, "sample_window", stage)
     part = bundle.part("coarse")  # windows of 0.8 s: 20 semantic frames, 40 acoustic ones
@@ -147,12 +147,12 @@ def test_fine_windows_cover_the_piece_once(monkeypatch, bundle, frames, known, w
     assert [c["acoustic"].shape[0] for c, _, _ in stage.calls] == [2 * -(-windows_made // batches)] * batches
 
 
-def test_windows_draw_with_different_keys():
+def test_windows_use_different_keys():
     drawn = [windows.window_keys(keys(2), stage, start) for stage in range(3) for start in (0, 10)]
     assert len(np.unique(np.concatenate([jax.random.key_data(k) for k in drawn]), axis=0)) == 12
 
 
-def test_frames_ask_for_no_more_than_they_need():
+def test_frames_request_no_more_than_they_need():
     asked = []
 
     def pieces():

@@ -1,4 +1,4 @@
-"""Winograd's convolution against XLA's, its parts against what they stand for."""
+"""Winograd's convolution against XLA's."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from musiclm_jax.evaluation.embedders import vggish, winograd
 
 
 def convolved(x, kernel):
-    """The plain convolution."""
+    """Computes the plain convolution."""
     dims = ("NHWC", "HWIO", "NHWC")
     return np.asarray(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dims))
 
@@ -20,7 +20,7 @@ def case():
     return x.astype(np.float32), kernel.astype(np.float32)
 
 
-def test_tiles_are_the_convolution(case):
+def test_tiles_match_the_convolution(case):
     x, kernel = case
     expected = convolved(x, kernel)
     found = winograd.tiles(x, winograd.transformed(kernel))

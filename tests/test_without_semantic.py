@@ -1,4 +1,4 @@
-"""The ablation of the semantic stage: what its configuration builds; its music comes from MuLan tokens alone."""
+"""The ablation without the semantic stage: its configuration, and music from MuLan tokens alone."""
 
 import gin
 import jax
@@ -26,7 +26,7 @@ def learners():
     return found
 
 
-def test_the_configuration_takes_the_semantic_tokens_away_and_nothing_else(learners):
+def test_the_configuration_removes_only_the_semantic_tokens(learners):
     full, without = learners.values()
     assert [part.stream for part in full.stage.conditioning] == ["mulan", "semantic"]
     assert [part.stream for part in without.stage.conditioning] == ["mulan"]
@@ -37,7 +37,7 @@ def test_the_configuration_takes_the_semantic_tokens_away_and_nothing_else(learn
 
 
 def test_semantic_tokens_make_no_difference(monkeypatch):
-    """What the stage is given, whatever the semantic tokens are: the ids of the MuLan tokens."""
+    """Whatever the semantic tokens are, the stage is conditioned on the MuLan tokens only."""
     stage = layout.coarse_stage(seconds=0.8, mulan_codebook_size=16, use_semantic=False, full_vocabulary=False)
     part = Part(StageModelConfig(stage, transformer.TransformerConfig()), {"params": {}})
     given = []

@@ -12,7 +12,7 @@ CLASSES = 7
 
 
 def narrow_original():
-    """The network of the AudioSet models, narrow, in Keras (whose third version takes no "/" in names)."""
+    """Returns a narrow version of the AudioSet models' network in Keras (Keras 3 allows no "/" in names)."""
     keras = pytest.importorskip("keras")
     layers = keras.layers
     normalization = {"scale": False, "epsilon": 1e-4}
@@ -31,14 +31,14 @@ def narrow_original():
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, layers.Dense(CLASSES, activation="sigmoid", name="logits")(x))
     rng = np.random.default_rng(0)
-    for weight in model.weights:  # gamma-like numbers for variances, so that every part of the folding counts
+    for weight in model.weights:  # positive random values for variances, so that every part of the folding matters
         spread = rng.gamma(2.0, 0.5, weight.shape) if "variance" in weight.path else rng.normal(0, 0.5, weight.shape)
         weight.assign(spread)
     return model
 
 
 def write_keras_2_file(model, path):
-    """The layout of yamnet.h5: a group for each layer, which lists its weights by name."""
+    """Writes the layout of yamnet.h5: a group for each layer, which lists its weights by name."""
     with h5py.File(path, "w") as file:
         names = []
         for layer in model.layers:
@@ -73,7 +73,7 @@ def test_keras_weights_give_the_originals_probabilities(original, monkeypatch):
     assert classifier.kind == embedders.PROBABILITIES
 
 
-def test_a_clip_becomes_patches_every_48_hops_and_its_end_is_filled(original):
+def test_a_clip_becomes_patches_every_48_hops_and_its_end_is_padded(original):
     classifier = yamnet.classifier(yamnet.from_keras(embedders.weights.read_keras(original[1])), "random")
     audio = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
     found, filled = embed(classifier, [audio, np.pad(audio, (0, 15_600 + 2 * 7_680 - 24_000))])

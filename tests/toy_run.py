@@ -1,4 +1,4 @@
-"""A learner and data small enough to train in tests; as a program, trains them in a process that can be killed.
+"""A learner and data small enough to train in tests; run as a program, trains in a process that can be killed.
 
 Usage: python toy_run.py MODEL_DIR TOTAL_STEPS SECONDS_PER_STEP
 """
@@ -22,7 +22,7 @@ ADAM = OptimizerConfig("adamw", learning_rate=0.05, schedule="constant", warmup_
 
 
 class ToyState(flax.struct.PyTreeNode):
-    """A vector and its optimiser."""
+    """A vector and its optimizer state."""
 
     step: jax.Array
     params: dict
@@ -31,7 +31,7 @@ class ToyState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class ToyLearner:
-    """Fits a vector to noisy data: every step depends on the batch, the key and the optimiser's state."""
+    """Fits a vector to noisy data; every step depends on the batch, the key and the optimizer state."""
 
     optimizer: OptimizerConfig = ADAM
     nan_at: int = -1  # step whose loss is not finite
@@ -61,22 +61,22 @@ class ToyLearner:
 
 @dataclasses.dataclass(frozen=True)
 class WarmLearner(ToyLearner):
-    """Begins at the first batch's mean."""
+    """Starts at the first batch's mean."""
 
     def warm_start(self, state: ToyState, batch: Any, key: jax.Array) -> ToyState:
-        """Sets the vector."""
+        """Sets the vector to the batch's mean."""
         return state.replace(params={"w": batch["x"].mean(0)})
 
 
 @dataclasses.dataclass
 class ToyData:
-    """Seven batches an epoch, another seven each epoch."""
+    """Seven batches per epoch, different in each epoch."""
 
     seconds: float = 0.0  # time that a batch takes
     served: list = dataclasses.field(default_factory=list)  # (epoch, index) in order
 
     def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from number `skip` on."""
+        """Yields the batches from index `skip` on."""
         values = np.random.default_rng(epoch).normal(1.0, 0.3, size=(7, 4, 8)).astype(np.float32)
         for index in range(skip, 7):
             time.sleep(self.seconds)
@@ -85,7 +85,7 @@ class ToyData:
 
 
 def run(model_dir, total_steps, data=None, learner=None, **overrides) -> ToyState:
-    """Trains with short periods."""
+    """Trains with short intervals between evaluations and checkpoints."""
     arguments = {"checkpoint_period": 5, "eval_period": 4, "eval_steps": 2, "log_period": 3, "checkpoint_minutes": 0.0}
     arguments |= overrides
     return trainer.train(
