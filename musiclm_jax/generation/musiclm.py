@@ -1,4 +1,4 @@
-"""What `musiclm_jax.load` returns: a bundle that generates music."""
+"""`MusicLM`, the object that `musiclm_jax.load` returns: a bundle that generates music."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,5 +22,5 @@ class MusicLM:
     def generate(
         self, prompts: Sequence[Prompt] = (), seconds: float = 10.0, seed: int = 0, **options: Any
     ) -> list[GeneratedMusic]:
-        """Turns texts into music; see `musiclm_jax.generation.generate.generate` for the options and the errors."""
+        """Generates music from texts; see `musiclm_jax.generation.generate.generate` for options and errors."""
         return generate(self.bundle, prompts, seconds=seconds, seed=seed, **options)
