@@ -307,9 +307,9 @@ def test_a_pack_holds_configurations_text_encoder_and_melody(packed, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, seed.part("text_encoder").variables, mine)
     assert set(json.loads((packed / bootstrap.LEARNERS_FILE).read_text())) == set(TRAININGS)
 
-    with pytest.raises(ValueError, match="has no mulan, semantic, soundstream, w2v_bert, which semantic_melody need"):
+    with pytest.raises(ValueError, match="has no mulan, semantic, soundstream, w2v_bert, required by semantic_melody"):
         bootstrap.Bootstrap(packed, tmp_path / "none", 1.0, SMALL, parts=["semantic_melody"])
-    with pytest.raises(ValueError, match="has no soundstream, which decoder need"):
+    with pytest.raises(ValueError, match="has no soundstream, required by decoder"):
         bootstrap.Bootstrap(packed, tmp_path / "none", 1.0, SMALL, parts=["decoder"])
 
     made = bootstrap.Bootstrap(packed, tmp_path / "out", 1.0, dataclasses.replace(SMALL, dtype="bfloat16"))
