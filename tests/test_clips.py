@@ -58,7 +58,7 @@ def test_a_folder_with_every_fault(tmp_path):
         "1 file names match no id: stranger.wav",
         "1 clips exceed full scale (they are scored): loud",
         "1 files are ignored, another has the same id: good.wav",
-        "2 clips were resampled to 24000 Hz: 1 of 44100 Hz, 1 of 96000 Hz",
+        "2 clips were resampled to 24000 Hz: 1 at 44100 Hz, 1 at 96000 Hz",
         "clips differ in length: 1.00 to 2.00 s",
     ):
         assert part in text
