@@ -1,6 +1,6 @@
 """The training loop for any learner, with checkpoints, meshes, progress lines and preemption.
 
-Imports only `data` and knows no model. A learner is three pure functions (`learner.Learner`).
+Imports only `data` and knows no model. A learner is four pure functions (`learner.Learner`).
 """
 
 __all__ = [
