@@ -1,14 +1,14 @@
-"""Is the `musiclm_jax` that tests import this checkout, or exactly what this checkout installs?"""
+"""Checks that the `musiclm_jax` that tests import is this checkout, or exactly what this checkout installs."""
 
 import pathlib
 
-# Folders of the checkout, and where they install in the package.
+# Folders of the checkout, and where they are installed in the package.
 FOLDERS = {"musiclm_jax": ".", "tasks": "tasks", "launch": "launch", "gin_configs": "gin_configs"}
-INSTALLED_WHOLE = {".py", ".gin"}  # every file of these kinds installs
+INSTALLED_WHOLE = {".py", ".gin"}  # every file with these extensions is installed
 
 
 def problem(package: pathlib.Path, checkout: pathlib.Path) -> str:
-    """One line that says how an imported package differs from a checkout; empty if it does not.
+    """Returns one line that says how an imported package differs from a checkout; "" if it does not.
 
     Args:
       package: folder of the imported `musiclm_jax`.
@@ -26,13 +26,13 @@ def problem(package: pathlib.Path, checkout: pathlib.Path) -> str:
 
 
 def files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Files below a folder by their relative paths, without what Python or numba writes there."""
+    """Returns the files below a folder by relative path, without caches of Python and numba."""
     found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def checkout_files(checkout: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Files of a checkout, by the paths that they would have in the installed package."""
+    """Returns the files of a checkout by their path in the installed package."""
     return {
         (pathlib.PurePosixPath(target) / name).as_posix(): path
         for source, target in FOLDERS.items()
@@ -41,7 +41,7 @@ def checkout_files(checkout: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def first_difference(installed: dict[str, pathlib.Path], expected: dict[str, pathlib.Path]) -> str:
-    """The first file that differs: absent from the checkout, of other content, or not installed."""
+    """Describes the first file that differs: missing in the checkout, with other content, or not installed."""
     for name, path in sorted(installed.items()):
         if name not in expected:
             return f"{name} is installed, but absent here"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "musiclm_jax"
-# The rooms from the ground up, and the rooms that each may import.
+# The rooms, lowest first, and the rooms that each may import.
 ROOMS = {
     "data": set(),
     "kernels": set(),
@@ -24,7 +24,7 @@ ROOMS = {
     "bootstrap": {"data", "training", "corpus", "tokenizers", "stages", "bundles"},
 }
 TENSORFLOW = {"tensorflow", "seqio", "tensorflow_datasets", "clu"}
-# weights.py and trill.py read what others released for TensorFlow, only when such an embedder is asked for.
+# weights.py and trill.py read TensorFlow models of other authors; they import TensorFlow only when such a model is used.
 TENSORFLOW_MODULES = {
     "data/records.py",
     "data/datasets.py",
@@ -36,7 +36,7 @@ TENSORFLOW_MODULES = {
 
 
 def imported(path: pathlib.Path) -> set[str]:
-    """Names that a module imports anywhere in it, those of its lazy tables ("module:function") included."""
+    """Returns the names that a module imports anywhere, including those in lazy tables ("module:function")."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -82,13 +82,13 @@ def test_models_know_nothing_of_training(path):
         assert "training" not in rooms(path), "of a model's modules only learner.py imports training/"
 
 
-def test_rooms_stand_on_floors():
-    """The rules themselves have no circle, and a room's rules name only rooms."""
+def test_rules_have_no_cycles():
+    """The rules themselves have no cycle, and name only rooms."""
     order = list(graphlib.TopologicalSorter(ROOMS).static_order())
     assert set(order) == set(ROOMS)
 
 
-def test_modules_import_in_no_circle():
+def test_imports_have_no_cycles():
     modules = {".".join(("musiclm_jax", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in IN_ROOMS}
     graph = {}
     for name, path in modules.items():

@@ -1,4 +1,4 @@
-"""The package as it is installed: its version, its types, and that a clone works without an editable install."""
+"""The installed package: version and type annotations; and a clone works without an editable install."""
 
 import importlib.metadata
 import pathlib
