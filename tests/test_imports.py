@@ -24,7 +24,7 @@ ROOMS = {
     "bootstrap": {"data", "training", "corpus", "tokenizers", "stages", "bundles"},
 }
 TENSORFLOW = {"tensorflow", "seqio", "tensorflow_datasets", "clu"}
-# weights.py and trill.py read TensorFlow models of other authors; they import TensorFlow only when such a model is used.
+# weights.py and trill.py read TensorFlow models of other authors; they import TensorFlow only if such a model is used.
 TENSORFLOW_MODULES = {
     "data/records.py",
     "data/datasets.py",
