@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     story = p.add_argument_group("several prompts in one piece")
     story.add_argument(
-        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from TIME (such as 0:15) on"
+        "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from TIME (0:15) on"
     )
     story.add_argument("--story", metavar="FILE", help='text file with one line per section, such as "0:15 rock band"')
     story.add_argument("--blend", type=float, metavar="S", help="seconds over which one section blends into the next")
