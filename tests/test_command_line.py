@@ -170,7 +170,7 @@ def test_loud_music_is_turned_down_and_reported(run, tmp_path, monkeypatch):
         (["piano", "jig", "--stream"], "only one piece can be streamed"),
         (["piano", "--stream", "--output", "m.mp3"], "cannot write .mp3: use .wav, .flac, .ogg, .pcm, .raw"),
         (["piano", "--stream", "--output", "/nowhere/m.pcm"], "there is no folder /nowhere"),
-        (["piano", "--stream", "--spectrogram", "s.png"], "leave out --stream"),
+        (["piano", "--stream", "--spectrogram", "s.png"], "remove --stream"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(run, no_models, tmp_path, options, message):

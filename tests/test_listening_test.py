@@ -257,7 +257,7 @@ def test_bad_input_is_one_line(capsys, folders, tmp_path, monkeypatch):
         (("--a", low, "--b", high, "--output", out, "--port", 70_000), "port is 70000: give 1 to 65535"),
         (("--results", damaged), "damaged.jsonl, line 2: not a listening test's answer"),
         (("--results", tmp_path / "no.jsonl"), "no such answers file"),
-        (("--results", damaged, "--a", low), "leave --a, --b and --output out"),
+        (("--results", damaged, "--a", low), "remove --a, --b and --output"),
     ]:
         code, _, err = run(capsys, *arguments)
         assert code == 2 and message in err and err.count("\n") == 1, (arguments, err)
