@@ -12,8 +12,6 @@ judges.py score the music and the real renders of the same captions:
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import pathlib
 import time
 from typing import Any
@@ -80,9 +78,8 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
       ValueError: if --work holds music of another bundle, other prompts or other settings.
     """
     work = pathlib.Path(args.work).expanduser()
-    of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
     settings = {
-        "bundle": of_bundle,
+        "bundle": bundle.sha256,
         "prompts": prompts,
         "seconds": args.seconds,
         "seed": args.seed,

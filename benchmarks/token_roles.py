@@ -14,9 +14,7 @@ resamples captions, not pairs, because pairs of one caption are not independent.
 
 import argparse
 import functools
-import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -170,7 +168,7 @@ def make_pieces(bundle: Bundle, prompts: Sequence[str], args: argparse.Namespace
     """
     work = pathlib.Path(args.work).expanduser()
     settings = {
-        "bundle": hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest(),
+        "bundle": bundle.sha256,
         "prompts": list(prompts),
         "samples": args.samples,
         "seconds": args.seconds,

@@ -69,6 +69,15 @@ def test_int8_halves_the_file_and_bounds_the_error_per_row(tmp_path, bundle):
     assert (error <= np.abs(kernel).max(axis=1) / 127 * 0.501).all()
 
 
+def test_the_hash_of_a_bundle_follows_its_weights(bundle):
+    first = bundles.load(bundle).sha256
+    assert bundles.load(bundle).sha256 == first and len(first) == 64
+    changed = variables()
+    changed["params"]["layer"]["kernel"][0, 0] += 1
+    bundles.save_part(bundle, "soundstream", CONFIG, changed)
+    assert bundles.load(bundle).sha256 != first
+
+
 def test_values_beyond_float16_survive():
     packed = bundles.pack({"big": np.full((2, 2), 1e6, np.float32)})
     np.testing.assert_array_equal(bundles.unpack(packed)["big"], np.full((2, 2), 1e6))

@@ -51,19 +51,19 @@ def test_above_shuffled_is_own_minus_the_mean_of_the_others():
     np.testing.assert_allclose(above_shuffled(matrix), [0.7, 0.4, 0.0], atol=1e-12)
 
 
-def test_pieces_are_generated_once_each_with_its_own_melody(tmp_path):
+def test_pieces_are_generated_once_each_with_its_own_melody(tmp_path, monkeypatch):
     asked = []
 
-    class Bundle:
-        def generate(self, prompts, melody, **options):
-            asked.append((*prompts, None if melody is None else melody[0]))
-            return [types.SimpleNamespace(audio=np.full(RATE, 0.1 * len(asked)))]
+    def generate(bundle, prompts, melody, **options):
+        asked.append((*prompts, None if melody is None else melody[0]))
+        return [types.SimpleNamespace(audio=np.full(RATE, 0.1 * len(asked)))]
 
+    monkeypatch.setattr(melody_following.generate, "generate", generate)
     melodies = [np.full(4, 0.5), np.full(4, 0.25)]
-    first = melody_following.make_pieces(Bundle(), ["a", "b"], melodies, tmp_path / "arm", 0)
+    first = melody_following.make_pieces(None, ["a", "b"], melodies, tmp_path / "arm", 0)
     assert asked == [("a", 0.5), ("b", 0.25)]
     (tmp_path / "arm" / "001.flac").unlink()  # as after an interrupted run
-    again = melody_following.make_pieces(Bundle(), ["a", "b"], melodies, tmp_path / "arm", 0)
+    again = melody_following.make_pieces(None, ["a", "b"], melodies, tmp_path / "arm", 0)
     assert asked[2:] == [("b", 0.25)]
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_allclose(again[1], 0.3, atol=1e-4)

@@ -74,15 +74,15 @@ def test_pairs_share_a_caption_and_controls_do_not():
     assert not any(lines[f"{name}, difference"].passed for name in token_roles.MEASURES)
 
 
-def test_pieces_are_generated_once_in_both_arms_and_kept(tmp_path):
+def test_pieces_are_generated_once_in_both_arms_and_kept(tmp_path, monkeypatch):
     asked = []
 
-    class Recorder(types.SimpleNamespace):
-        def generate(self, prompts, **options):
-            asked.append((*prompts, options["vary"], options["num_samples"]))
-            return [types.SimpleNamespace(audio=np.full(RATE, 0.1 * len(asked))) for _ in range(2)]
+    def generate(bundle, prompts, **options):
+        asked.append((*prompts, options["vary"], options["num_samples"]))
+        return [types.SimpleNamespace(audio=np.full(RATE, 0.1 * len(asked))) for _ in range(2)]
 
-    bundle = Recorder(config={"parts": {}})
+    monkeypatch.setattr(token_roles.generate, "generate", generate)
+    bundle = types.SimpleNamespace(sha256="0")
     args = types.SimpleNamespace(work=str(tmp_path), samples=2, seconds=1.0, seed=0)
     first = token_roles.make_pieces(bundle, ["one", "two"], args)
     assert asked == [(text, vary, 2) for text in ("one", "two") for vary in ("acoustics", "all")]

@@ -86,6 +86,11 @@ class Bundle:
         """Settings for generation."""
         return config_from_json(GenerationConfig, self.config.get("generation", {}), f"{self.path}: generation")
 
+    @property
+    def sha256(self) -> str:
+        """Hash of config.json, which has the hashes of all weights: equal for bundles that generate the same music."""
+        return _json_sha256(self.config)
+
     def has(self, part: str) -> bool:
         """Returns whether the bundle holds `part`."""
         return part in self.config["parts"]

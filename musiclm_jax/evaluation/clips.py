@@ -2,8 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -169,9 +167,8 @@ def generate_clips(
     folder = pathlib.Path(folder).expanduser()
     if unusable := [name for name in captions if pathlib.Path(name).name != name]:
         raise ValueError(f"the id {unusable[0]!r} is not a valid file name: rename it")
-    of_bundle = hashlib.sha256(json.dumps(bundle.config, sort_keys=True).encode()).hexdigest()
     # Without the batch size: a clip does not depend on its batch.
-    settings = {"bundle": of_bundle} | dataclasses.asdict(request) | {"batch_size": None}
+    settings = {"bundle": bundle.sha256} | dataclasses.asdict(request) | {"batch_size": None}
     check_settings(folder, settings, "choose another folder")
     paths = {name: folder / f"{name}.wav" for name in captions}
     waiting = [name for name in captions if not paths[name].exists()]
