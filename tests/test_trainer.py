@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 from toy_run import ToyData, ToyLearner, WarmLearner, run
 
-from musiclm_jax.training import checkpoints, trainer
+from musiclm_jax.training import checkpoints, partitioning, trainer
 from musiclm_jax.training.divergence import DivergedError
 from musiclm_jax.training.optimizers import OptimizerConfig
 
@@ -205,6 +205,12 @@ def test_every_step_has_a_key_of_its_own_and_can_be_traced(tmp_path):
     assert list(trace.parent.glob("*.xplane.pb")), "what TensorBoard reads"
     with pytest.raises(ValueError, match=r"profile_steps is \(5, 2\), expected the first and the last step"):
         run(tmp_path, 6, profile_steps=(5, 2))
+
+
+def test_a_step_copies_nothing_implicitly(tmp_path, monkeypatch):
+    monkeypatch.setattr(partitioning, "shard_batch", lambda mesh, batch: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path, 3)
 
 
 def test_seeds_decide_the_run(tmp_path):
