@@ -65,13 +65,16 @@ setup(
             "ruff>=0.9,<1",
             "mypy>=1.14,<3",
             "transformers>=4.50,<6",
-            "torch>=2.6,<2.14",  # 2.14 brings triton 3.8, which segfaults when it is imported after TensorFlow 2.21
+            # 2.12 brings triton 3.7: it and all later ones crash when transformers imports them after TensorFlow.
+            "torch>=2.6,<2.12",
             "onnxruntime>=1.20,<2",
             "music21>=10.5,<11",
             "pretty_midi>=0.2.10,<0.3",
         ],
         "corpus": ["music21>=10.5,<11", "pretty_midi>=0.2.10,<0.3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "cuda12": ["jax[cuda12]>=0.10,<0.11"],
+        "cuda13": ["jax[cuda13]>=0.10,<0.11"],
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
     },
     entry_points={"console_scripts": ["musiclm = musiclm_jax.launch.main:main"]},
