@@ -26,7 +26,7 @@ def test_hits_is_one_for_a_perfect_match_and_chance_for_none():
 def test_hits_counts_ties_as_half_nearer():
     assert mulan_retrieval.hits(np.zeros((20, 20)), draws=2, pool=20, seed=0).mean() == 1  # 9.5 nearer: within ten
     assert mulan_retrieval.hits(np.zeros((24, 24)), draws=2, pool=24, seed=0).mean() == 0
-    with pytest.raises(ValueError, match="24 held-out clips: a pool takes 256"):
+    with pytest.raises(ValueError, match="there are 24 held-out clips, a pool needs 256"):
         mulan_retrieval.hits(np.zeros((24, 24)), draws=2, pool=256, seed=0)
 
 

@@ -270,7 +270,7 @@ def test_excerpts_of_recordings_are_packed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "/nowhere"], "--from needs --output, the folder of the bundle"),
+        (["--from", "/nowhere"], "--from needs --output, the folder for the bundle"),
         ([], "one of the arguments --pack --from is required"),
         (["--pack", "a", "--from", "b"], "not allowed with argument --pack"),
         (["--from", "/nowhere", "--output", "OUT"], "neither a folder with a config.json"),

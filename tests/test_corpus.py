@@ -325,9 +325,9 @@ def test_workers_share_the_shards(tmp_path, monkeypatch):
     assert len(records.shard_paths(tmp_path, "train")) == shards.SHARDS["train"]
 
 
-def test_command_line_refuses_too_few_hours(tmp_path, capsys):
+def test_command_line_refuses_bad_hours_and_workers(tmp_path, capsys):
     assert launch_corpus.main(["--output", str(tmp_path), "--hours", "0.001"]) == 1
-    assert "expected at least one in each split" in capsys.readouterr().err
+    assert "each split needs at least one" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         launch_corpus.main(["--output", str(tmp_path), "--worker", "2", "--workers", "2"])
 

@@ -99,7 +99,7 @@ def test_a_clip_that_cannot_be_made_is_replaced(monkeypatch):
     def make(renderer, pool, seed, split, index):
         asked.append(index)
         if len(asked) < 3:
-            raise RuntimeError("none of 40 draws makes a clip")
+            raise RuntimeError("none of 40 draws is suitable")
         return clips.Clip({"id": f"{split}-{index:05d}"}, {})
 
     monkeypatch.setattr(render_worker, "make_clip", make)

@@ -176,7 +176,7 @@ def test_tokens_may_encode_the_key_unlike_embeddings():
     assert heard.shape == (2, 3, 4, 12)
     assert (heard.argmax(axis=3)[:, 0] == [[0, 4, 7, 4], [2, 6, 9, 6]]).all()
     points, classes = rng.normal(size=(64, 12)), rng.normal(size=(64, 12))
-    with pytest.raises(ValueError, match="chroma_parts is 4: give pitch classes"):
+    with pytest.raises(ValueError, match="chroma_parts is 4: give the pitch classes"):
         melody.fit_quantizer(KEYED, variables, points, None, jax.random.key(0))
     variables = melody.fit_quantizer(KEYED, variables, points, classes, jax.random.key(0), iterations=2)
     assert variables["codebooks"].shape == (20, 8, 12) and variables["chroma_codebook"].shape == (8, 12)
