@@ -274,7 +274,7 @@ def test_excerpts_of_recordings_are_packed(tmp_path, capsys):
         ([], "one of the arguments --pack --from is required"),
         (["--pack", "a", "--from", "b"], "not allowed with argument --pack"),
         (["--from", "/nowhere", "--output", "OUT"], "neither a folder with a config.json"),
-        (["--from", "/nowhere", "--output", "OUT", "--parts", "coarse", "jazz"], "unknown parts jazz: choose among"),
+        (["--from", "/nowhere", "--output", "OUT", "--parts", "coarse", "jazz"], "unknown parts jazz: choose from"),
     ],
 )
 def test_arguments_that_do_not_fit_are_one_line(arguments, message, tmp_path, capsys):

@@ -84,7 +84,7 @@ def test_a_passage_depends_only_on_seed_split_and_number(sources):
 
 def test_the_command_builds_renditions_with_the_passages_option(sources, tmp_path, capsys):
     assert launch_corpus.main(["--output", str(tmp_path / "a"), "--passages", "9"]) == 1
-    assert "passages = 9 make {" in capsys.readouterr().err
+    assert "passages = 9 give {" in capsys.readouterr().err
     command = ["--output", str(tmp_path / "b"), "--passages", "50", "--workers", "2"]
     assert launch_corpus.main(command) == 0
     assert "others are still running" in capsys.readouterr().out
