@@ -135,7 +135,8 @@ def test_tokens_match_the_windows(learner):
     variables = melody.fit_quantizer(SMALL, variables, points, None, jax.random.key(0), iterations=2)
     codes = melody.tokens(SMALL, variables, audio)
     assert codes.shape == (2, 72) and codes.min() >= 0 and codes.max() < 8
-    first = np.argmin(np.sum((variables["codebooks"][0] - embedded[:, :, None]) ** 2, axis=-1), axis=-1)
+    codebook = np.asarray(variables["codebooks"][0])
+    first = np.argmin(np.sum((codebook - np.asarray(embedded)[:, :, None]) ** 2, axis=-1), axis=-1)
     np.testing.assert_array_equal(codes[:, :3], first)  # the first level of the three windows
     short = melody.tokens(SMALL, variables, audio[:, :96_000])  # silence follows
     np.testing.assert_array_equal(short[:, ::3], codes[:, ::3])

@@ -277,7 +277,7 @@ def test_warm_start_makes_codes_the_clusters_of_latents(warm, audio):
 def test_warm_start_whitens_the_mel_bins(warm, audio):
     started = warm[2].params
     mel = np.asarray(w2v_bert.mel_frames(WHITENED, jnp.asarray(audio))).reshape(-1, 20)
-    seen = (mel - started["mel_mean"]) @ started["mel_rotation"]
+    seen = (mel - started["mel_mean"][None, :]) @ started["mel_rotation"]
     np.testing.assert_allclose(seen.T @ seen / len(seen), np.eye(5), atol=0.01)
 
 

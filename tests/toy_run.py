@@ -47,7 +47,7 @@ class ToyLearner:
 
         def loss_fn(params: dict) -> jax.Array:
             noisy = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
-            return jnp.mean((params["w"] - noisy) ** 2)
+            return jnp.mean((params["w"][None, :] - noisy) ** 2)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         loss = jnp.where(state.step == self.nan_at, jnp.nan, loss)
@@ -56,7 +56,7 @@ class ToyLearner:
 
     def eval_step(self, state: ToyState, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
         """The loss without noise."""
-        return {"loss": jnp.mean((state.params["w"] - batch["x"]) ** 2)}
+        return {"loss": jnp.mean((state.params["w"][None, :] - batch["x"]) ** 2)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,4 +67,4 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
 def int8_product_xla(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
     """Computes `int8_product` of x [n, d] with XLA: [n, f]."""
     rows, own = rounded(x)
-    return transposed_product_xla(rows, kernel, jnp.int32) * own[:, None] * scale
+    return transposed_product_xla(rows, kernel, jnp.int32) * own[:, None] * scale[None, :]

@@ -196,7 +196,8 @@ def flatten(stage: Stage, part: StreamSlice, codes: jax.Array) -> jax.Array:
     """Converts codes [b, t, q] to ids [b, t * q], frame by frame; padding becomes bos."""
     vocabulary, size = stage.vocabulary, stage.stream(part.stream).codebook_size
     first = vocabulary.offset(part.stream, part.first_level)
-    ids = jnp.where(codes < 0, vocabulary.bos, codes + first + size * np.arange(part.levels))
+    offsets = size * np.arange(part.levels)[None, None, :]
+    ids = jnp.where(codes < 0, vocabulary.bos, codes + first + offsets)
     return ids.reshape(ids.shape[0], -1).astype(jnp.int32)
 
 
@@ -204,7 +205,7 @@ def unflatten(stage: Stage, part: StreamSlice, ids: jax.Array) -> jax.Array:
     """Inverts `flatten`: converts ids [b, t * q] to codes [b, t, q]; ids outside their level's range become -1."""
     size = stage.stream(part.stream).codebook_size
     first_ids = stage.vocabulary.offset(part.stream, part.first_level) + size * np.arange(part.levels)
-    codes = ids.reshape(ids.shape[0], -1, part.levels) - first_ids
+    codes = ids.reshape(ids.shape[0], -1, part.levels) - first_ids[None, None, :]
     return jnp.where((codes >= 0) & (codes < size), codes, PADDING)
 
 

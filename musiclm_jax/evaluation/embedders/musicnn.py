@@ -71,14 +71,15 @@ def log_mel(audio: jax.Array) -> jax.Array:
 def _normalize(weights: dict, index: int, x: jax.Array) -> jax.Array:
     name = "batch_normalization" + (f"_{index}" if index else "")
     scale = weights[f"{name}/gamma"] / jnp.sqrt(weights[f"{name}/moving_variance"] + 1e-3)
-    return x * scale + (weights[f"{name}/beta"] - weights[f"{name}/moving_mean"] * scale)
+    shift = weights[f"{name}/beta"] - weights[f"{name}/moving_mean"] * scale
+    return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(shift, x.shape)
 
 
 def _conv(weights: dict, index: int, x: jax.Array, padding: str) -> jax.Array:
     name = "conv2d" + (f"_{index}" if index else "")
     dims = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(x, weights[f"{name}/kernel"], (1, 1), padding, dimension_numbers=dims)
-    return jax.nn.relu(y + weights[f"{name}/bias"])
+    return jax.nn.relu(y + weights[f"{name}/bias"][None, None, None, :])
 
 
 def forward(weights: dict, mel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,9 +106,9 @@ def forward(weights: dict, mel: jax.Array) -> tuple[jax.Array, jax.Array]:
     joined = jnp.concatenate(features, axis=-1)  # [patches, frames, 753]
     # TensorFlow flattens [channels, pool] in row-major order: max and mean of a channel are adjacent.
     pooled = jnp.stack([jnp.max(joined, axis=1), jnp.mean(joined, axis=1)], axis=-1).reshape(len(mel), -1)
-    dense = jax.nn.relu(_normalize(weights, 9, pooled) @ weights["dense/kernel"] + weights["dense/bias"])
+    dense = jax.nn.relu(_normalize(weights, 9, pooled) @ weights["dense/kernel"] + weights["dense/bias"][None, :])
     embedding = _normalize(weights, 10, dense)
-    return jax.nn.sigmoid(embedding @ weights["dense_1/kernel"] + weights["dense_1/bias"]), embedding
+    return jax.nn.sigmoid(embedding @ weights["dense_1/kernel"] + weights["dense_1/bias"][None, :]), embedding
 
 
 @jax.jit

@@ -89,7 +89,7 @@ def forward(params: Params, mel: jax.Array) -> jax.Array:
     """
     x = jax.lax.platform_dependent(params, mel, cpu=_features_on_cpu, default=_features)
     for name in DENSE:
-        x = x @ params[name]["kernel"] + params[name]["bias"]
+        x = x @ params[name]["kernel"] + params[name]["bias"][None, :]
         x = x if name == DENSE[-1] else jax.nn.relu(x)
     return x
 
@@ -101,7 +101,7 @@ def _features(params: Params, mel: jax.Array) -> jax.Array:
         for name in group:
             dims = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=dims)
-            x = jax.nn.relu(x + params[name]["bias"])
+            x = jax.nn.relu(x + params[name]["bias"][None, None, None, :])
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return x.reshape(len(x), -1)
 
@@ -114,13 +114,12 @@ def _features_on_cpu(params: Params, mel: jax.Array) -> jax.Array:
 
     def of_few(mel: jax.Array) -> jax.Array:
         # Max pooling comes before bias and ReLU: both are monotonic, and only a quarter of the values is left for them.
-        x = jax.nn.relu(
-            winograd.maximum(winograd.tiles_of_one_channel(mel, params[first]["kernel"])) + params[first]["bias"]
-        )
+        pooled = winograd.maximum(winograd.tiles_of_one_channel(mel, params[first]["kernel"]))
+        x = jax.nn.relu(pooled + params[first]["bias"][None, None, None, :])
         for name in later:
             outputs = winograd.tiles(x, kernels[name])
             joined = winograd.maximum(outputs) if name in last else winograd.image(outputs)
-            x = jax.nn.relu(joined + params[name]["bias"])
+            x = jax.nn.relu(joined + params[name]["bias"][None, None, None, :])
         return x.reshape(len(x), -1)
 
     few = math.gcd(len(mel), PATCHES_IN_CACHE)

@@ -64,7 +64,7 @@ def tiles_of_one_channel(image: jax.Array, kernel: jax.Array) -> Tiles:
 
     def output(row: int, column: int) -> jax.Array:
         shifted = ((i, j, padded[:, row + i :: 2, column + j :: 2]) for i in range(3) for j in range(3))
-        parts = (part[:, : height // 2, : width // 2, None] * kernel[i, j, 0] for i, j, part in shifted)
+        parts = (part[:, : height // 2, : width // 2, None] * kernel[None, None, i, j] for i, j, part in shifted)
         return functools.reduce(operator.add, parts)
 
     return [[output(row, column) for column in range(2)] for row in range(2)]

@@ -67,9 +67,9 @@ def forward(params: Params, mel: jax.Array) -> jax.Array:
             x = jax.lax.conv_general_dilated(
                 x, layer["kernel"], (step, step), "SAME", dimension_numbers=DIMS, feature_group_count=groups
             )
-            x = jax.nn.relu(x + layer["bias"])
+            x = jax.nn.relu(x + layer["bias"][None, None, None, :])
     pooled = jnp.mean(x, axis=(1, 2))
-    return jax.nn.sigmoid(pooled @ params["classifier"]["kernel"] + params["classifier"]["bias"])
+    return jax.nn.sigmoid(pooled @ params["classifier"]["kernel"] + params["classifier"]["bias"][None, :])
 
 
 @jax.jit

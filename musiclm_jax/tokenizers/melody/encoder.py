@@ -69,7 +69,7 @@ class MelodyEncoder(nn.Module):
         """
         c = self.config
         x = nn.Dense(c.width, name="patches")(patches(c, mel)).max(axis=2)
-        x = x + self.param("positions", nn.initializers.normal(0.02), (c.patches, c.width))
+        x = x + self.param("positions", nn.initializers.normal(0.02), (c.patches, c.width))[None]
         for layer in range(c.num_layers):
             x = Block(c, name=f"layer_{layer}")(x)
         return unit(nn.Dense(c.embedding_dim, name="projection")(nn.LayerNorm(name="norm")(x).mean(axis=1)))

@@ -60,7 +60,7 @@ class MelodyLearner:
         level = jnp.sqrt(jnp.mean(jnp.square(audio), axis=1, keepdims=True))
         # The same noise for all windows: with a small model, drawing it for each would take a third of the step.
         noise = jax.random.normal(key, audio.shape[1:])
-        audio = audio + 10 ** (self.noise_db / 20) * level * noise
+        audio = audio + 10 ** (self.noise_db / 20) * level * noise[None]
         gradient = jax.value_and_grad(self._loss, has_aux=True)
         (loss, metrics), grads = gradient(state.params, audio, batch["melody"], state.step)
         updates, opt_state = self.optimizer.make().update(grads, state.opt_state, state.params)

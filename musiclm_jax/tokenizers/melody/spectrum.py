@@ -45,7 +45,8 @@ def log_semitones(audio: jax.Array, config: LogMelConfig, lowest: int) -> jax.Ar
     excess = config.window - config.hop
     padded = jnp.pad(audio, ((0, 0), (excess // 2, excess - excess // 2)))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window) / config.window)
-    frames = frame(padded, config.window, config.hop) * (2.0 / hann.sum() * hann).astype(np.float32)
+    window = (2.0 / hann.sum() * hann).astype(np.float32)
+    frames = frame(padded, config.window, config.hop) * window[None, None, :]
     # An FFT, since a product with the Fourier basis would cost more than the model.
     spectrum = jnp.abs(jnp.fft.rfft(frames, config.fft_size)[..., : len(filters)])
     return jnp.log(spectrum @ filters + config.floor)

@@ -101,7 +101,7 @@ def embed_text(config: MulanConfig, variables: Variables, texts: Sequence[str]) 
 
 def to_shared_space(variables: Variables, embeddings: jax.Array, modality: str) -> jax.Array:
     """Maps embeddings `[batch, dim]` of one modality to the space that the RVQ quantizes: `[batch, dim]`."""
-    return (embeddings - variables[f"{modality}_mean"]) @ variables[f"{modality}_map"]
+    return (embeddings - variables[f"{modality}_mean"][None, :]) @ variables[f"{modality}_map"]
 
 
 def tokens(config: MulanConfig, variables: Variables, embeddings: jax.typing.ArrayLike, modality: str) -> jax.Array:

@@ -55,7 +55,7 @@ class CausalConv(nn.Module):
             rhs_dilation=(self.dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-        return y + bias, extended[:, t:]
+        return y + bias[None, None, :], extended[:, t:]
 
 
 class Chain:

@@ -93,7 +93,7 @@ class SoundStreamLearner:
         codebooks = quantization.fit_rvq(fit_key, x, few, self.kmeans_iterations)
         copies = jnp.tile(codebooks, (1, -(-config.codebook_size // fitted), 1))[:, : config.codebook_size]
         jitter = jax.random.normal(jitter_key, copies.shape) * jnp.std(codebooks, axis=(1, 2), keepdims=True)
-        is_copy = (jnp.arange(config.codebook_size) >= fitted)[:, None]
+        is_copy = (jnp.arange(config.codebook_size) >= fitted)[None, :, None]
         return state.replace(rvq=RVQState.from_codebooks(copies + 0.5 * jitter * is_copy, config))
 
     def train_step(

@@ -124,12 +124,12 @@ class ConvNeXtBlock(nn.Module):
         kernel = self.param("kernel", nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), (taps, c))
         # A sum of shifted products is one pass over memory; XLA's depthwise convolutions are slow.
         extended = extend(x, context, taps - 1)
-        y = sum(kernel[k] * extended[:, k : k + t] for k in range(taps))
+        y = sum(kernel[None, None, k] * extended[:, k : k + t] for k in range(taps))
         y = nn.LayerNorm(name="norm")(y)
         y = nn.Dense(self.config.expansion * c, dtype=self.dtype, name="up")(y)
         y = nn.Dense(c, dtype=self.dtype, name="down")(nn.gelu(y)).astype(jnp.float32)
         scale = self.param("scale", nn.initializers.constant(self.config.layer_scale), (c,))
-        return x + scale * y, extended[:, t:]
+        return x + scale[None, None, :] * y, extended[:, t:]
 
 
 class SpectralEncoder(nn.Module):
@@ -148,7 +148,7 @@ class SpectralEncoder(nn.Module):
         magnitude = spectrogram.magnitude(padded, config.fft_size, config.hop)
         windows = spectrogram.frame(padded, config.fft_size, config.hop)
         # The magnitudes carry the level; the waveform is scaled to unit power, in quiet and loud passages alike.
-        windows = windows * np.hanning(config.fft_size + 1)[:-1].astype(np.float32)
+        windows = windows * np.hanning(config.fft_size + 1)[None, None, :-1].astype(np.float32)
         windows /= jnp.sqrt(jnp.mean(windows**2, axis=-1, keepdims=True) + RMS_FLOOR**2)
         x = nn.Dense(config.encoder_width, dtype=self.dtype, name="windows_in")(windows).astype(jnp.float32)
         # The scaled log magnitudes are roughly within -1.5..1.5.
@@ -185,7 +185,7 @@ class SpectralDecoder(nn.Module):
         x = nn.LayerNorm(name="norm_out")(x)
         # The outputs are real and imaginary parts. In trials of 100 to 300 steps, predicting magnitude and phase
         # (Vocos) or a gain for each bin did not lead to the waveform.
-        spectrum = nn.Dense(config.fft_size + 2, name="out")(x) * head_scale(config.fft_size)
+        spectrum = nn.Dense(config.fft_size + 2, name="out")(x) * head_scale(config.fft_size)[None, None, :]
         # Full precision on accelerators too, as in the STFT: less would be audible as noise in quiet bins.
         basis = inverse_basis(config.fft_size, config.hop)
         segments = jnp.matmul(spectrum, basis, precision=jax.lax.Precision.HIGHEST)

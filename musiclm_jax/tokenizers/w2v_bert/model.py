@@ -100,7 +100,7 @@ def mel_frames(config: W2vBertConfig, audio: jax.Array) -> jax.Array:
     filters = mel_filterbank(SAMPLE_RATE, config.mel_fft_size, config.num_mels, config.mel_min_hz, config.mel_max_hz)
     excess = window - _HOP
     padded = jnp.pad(audio, ((0, 0), (excess // 2, excess - excess // 2)))
-    magnitude = jnp.abs(jnp.fft.rfft(frame(padded, window, _HOP) * hann, config.mel_fft_size))
+    magnitude = jnp.abs(jnp.fft.rfft(frame(padded, window, _HOP) * hann[None, None, :], config.mel_fft_size))
     mel = jnp.log(magnitude @ filters + config.mel_floor)
     mean = mel.mean(axis=(1, 2), keepdims=True)
     deviation = mel.std(axis=(1, 2), keepdims=True)
@@ -132,7 +132,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     taps, frames = kernel.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
     return sum(
-        (padded[:, j : j + frames] * kernel[None, None, j] for j in range(1, taps)), padded[:, :frames] * kernel[0]
+        (padded[:, j : j + frames] * kernel[None, None, j] for j in range(1, taps)),
+        padded[:, :frames] * kernel[None, None, 0],
     )
 
 
@@ -228,7 +229,7 @@ class W2vBert(nn.Module):
     def latents(self, mel: jax.Array) -> jax.Array:
         """Subsamples log-mel `[batch, 4 t, mels]` to latents `[batch, t, d]`."""
         if self.config.mel_axes:
-            mel = (mel - jax.lax.stop_gradient(self.mel_mean)) @ jax.lax.stop_gradient(self.mel_rotation)
+            mel = (mel - jax.lax.stop_gradient(self.mel_mean)[None, None, :]) @ jax.lax.stop_gradient(self.mel_rotation)
         first, second = self.subsample
         return self.latent_norm(second(nn.relu(first(mel))))
 
@@ -324,7 +325,8 @@ def semantic_tokens(config: W2vBertConfig, variables: Variables, audio: jax.Arra
 
 def normalise_features(variables: Variables, x: jax.Array) -> jax.Array:
     """Normalises features `[..., d]` for k-means: per dimension, then projected to whitened axes if there are any."""
-    x = (x - variables["feature_mean"]) / variables["feature_std"]
+    mean, std = (jnp.broadcast_to(variables[name], x.shape) for name in ("feature_mean", "feature_std"))
+    x = (x - mean) / std
     return x @ variables["feature_projection"] if "feature_projection" in variables else x
 
 
@@ -335,9 +337,9 @@ def whitening(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
       (mean `[d]`, rotation `[d, axes]`); the covariance of (x - mean) @ rotation is the identity.
     """
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
-    normal = (x - mean) / std
+    normal = (x - mean[None, :]) / std[None, :]
     variances, vectors = jnp.linalg.eigh(normal.T @ normal / len(x))
-    rotation = vectors / jnp.sqrt(jnp.maximum(variances, 0) + 1e-4) / std[:, None]
+    rotation = vectors / jnp.sqrt(jnp.maximum(variances, 0) + 1e-4)[None, :] / std[:, None]
     return mean, rotation[:, ::-1][:, :axes]
 
 
