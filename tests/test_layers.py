@@ -96,7 +96,7 @@ def dense_attention(q, k, v, table, valid):
     distance = np.arange(length)[:, None] - np.arange(length)
     bias = jnp.moveaxis(table[layers.relative_buckets(distance, 8, 20)], -1, 0)
     seen = (distance >= 0) & valid[:, None, None, :]
-    scores = jnp.where(seen, jnp.einsum("bhqc,bhkc->bhqk", q, k) + bias, -jnp.inf)
+    scores = jnp.where(seen, jnp.einsum("bhqc,bhkc->bhqk", q, k) + bias[None], -jnp.inf)
     return jax.nn.softmax(scores) @ v
 
 

@@ -241,7 +241,7 @@ class Transformer(nn.Module):
         """
         features = jnp.zeros((1, length, self.config.d_model))
         if self.config.time_embedding:
-            features = features + self.time_gain[:, None, None] * times
+            features = features + self.time_gain[:, None, None] * times[None]
         if self.config.aligned_condition:
             place = 1  # after bos
             start = sum(span.frames * span.levels for span in spans)  # the input whose output is the first target
