@@ -1,4 +1,4 @@
-"""Checkpoints: exact, tolerant of interrupted writes, with retention, and clear about what does not fit."""
+"""Checkpoints: exact restoring, interrupted writes, retention, and clear errors for incompatible states."""
 
 import os
 import re
@@ -49,6 +49,17 @@ def test_restores_state_position_and_structure(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, make_state(5))
 
 
+def test_a_process_resumes_at_its_own_position(monkeypatch):
+    """test_processes.py tests runs of several processes."""
+    saved = {"processes": [[2, 1], [1, 4], [1, 5]]}
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for index, expected in enumerate([Position(2, 1), Position(1, 4), Position(1, 5)]):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        assert checkpoints._of_this_process(saved) == expected
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert checkpoints._of_this_process(saved) == Position(1, 4), "other processes: the earliest position"
+
+
 def test_nothing_to_restore(tmp_path):
     with checkpoints.open_manager(tmp_path) as manager:
         assert checkpoints.restore_latest(manager, abstract(make_state())) is None
@@ -64,7 +75,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):
-    """The write goes on in the background while the next step overwrites the state's memory."""
+    """The write continues in the background while the next step overwrites the state's memory."""
     overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0)
     state = make_state(7, width=3_000_000)
     expected = np.array(state.params["w"])
@@ -146,14 +157,14 @@ def saved_steps(tmp_path_factory):
 
 
 def noise(step, width):
-    """A state that does not compress."""
+    """Returns an incompressible state."""
     values = jax.random.normal(jax.random.key(step), (width,))
     return make_state(step, width).replace(params={"w": values, "nothing": {}})
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder whose disk is soon full: a file system in 3 MB of memory, or else a limit of the size of files."""
+    """A folder on a disk that fills up soon: a 3 MB file system in memory, or else a limit on file sizes."""
     if (
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True).returncode
         == 0
@@ -165,11 +176,11 @@ def small_disk(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_is_told_and_loses_no_checkpoint(small_disk):
+def test_a_full_disk_is_reported_and_loses_no_checkpoint(small_disk):
     message = r"cannot write a checkpoint to \S+ \(.*(No space left on device|File too large)\): .* from step (\d+)$"
     with pytest.raises(ValueError, match=message) as raised:
         with checkpoints.open_manager(small_disk, keep=9) as manager:
-            for step in range(1, 9):  # each has 0.9 MB; the error comes later than the call that begins to write
+            for step in range(1, 9):  # 0.9 MB each; the error comes after the call that starts the write
                 checkpoints.save(manager, step, noise(step, 250_000), Position(0, step))
                 if step == 1 and not os.path.ismount(small_disk):
                     checkpoints.wait(manager)
@@ -181,7 +192,7 @@ def test_a_full_disk_is_told_and_loses_no_checkpoint(small_disk):
     np.testing.assert_array_equal(state["params"]["w"], noise(step, 250_000).params["w"])
 
 
-def test_a_folder_that_can_no_longer_be_written_is_told_at_once(tmp_path):
+def test_a_folder_that_is_no_longer_writable_is_reported_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write a checkpoint to \S+ \(.*(exists|Not a dir).*\): "):
         with checkpoints.open_manager(tmp_path) as manager:
             checkpoints.save(manager, 1, make_state(1), Position())

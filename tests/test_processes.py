@@ -1,4 +1,4 @@
-"""A run of several processes: the steps of one process, its own shards for each, checkpoints for any number, stops."""
+"""Runs of several processes: equal to one process, separate shards, checkpoints for any number of processes, stops."""
 
 import os
 import re
@@ -25,20 +25,20 @@ BATCH = 8
 
 
 class Joined:
-    """What two hosts read, as the one batch that it makes; begins with the shorter of two epochs."""
+    """The data of two hosts, joined to one batch; an epoch ends with the shorter one of the two hosts."""
 
     def __init__(self, task, split, shuffle):
         self.parts = [TaskDataset(task, split, BATCH, shuffle=shuffle, host=host, hosts=2) for host in range(2)]
 
     def epoch(self, epoch, skip=0):
-        """Batches of both, while both have some."""
+        """Yields joined batches while both hosts have some."""
         for pair in zip(*(part.epoch(epoch, skip) for part in self.parts), strict=False):
             yield {name: np.concatenate([one[name] for one in pair]) for name in pair[0]}
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """Token records in 4 shards; the second host's are longer, so that the epochs of two hosts differ."""
+    """Token records in 4 shards; the second host's shards are longer, so that the two hosts' epochs differ."""
     folder = tmp_path_factory.mktemp("tokens")
     rng = np.random.default_rng(0)
     for split in records.SPLITS:
@@ -58,7 +58,7 @@ def tokens(tmp_path_factory):
 
 @pytest.fixture
 def arguments(tokens, tmp_path):
-    """Of the train command, but its model_dir; the embedding's rows divide by 4 and 2."""
+    """Arguments of the train command except model_dir; the embedding's rows are divisible by 4 and 2."""
     (tmp_path / "small.gin").write_text(SMALL)
     bindings = {
         "DATA_DIR": f"'{tokens}'",
@@ -67,7 +67,7 @@ def arguments(tokens, tmp_path):
         "train.eval_steps": 9,
         "OptimizerConfig.learning_rate": 0.01,
         "OptimizerConfig.warmup_steps": 0,
-        "OptimizerConfig.eps": 1e-3,  # a gradient of rounding errors alone should stay small
+        "OptimizerConfig.eps": 1e-3,  # updates from rounding errors should stay small
         "make_mesh.fsdp": 2,
         "make_mesh.tensor": 2,
         "train.mesh": "@make_mesh()",
@@ -82,7 +82,7 @@ def free_port():
 
 
 def start(arguments, processes, devices):
-    """Starts the command in several processes of some devices each."""
+    """Starts the command in several processes with several devices each."""
     port = free_port()
     environment = dict(
         os.environ,
@@ -105,7 +105,7 @@ def start(arguments, processes, devices):
 
 
 def finish(processes):
-    """What they print; all must end well."""
+    """Returns the output of the processes; all must succeed."""
     try:
         out = [process.communicate(timeout=600)[0] for process in processes]
     finally:
@@ -119,9 +119,10 @@ def loss_of(line):
     return float(re.search(r"held out after \d+ steps: .*? loss ([\d.]+)", line).group(1))
 
 
-def test_two_processes_take_the_steps_of_one(arguments, tmp_path, capsys):
+def test_processes_take_the_steps_of_one_and_stop_and_resume_together(arguments, tmp_path, capsys):
+    """One test, since processes start slowly: two start a run, two resume a run of one, one resumes at the end."""
     out = finish(start([*arguments, f"--model_dir={tmp_path / 'two'}"], 2, 4))
-    assert "mesh {'data': 2, 'fsdp': 2, 'tensor': 2}" in out[0] and "step" not in out[1], "process 0 alone reports"
+    assert "mesh {'data': 2, 'fsdp': 2, 'tensor': 2}" in out[0] and "step" not in out[1], "only process 0 reports"
     step, found = checkpoints.load(tmp_path / "two")
     assert step == STEPS
 
@@ -135,41 +136,24 @@ def test_two_processes_take_the_steps_of_one(arguments, tmp_path, capsys):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     assert loss_of(out[0]) == pytest.approx(loss_of(capsys.readouterr().out), rel=1e-3)
 
-    # Of 20 and 30 examples, batches of 4 and 4: each process goes on in its own epoch.
-    longer = [a.replace(f"TRAIN_STEPS={STEPS}", "TRAIN_STEPS=6") for a in arguments]
-    out = finish(start([*longer, f"--model_dir={tmp_path / 'two'}"], 2, 4))
-    assert "resuming from step 5 (epoch 0, batch 5)" in out[0] and "done: step 6 of 6" in out[0]
-    step, state, _ = restore(tmp_path / "two", bound["learner"])
-    assert step == int(state.step) == 6
-    assert main.main(["train", *arguments[:-3], "--gin.TRAIN_STEPS=7", f"--model_dir={tmp_path / 'two'}"]) == 0
-    assert "resuming from step 6 (epoch 0, batch 6)" in capsys.readouterr().out, "the earliest of both processes"
-    longer = [a.replace(f"TRAIN_STEPS={STEPS}", "TRAIN_STEPS=8") for a in arguments]
-    out = finish(start([*longer, f"--model_dir={tmp_path / 'two'}"], 4, 1))
-    assert "resuming from step 7" in out[0] and "done: step 8 of 8" in out[0]
-
-
-def restore(folder, learner):
-    mesh = partitioning.make_mesh(1)
-    boxed = jax.eval_shape(learner.init, jax.random.key(0))
-    abstract = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        partitioning.unbox(boxed),
-        partitioning.state_sharding(mesh, boxed),
-    )
-    with checkpoints.open_manager(folder) as manager:
-        return checkpoints.restore_latest(manager, abstract)
-
-
-def test_a_signal_to_one_process_stops_all_at_one_step(arguments, tmp_path):
-    folder = f"--model_dir={tmp_path / 'run'}"
+    # Two processes resume a run of one process on other devices; a signal to one of them stops both.
+    folder = f"--model_dir={tmp_path / 'one'}"
     longer = [a.replace(f"TRAIN_STEPS={STEPS}", "TRAIN_STEPS=100000") for a in arguments]
     processes = start([*longer, folder], 2, 2)
+    read_until(processes[0], "resuming from step 5 (epoch 0, batch 5)")
     read_until(processes[0], "step 20/")
     processes[1].send_signal(signal.SIGTERM)
     out = finish(processes)
     stopped = int(re.search(r"stopped by a signal, saved at step ([\d,]+)", out[0]).group(1).replace(",", ""))
     assert 20 <= stopped < 100_000
-    assert checkpoints.load(tmp_path / "run")[0] == stopped
+    assert checkpoints.load(tmp_path / "one")[0] == stopped
+
+    # 20 and 30 examples in batches of 4 give epochs of 5 and 7 batches, so the processes were in different epochs.
+    assert main.main(["train", *arguments[:-3], f"--gin.TRAIN_STEPS={stopped + 1}", folder]) == 0
+    epoch, batch = min(((stopped - 1) // length, (stopped - 1) % length + 1) for length in (5, 7))
+    resumed = f"resuming from step {stopped} (epoch {epoch}, batch {batch})"
+    assert resumed in capsys.readouterr().out, "at the earlier position of the two processes"
+    assert checkpoints.load(tmp_path / "one")[0] == stopped + 1
 
 
 @pytest.mark.parametrize(
