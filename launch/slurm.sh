@@ -3,8 +3,7 @@
 # checkpoint, and the job requeues and resumes.
 #
 #   launch/slurm.sh --nodes=NODES --gpus_per_node=GPUS --cpus_per_task=CPUS --time=TIME \
-#     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'" \
-#     --gin.TransformerConfig.attention="'blocks'"
+#     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'"
 #
 # The job inherits the calling environment: activate one with `musiclm` and jax[cuda12] first.
 #

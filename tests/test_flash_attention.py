@@ -1,4 +1,4 @@
-"""The kernel against `layers.causal_attention`, interpreted here; that it compiles for TPUs is test_plan.py's."""
+"""The kernel, interpreted, against `block_attention`; test_plan.py compiles it for TPUs."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from musiclm_jax.kernels import flash_attention
+from musiclm_jax.kernels import block_attention, flash_attention
 from musiclm_jax.planning import plan
 from musiclm_jax.stages import layers
 from musiclm_jax.stages.transformer import TransformerConfig, hidden_states, init_params
@@ -22,7 +22,7 @@ def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# Blocks of 16 for 50 positions: the last one is padded; biases reach over 20 distances, so two blocks back.
+# Blocks of 16 for 50 positions: the last one is padded. Biases span 20 distances, so they reach two blocks back.
 QKV, TABLE, WEIGHT = random(0, 2, 2, 3, 4, 50), random(1, 8, 2), random(2, 2, 2, 4, 50)
 VALID = np.ones((2, 50), bool)
 VALID[1, 30:40] = False
@@ -39,11 +39,11 @@ def of_kernel(qkv, table):
 
 def of_blocks(qkv, table):
     q, k, v = (qkv[:, :, i].swapaxes(2, 3) for i in range(3))
-    attended = layers.causal_attention(q / 2, k, v, by_distance(table), VALID, 16).swapaxes(2, 3)
+    attended = block_attention.block_attention(q / 2, k, v, by_distance(table), VALID, 16).swapaxes(2, 3)
     return jnp.sum(WEIGHT * attended), attended
 
 
-def test_values_and_all_gradients_are_those_of_blockwise_attention():
+def test_values_and_all_gradients_match_blockwise_attention():
     gradients, attended = jax.jit(jax.grad(of_kernel, argnums=(0, 1), has_aux=True))(QKV, TABLE)
     expected_gradients, expected = jax.jit(jax.grad(of_blocks, argnums=(0, 1), has_aux=True))(QKV, TABLE)
     np.testing.assert_allclose(attended, expected, rtol=1e-5, atol=1e-5)
@@ -52,8 +52,8 @@ def test_values_and_all_gradients_are_those_of_blockwise_attention():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_what_it_costs_is_half_of_all_products():
-    """Two products of all pairs of blocks up to the diagonal, and five backward."""
+def test_its_cost_is_half_of_all_products():
+    """Two products for each pair of blocks up to the diagonal, and five in the backward pass."""
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda q: of_kernel(q, TABLE)[0]))(QKV))
     scores = 2 * 2 * (4 * 5 // 2) * 16**2  # batch, heads, pairs of blocks
     for products in (2, 5):
@@ -65,11 +65,12 @@ def test_without_a_tpu_the_error_says_what_to_set():
         flash_attention.flash_attention(QKV, by_distance(TABLE), VALID, 128)
 
 
-def test_the_layer_gives_the_kernel_what_it_gives_the_blocks(monkeypatch):
+def test_the_layer_gives_the_same_result_with_kernel_and_blocks(monkeypatch):
     interpreted = functools.partial(flash_attention.flash_attention, interpret=True)
     monkeypatch.setattr(layers, "flash_attention", interpreted)
     x = random(3, 2, 50, 8)
-    blocks, kernel = layers.Attention(2, 16), layers.Attention(2, 32, flash=True)  # 32: the bias reaches one block back
+    blocks = layers.Attention(2, 16)
+    kernel = layers.Attention(2, 32, kernel="flash")  # 32: the bias reaches one block back
     params = blocks.init(jax.random.key(0), x, by_distance(TABLE), VALID)
     expected = blocks.apply(params, x, by_distance(TABLE), VALID)
     ours = jax.jit(lambda *args: kernel.apply(params, *args))(x, by_distance(TABLE), VALID)
@@ -78,7 +79,7 @@ def test_the_layer_gives_the_kernel_what_it_gives_the_blocks(monkeypatch):
 
 
 def test_policies_that_save_products_save_the_kernels():
-    """Traced for a TPU: only 'full' runs the products and the kernel again."""
+    """Traced for a TPU: only 'full' recomputes the products and the kernel."""
     device = AbstractDevice(device_kind="TPU v4", num_cores=1, platform="tpu")
     mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
     tokens, valid = jnp.zeros((2, 21), int), jnp.ones((2, 21), bool)

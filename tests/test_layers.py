@@ -6,6 +6,7 @@ import torch
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerFF, T5LayerNorm
 
+from musiclm_jax.kernels import block_attention
 from musiclm_jax.stages import layers
 from musiclm_jax.training.partitioning import unbox
 
@@ -17,7 +18,7 @@ def random(seed: int, *shape: int) -> np.ndarray:
 
 
 def test_buckets_by_hand():
-    # 4 buckets, 2 of them exact; the others split 2..8 at 2 * (8 / 2)^(1/2) = 4.
+    # 4 buckets, 2 of them exact; the other two split 2..8 at 2 * (8 / 2)^(1/2) = 4.
     distances = np.array([-3, 0, 1, 2, 3, 4, 7, 8, 100])
     np.testing.assert_array_equal(layers.relative_buckets(distances, 4, 8), [0, 0, 1, 2, 2, 3, 3, 3, 3])
 
@@ -34,7 +35,7 @@ def test_saturation_distance_is_the_first_of_the_last_bucket():
 
 
 def test_causal_bias_by_hand():
-    bias = layers.causal_bias(jnp.array([[0.0, 1.0, 2.0, 3.0]]), rows=2, offset=2)
+    bias = block_attention.causal_bias(jnp.array([[0.0, 1.0, 2.0, 3.0]]), rows=2, offset=2)
     np.testing.assert_array_equal(bias[0], [[2, 1, 0, layers.MASKED], [3, 2, 1, 0]])
 
 
@@ -78,7 +79,7 @@ def test_attention_as_t5(block_size):
     x = 3 * random(0, 2, length, 24)
     shape = {"q": (24, 3, 8), "k": (24, 3, 8), "v": (24, 3, 8)}
     q, k, v = (getattr(theirs, name).weight.detach().numpy().T.reshape(shape[name]) for name in "qkv")
-    # T5 does not divide by sqrt(head_dim): its q times sqrt(head_dim) is ours.
+    # T5 does not divide by sqrt(head_dim), so our q is T5's times sqrt(head_dim).
     params = {"qkv": np.stack([q * 8**0.5, k, v], 2), "out": theirs.o.weight.detach().numpy().T.reshape(3, 8, 24)}
     table = 5 * theirs.relative_attention_bias.weight.detach().numpy() + random(1, 32, 3)
     theirs.relative_attention_bias.weight.data = torch.from_numpy(table)
@@ -91,7 +92,7 @@ def test_attention_as_t5(block_size):
 
 
 def dense_attention(q, k, v, table, valid):
-    """The definition: all scores at once, bias gathered."""
+    """Computes attention by definition: all scores at once, bias gathered."""
     length = q.shape[2]
     distance = np.arange(length)[:, None] - np.arange(length)
     bias = jnp.moveaxis(table[layers.relative_buckets(distance, 8, 20)], -1, 0)
@@ -101,7 +102,7 @@ def dense_attention(q, k, v, table, valid):
 
 
 @pytest.mark.parametrize("block_size", [0, 16, 24])
-def test_blockwise_attention_and_its_gradients_are_the_dense_ones(block_size):
+def test_blockwise_attention_and_its_gradients_match_dense_attention(block_size):
     q, k, v, table, weight = (random(i, 2, 2, 50, 4) if i != 3 else random(i, 8, 2) for i in range(5))
     valid = np.ones((2, 50), bool)
     valid[1, 30:40] = False
@@ -109,7 +110,7 @@ def test_blockwise_attention_and_its_gradients_are_the_dense_ones(block_size):
 
     def ours(q, k, v, table):
         by_distance = layers.distance_bias(table, near + 1, 20)
-        return jnp.sum(weight * layers.causal_attention(q, k, v, by_distance, valid, block_size))
+        return jnp.sum(weight * block_attention.block_attention(q, k, v, by_distance, valid, block_size))
 
     def definition(q, k, v, table):
         return jnp.sum(weight * dense_attention(q, k, v, table, valid))
@@ -126,7 +127,7 @@ def test_sequences_shorter_than_the_bias_reaches():
     valid = np.ones((1, 5), bool)
     by_distance = layers.distance_bias(table, layers.saturation_distance(8, 20) + 1, 20)
     np.testing.assert_allclose(
-        layers.causal_attention(q, q, q, by_distance, valid, 2),
+        block_attention.block_attention(q, q, q, by_distance, valid, 2),
         dense_attention(q, q, q, table, valid),
         rtol=1e-5,
         atol=1e-6,

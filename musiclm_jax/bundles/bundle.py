@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from musiclm_jax.kernels.int8 import rounded
+from musiclm_jax.kernels.rounding import rounded
 
 FORMAT_VERSION = 1
 SHIPPED = pathlib.Path(__file__).parent  # bundles in the package are folders next to this file

@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from musiclm_jax.kernels.int8 import LARGEST
+from musiclm_jax.kernels.rounding import LARGEST
 
 TILE = 4  # outputs and tokens whose sums are kept in registers together
 WIDTH = 16  # numbers per vector; processors with shorter vectors use several
@@ -179,7 +179,7 @@ def _float_sums(kernel: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
 
 @_exact
 def _rounded(x: np.ndarray, values: np.ndarray) -> np.float32:
-    """Quantizes x [d] to 8 bits into int16 `values` [d] and returns the scale, like `int8.rounded`."""
+    """Quantizes x [d] to 8 bits into int16 `values` [d] and returns the scale, like `rounding.rounded`."""
     largest = np.float32(0)
     for j in range(x.size):
         largest = max(largest, abs(x[j]))

@@ -1,10 +1,10 @@
 """Causal attention with T5's relative bias as a Pallas kernel for TPUs: scores never leave the chip.
 
-Computes the same function as `layers.causal_attention`, with the method of FlashAttention-2 (arXiv 2307.08691): the
-softmax is accumulated over blocks of keys with a running maximum and sum per query, and the backward pass recomputes
-the scores from the saved log-sum-exp. T5's bias makes one thing easier: it depends on the distance alone and, once the
-constant of its last bucket is subtracted, is zero from distance `near` on. So the kernel receives one row of biases per
-head, expands it into the few tiles near the diagonal, and sums their gradients back into a row.
+Computes the same function as `block_attention`, with the method of FlashAttention-2 (arXiv 2307.08691): the softmax
+is accumulated over blocks of keys with a running maximum and sum per query, and the backward pass recomputes the
+scores from the saved log-sum-exp. T5's bias makes one thing easier: it depends on the distance alone and, once the
+constant of its last bucket is subtracted, is zero from distance `near` on. So the kernel receives one row of biases
+per head, expands it into the few tiles near the diagonal, and sums their gradients back into a row.
 
 The sequence is the last axis, [c, l], and scores are [keys, queries]: with the channels last, 64 head channels would
 fill half of the 128 lanes, and sums over keys would cross lanes. One program handles one head of one sequence, which
@@ -47,7 +47,7 @@ def flash_attention(
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not interpret:
-        platform = jax.default_backend() if mesh.abstract_device is None else mesh.abstract_device.platform
+        platform = lowering_platform()
         if platform != "tpu":
             raise ValueError(
                 f"TransformerConfig.attention is 'flash', a kernel for TPUs, but the devices are {platform}s: "
@@ -74,6 +74,12 @@ def flash_attention(
         out_specs=PartitionSpec(batch, heads),
         check_vma=False,
     )(qkv, by_distance, valid)
+
+
+def lowering_platform() -> str:
+    """Returns the platform that traced functions run on: that of the mesh in use, else of the default devices."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _line(by_distance: jax.Array, block: int) -> jax.Array:

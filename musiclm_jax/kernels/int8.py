@@ -7,15 +7,14 @@ activation scales (arXiv 2206.01861, section 4.1). Embeddings, norms and biases 
 each step reads too, is bfloat16, whose rounding is finer than that of the activations it is computed from.
 """
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from musiclm_jax.kernels.rounding import rounded
 from musiclm_jax.kernels.transposed import TRANSPOSED, Params, change_kernels, transposed_product_xla
 
 SCALE = "_scale"  # suffix of the parameter that holds a kernel's scales
-LARGEST = 127
 INT8_TOKENS_ON_CPU = 2  # for more tokens, the int8 product of XLA is as fast as that of `cpu_decoding`
 
 
@@ -37,17 +36,6 @@ def int8_kernels(params: Params) -> Params:
         return {name + TRANSPOSED: values, name + SCALE: scale}
 
     return change_kernels(params, change)
-
-
-def rounded(values: Any) -> tuple[Any, Any]:
-    """Quantizes `values` [..., n] to int8 [..., n] with float32 scales [...]; their product approximates it.
-
-    Takes an array of NumPy or JAX and returns arrays of the same library.
-    """
-    xp = values.__array_namespace__()
-    wide = values.astype(xp.float32)
-    scale = xp.maximum(xp.max(xp.abs(wide), axis=-1), 1e-12) / LARGEST
-    return xp.round(wide / scale[..., None]).astype(xp.int8), scale
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ def report(
       ValueError: if the model or the batch does not divide over the mesh, or a step does not fit into memory.
     """
     abstract = learners.abstract_state(learner, mesh)
-    yield f"dry run of {learner.family}: {learners.parameter_count(abstract):,} parameters, mesh {dict(mesh.shape)}"
+    yield f"dry run of {learners.summary(learner, abstract, mesh)}"
     batch = partitioning.shard_batch(mesh, host_batch)
     work = Work.of_step(learner, host_batch)
     key = jax.random.key(0)

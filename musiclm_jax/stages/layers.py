@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from musiclm_jax.kernels.flash_attention import MASKED, flash_attention
+from musiclm_jax.kernels.block_attention import block_attention
+from musiclm_jax.kernels.cudnn_attention import cudnn_attention
+from musiclm_jax.kernels.flash_attention import MASKED, flash_attention, lowering_platform
 from musiclm_jax.kernels.int8 import SCALE, int8_product
 from musiclm_jax.kernels.transposed import TRANSPOSED, transposed_product
+
+ATTENTIONS = ("auto", "blocks", "flash", "cudnn")
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -48,80 +52,6 @@ def distance_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array
     num_buckets = table.shape[0]
     one_hot = np.eye(num_buckets, dtype=np.float32)[relative_buckets(np.arange(length), num_buckets, max_distance)]
     return jnp.einsum("nl,lh->hn", one_hot, table, precision=jax.lax.Precision.HIGHEST)
-
-
-def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
-    """Returns the bias [h, rows, offset + rows], whose entry (i, j) is the bias of distance i + offset - j.
-
-    The future is masked. Instead of a gather, one row is repeated and read with a stride that is one shorter, which
-    shifts each row by one.
-
-    Args:
-      by_distance: bias of each distance, [h, n] with n >= offset + rows.
-      rows: number of queries.
-      offset: number of keys before the first query.
-    """
-    heads, columns = by_distance.shape[0], offset + rows
-    future = jnp.full((heads, rows), MASKED, by_distance.dtype)
-    # line[m] is the bias of distance columns - 1 - m; row i of the result starts at m = rows - 1 - i.
-    line = jnp.concatenate([by_distance[:, columns - 1 :: -1], future], axis=1)
-    width = columns + rows
-    repeated = jnp.broadcast_to(line[:, None, :], (heads, rows, width)).reshape(heads, rows * width)
-    shifted = repeated[:, rows - 1 : rows - 1 + rows * (width - 1)].reshape(heads, rows, width - 1)
-    return shifted[:, :, :columns]
-
-
-def causal_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    by_distance: jax.Array,
-    valid: jax.Array,
-    block_size: int,
-    remat: bool = False,
-) -> jax.Array:
-    """Computes causal softmax attention, one block of queries at a time.
-
-    Each block is multiplied only by the keys up to its end, which saves half of the work and never materializes a
-    [b, h, l, l] array. From the distance of the last bucket on, the bias is constant (`by_distance[:, -1]`). Softmax is
-    invariant to a constant, so it is subtracted from all biases: then only keys near the diagonal need a bias and a
-    causal mask, one [h, block, block + near] array for all blocks.
-
-    Args:
-      q: queries [b, h, l, c], already scaled.
-      k: keys [b, h, l, c].
-      v: values [b, h, l, c].
-      by_distance: bias of distances 0..near, float32 [h, near + 1]; larger distances have the bias of `near`.
-      valid: bool [b, l], keys that may be attended to.
-      block_size: queries per block; 0 for a single block.
-      remat: recompute each block's scores in the backward pass, so that only one block's scores exist at a time.
-
-    Returns:
-      [b, h, l, c] in the dtype of v.
-    """
-    length, near = q.shape[2], by_distance.shape[1] - 1
-    block = min(block_size or length, length)
-    near = -(-near // 8) * 8 if near < length else length
-    table = by_distance - by_distance[:, -1:]
-    table = jnp.pad(table, ((0, 0), (0, max(0, near + block - table.shape[1]))))
-    diagonal = causal_bias(table, block, near)  # [h, block, near + block]
-    padding = jnp.where(valid, 0.0, MASKED)[:, None, None, :]
-    outputs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        first = max(0, start - near)  # earlier keys are more than `near` away from every query of the block
-        bias = diagonal[:, : end - start, near - (start - first) : near + end - start]
-        attend = jax.checkpoint(_attend, static_argnums=5) if remat else _attend
-        outputs.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
-    return jnp.concatenate(outputs, axis=2)
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int) -> jax.Array:
-    """Attends in one block: adds `bias` [h, rows, keys - first] from key `first` on and `padding` [b, 1, 1, keys]."""
-    scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + padding
-    scores = _add_bias(scores, jnp.pad(bias, ((0, 0), (0, 0), (first, 0))))
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
 
 
 def bits16(x: jax.Array) -> jax.Array:
@@ -168,28 +98,6 @@ def attention_to_past_xla(
     seen = bias[None, :, None, :] + jnp.where(valid, 0.0, MASKED)[:, None, None, :]
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + seen
     return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-
-
-@jax.custom_vjp
-def _add_bias(scores: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds bias [h, rows, keys] to scores [b, h, rows, keys].
-
-    The gradient of the bias is a product with ones: on CPUs, XLA's sum over the leading axis takes 70 times as long,
-    a fifth of the time of attention.
-    """
-    return scores + bias[None]
-
-
-def _add_bias_forward(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
-    return scores + bias[None], None
-
-
-def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    ones = jnp.ones(gradient.shape[0], gradient.dtype)
-    return gradient, jnp.einsum("b,bhqk->hqk", ones, gradient, precision=jax.lax.Precision.HIGHEST)
-
-
-_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 @jax.custom_vjp
@@ -288,6 +196,16 @@ class GatedMlp(nn.Module):
         return down(hidden)
 
 
+def attention_kernel(attention: str) -> str:
+    """Returns the kernel that `TransformerConfig.attention` stands for on the devices in use.
+
+    "auto" is the kernel for TPUs on TPUs and "blocks" elsewhere. cuDNN's is never chosen: no GPU has measured it yet.
+    """
+    if attention != "auto":
+        return attention
+    return "flash" if lowering_platform() == "tpu" else "blocks"
+
+
 class Attention(nn.Module):
     """Causal self-attention with T5's relative bias.
 
@@ -300,7 +218,7 @@ class Attention(nn.Module):
     num_heads: int
     block_size: int
     remat: bool = False
-    flash: bool = False  # use the TPU kernel when there is no cache
+    kernel: str = "blocks"  # one of `ATTENTIONS`, when there is no cache
 
     @nn.compact
     def __call__(
@@ -315,7 +233,7 @@ class Attention(nn.Module):
 
         Args:
           x: [b, l, d]; l is 1 with a cache.
-          by_distance: float32 [h, near + 1] as in `causal_attention`; with a cache, the bias of each key [h, length].
+          by_distance: float32 [h, near + 1] as in `block_attention`; with a cache, the bias of each key [h, length].
           valid: keys that may be attended to, bool [b, l], or [b, length] with a cache.
           cache: keys and values [b, h, length, c].
           position: int32 scalar, position of the new token in the cache.
@@ -331,7 +249,8 @@ class Attention(nn.Module):
         # Matrix products with the heads leading in the flattened axis: with an einsum, XLA would transpose the kernels
         # in every decoding step, and heads that do not lead could not be sharded.
         projected = qkv(x)
-        if self.flash and cache is None:
+        kernel = attention_kernel(self.kernel)
+        if kernel == "flash" and cache is None:
             projected = projected.swapaxes(1, 2).reshape(x.shape[0], self.num_heads, 3, channels, x.shape[1])
             projected = nn.with_logical_constraint(projected, ("batch", "heads", None, "kv", "length"))
             attended = flash_attention(projected, by_distance, valid, self.block_size)
@@ -345,7 +264,10 @@ class Attention(nn.Module):
             k, v = bits16(k), bits16(v)  # see kernels/int8.py
         if cache is None or position is None:
             wide_k, wide_v = wide(k, q.dtype), wide(v, q.dtype)
-            attended = causal_attention(q, wide_k, wide_v, by_distance, valid, self.block_size, self.remat)
+            if kernel == "cudnn":
+                attended = cudnn_attention(q, wide_k, wide_v, by_distance, valid)
+            else:
+                attended = block_attention(q, wide_k, wide_v, by_distance, valid, self.block_size, self.remat)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from musiclm_jax.stages.layers import attention_kernel
 from musiclm_jax.stages.layout import LMBatch, assemble
 from musiclm_jax.stages.losses import TokenLosses, token_losses, weighted_mean
 from musiclm_jax.stages.stage import Stage
@@ -72,6 +73,10 @@ class StageLearner:
             shape = (batch_size, frames, *per_frame) if stream.frame_rate else (batch_size, *per_frame)
             shapes[stream.name] = jax.ShapeDtypeStruct(shape, jnp.int32)
         return shapes
+
+    def execution(self) -> str:
+        """Names the implementation of attention on the mesh in use."""
+        return f"attention {attention_kernel(self.config.attention)!r}"
 
     @property
     def row_tokens(self) -> int:

@@ -53,7 +53,7 @@ class TransformerConfig:
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
     scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on CPUs)
     remat: str = "none"  # what the backward pass recomputes, one of REMAT_POLICIES (jax.checkpoint_policies)
-    attention: str = "blocks"  # implementation of attention, one of ATTENTIONS; 'flash' is a kernel for TPUs
+    attention: str = "blocks"  # one of ATTENTIONS: 'flash' is for TPUs, 'cudnn' for GPUs, 'auto' see `attention_kernel`
     attention_block_size: int = 256  # queries per block of causal attention; 0 for a single block ('blocks' only)
     remat_attention: bool = False  # the backward pass recomputes the scores of each block
     # Two aids for small models, which learn late or never which conditioning belongs to a token; not in the paper.

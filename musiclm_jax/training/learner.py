@@ -22,6 +22,7 @@ class Learner(Protocol):
       data (the k-means of a codebook).
     - `start_from(state, variables) -> state` puts the weights of a bundle's part into the state.
     - `row_tokens` and `model_flops(rows)` count the work of a step in tokens and FLOPs.
+    - `execution()` says how steps run on the mesh in use, for the first line of a run.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # tells type checkers that this is a dataclass
@@ -126,3 +127,10 @@ def check_fits(where: str, found: Any, expected: Any, otherwise: str = "") -> No
 def parameter_count(abstract: Any) -> int:
     """Returns the number of trained parameters of a state."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(getattr(abstract, "params", abstract)))
+
+
+def summary(learner: Learner, abstract: Any, mesh: Mesh) -> str:
+    """Returns one phrase on what is trained and how: family, parameters, mesh and what the learner adds."""
+    with partitioning.activation_rules(mesh):
+        execution = f", {learner.execution()}" if hasattr(learner, "execution") else ""
+    return f"{learner.family}: {parameter_count(abstract):,} parameters, mesh {dict(mesh.shape)}{execution}"

@@ -124,8 +124,7 @@ def train(
                 state = learners.started_from(learner, state, abstract, start_variables)
         else:
             _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
-        parameters = learners.parameter_count(abstract)
-        _say(f"{learner.family}: {parameters:,} parameters, mesh {dict(mesh.shape)}, to {model_dir}")
+        _say(f"{learners.summary(learner, abstract, mesh)}, to {model_dir}")
         _write_files(model_dir, config_files or {})
 
         writer = SummaryWriter(model_dir)

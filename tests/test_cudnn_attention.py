@@ -1,0 +1,78 @@
+"""cuDNN's attention: the same function as the blocks, by XLA here; that it lowers for CUDA, without a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from musiclm_jax.kernels.block_attention import block_attention
+from musiclm_jax.kernels.cudnn_attention import cudnn_attention
+from musiclm_jax.stages import layers
+from musiclm_jax.training.partitioning import AXES
+
+ROWS, HEADS, LENGTH, CHANNELS = 2, 2, 50, 16  # 50 is padded to 64
+VALID = np.ones((ROWS, LENGTH), bool)
+VALID[1, 5:20] = False
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+QKV, TABLE, WEIGHT = random(0, 3, ROWS, HEADS, LENGTH, CHANNELS), random(1, 8, HEADS), random(2, ROWS, HEADS, LENGTH, 1)
+
+
+def loss(attention, qkv, table, *more):
+    by_distance = layers.distance_bias(table, layers.saturation_distance(8, 20) + 1, 20)
+    attended = attention(*qkv, by_distance, VALID, *more)
+    return jnp.sum(WEIGHT * attended), attended
+
+
+def test_it_is_the_function_of_the_blocks():
+    gradient = jax.grad(loss, argnums=(1, 2), has_aux=True)
+    ours, attended = gradient(cudnn_attention, QKV, TABLE, "xla")
+    theirs, expected = gradient(block_attention, QKV, TABLE, 16)
+    np.testing.assert_allclose(attended, expected, rtol=1e-4, atol=1e-5)
+    for own, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_that_are_not_valid_are_not_seen():
+    changed = QKV.copy()
+    changed[1:, 1, :, 5:20] = 100.0
+    other = loss(cudnn_attention, changed, TABLE, "xla")[1]
+    np.testing.assert_array_equal(other[1, :, 20:], loss(cudnn_attention, QKV, TABLE, "xla")[1][1, :, 20:])
+
+
+def test_it_lowers_for_cuda_with_its_gradient(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    # Lowering asks the installed cuDNN for its version, and a machine without a GPU has none.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91500)
+    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True, raising=False)
+
+    def of(qkv):
+        return jnp.sum(loss(cudnn_attention, qkv, TABLE)[1].astype(jnp.float32))
+
+    exported = jax.export.export(jax.jit(jax.grad(of)), platforms=["cuda"], disabled_checks=[
+        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaScaleBiasSoftmax"),
+        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaScaleBiasSoftmaxBackward"),
+    ])(jnp.asarray(QKV, jnp.bfloat16))  # fmt: skip
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in exported.mlir_module()
+
+
+def test_float32_is_refused_with_what_to_set():
+    with pytest.raises(ValueError, match=r"activations are float32: set TransformerConfig.dtype to 'bfloat16'"):
+        loss(cudnn_attention, QKV, TABLE)
+
+
+def test_auto_follows_the_devices_of_the_mesh():
+    assert layers.attention_kernel("auto") == "blocks"
+    assert layers.attention_kernel("cudnn") == "cudnn"
+    for platform, kernel in (("tpu", "flash"), ("gpu", "blocks")):
+        device = AbstractDevice(device_kind="some chip", num_cores=1, platform=platform)
+        mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert layers.attention_kernel("auto") == kernel
