@@ -1,0 +1,133 @@
+"""Files and folders of the user: paths as typed, files that are written whole or not at all, locks of folders."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+LOCK = ".lock"  # in a folder in use: the host and the process that write into it
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # gs://bucket, also as gs:/bucket after pathlib
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without locks
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path on this machine as the user means it: with the home folder for "~".
+
+    Raises:
+      ValueError: if the path is empty or a URL. An empty path would be the current folder, a URL a folder of that name.
+    """
+    return pathlib.Path(local_name(path))
+
+
+def local_name(path: str | os.PathLike) -> str:
+    """Like `local_path`, as text, which keeps a leading "./"."""
+    text = os.fspath(path)
+    if not text.strip():
+        raise ValueError("the path is empty: give a file or a folder (is a variable not set?)")
+    if _URL.match(text):
+        raise ValueError(f"{text!r} is a URL: give a path on this machine (copy the files here, or mount the bucket)")
+    return os.path.expanduser(text)
+
+
+def shown(path: str | os.PathLike) -> str:
+    r"""Returns a path as text that encodes as UTF-8: bytes that are no UTF-8 become "\xe9", different for each name."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+    """Returns a hidden name next to `path`, for a file that is not complete yet: short, and different in every call."""
+    return path.with_name(f".{secrets.token_hex(6)}.partial")
+
+
+@contextlib.contextmanager
+def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a partial file's path, which becomes `path` when the block ends and disappears if the block fails.
+
+    Readers see the old file or the whole new one. The content is on the disk before the file gets its name, so a full
+    disk or a loss of power leaves no empty file.
+    """
+    partial = partial_path(path)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      OSError: if it cannot be written; names `path`.
+    """
+    try:
+        with replaced(path) as partial:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_json(path: pathlib.Path, advice: str) -> Any:
+    """Reads a JSON file.
+
+    Args:
+      path: the file.
+      advice: what to do if it is damaged, for the message.
+
+    Raises:
+      ValueError: if it cannot be read; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cannot be read ({error}): {advice}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, task: str) -> Iterator[None]:
+    """Keeps other processes from writing into a folder while the block runs.
+
+    The operating system drops the lock when the process ends, however it ends, so a lock cannot outlive its process. A
+    file system without locks is used without one.
+
+    Args:
+      folder: existing folder.
+      task: what this process does there ("training"), for the messages of others.
+
+    Raises:
+      ValueError: if another process has the lock; names its host and process.
+    """
+    path = folder / LOCK
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
+            raise ValueError(
+                f"{folder} is in use by {owner}: wait until it ends or stop it, or give another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        if left := os.read(file, 1000).decode(errors="replace").strip():
+            print(f"{folder}: {left} was killed while it wrote here; going on in its place", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk: the task itself says what cannot be written
+            os.truncate(file, 0)
+            os.pwrite(file, f"{task} on {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.truncate(file, 0)
+    finally:
+        os.close(file)
