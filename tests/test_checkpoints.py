@@ -51,13 +51,15 @@ def test_restores_state_position_and_structure(tmp_path):
 
 def test_a_process_resumes_at_its_own_position(monkeypatch):
     """test_processes.py tests runs of several processes."""
-    saved = {"processes": [[2, 1], [1, 4], [1, 5]]}
+    saved = {"examples": [[2, 1], [1, 4], [1, 5]]}
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     for index, expected in enumerate([Position(2, 1), Position(1, 4), Position(1, 5)]):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        assert checkpoints._of_this_process(saved) == expected
+        assert checkpoints._of_this_process(saved, 8) == expected
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    assert checkpoints._of_this_process(saved) == Position(1, 4), "other processes: the earliest position"
+    assert checkpoints._of_this_process(saved, 8) == Position(1, 4), "other processes: the earliest position"
+    earlier = {"processes": saved["examples"]}
+    assert checkpoints._of_this_process(earlier, 8) == Position(1, 32), "earlier releases counted batches"
 
 
 def test_nothing_to_restore(tmp_path):
@@ -207,6 +209,24 @@ def test_a_folder_that_is_no_longer_writable_is_reported_at_once(tmp_path):
 
 def test_a_bucket_stays_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="model_dir is empty"):
+        checkpoints.run_folder("")
     assert str(checkpoints.run_folder("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
     assert str(checkpoints.run_folder("run")) == str(tmp_path / "run")
     assert str(checkpoints.run_folder("~/run")) == os.path.expanduser("~/run")
+
+
+@pytest.mark.parametrize("name", ["a[x]", "a*", "a?", "a\\b"])
+def test_a_folder_named_like_a_pattern_is_refused_before_the_start(tmp_path, name):
+    with pytest.raises(ValueError, match=r"in its path, which checkpoints cannot have: rename that folder$"):
+        with checkpoints.open_manager(tmp_path / name / "run"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    with checkpoints.open_manager(tmp_path):
+        with pytest.raises(ValueError, match=rf"is in use by musiclm train on \S+, process {os.getpid()}: "):
+            with checkpoints.open_manager(tmp_path):
+                pass
+    assert save_steps(tmp_path, {1: None}) == [1], "the lock ends with the run"

@@ -146,7 +146,7 @@ def test_the_command_trains_writes_its_configuration_and_resumes(command, tmp_pa
 
     assert main.main([*command, "--gin.TRAIN_STEPS=5"]) == 0
     out = capsys.readouterr().out
-    assert "resuming from step 3 (epoch 0, batch 3)" in out and "done: step 5 of 5" in out
+    assert "resuming from step 3 (epoch 0, example 6)" in out and "done: step 5 of 5" in out
     step, state = checkpoints.load(tmp_path / "run")
     assert step == int(state["step"]) == 5
 

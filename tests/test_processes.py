@@ -27,6 +27,8 @@ BATCH = 8
 class Joined:
     """The data of two hosts, joined to one batch; an epoch ends with the shorter one of the two hosts."""
 
+    batch_size = BATCH
+
     def __init__(self, task, split, shuffle):
         self.parts = [TaskDataset(task, split, BATCH, shuffle=shuffle, host=host, hosts=2) for host in range(2)]
 
@@ -140,7 +142,7 @@ def test_processes_take_the_steps_of_one_and_stop_and_resume_together(arguments,
     folder = f"--model_dir={tmp_path / 'one'}"
     longer = [a.replace(f"TRAIN_STEPS={STEPS}", "TRAIN_STEPS=100000") for a in arguments]
     processes = start([*longer, folder], 2, 2)
-    read_until(processes[0], "resuming from step 5 (epoch 0, batch 5)")
+    read_until(processes[0], f"resuming from step 5 (epoch 0, example {5 * BATCH})")
     read_until(processes[0], "step 20/")
     processes[1].send_signal(signal.SIGTERM)
     out = finish(processes)
@@ -151,7 +153,7 @@ def test_processes_take_the_steps_of_one_and_stop_and_resume_together(arguments,
     # 20 and 30 examples in batches of 4 give epochs of 5 and 7 batches, so the processes were in different epochs.
     assert main.main(["train", *arguments[:-3], f"--gin.TRAIN_STEPS={stopped + 1}", folder]) == 0
     epoch, batch = min(((stopped - 1) // length, (stopped - 1) % length + 1) for length in (5, 7))
-    resumed = f"resuming from step {stopped} (epoch {epoch}, batch {batch})"
+    resumed = f"resuming from step {stopped} (epoch {epoch}, example {BATCH * batch})"
     assert resumed in capsys.readouterr().out, "at the earlier position of the two processes"
     assert checkpoints.load(tmp_path / "one")[0] == stopped + 1
 

@@ -160,7 +160,7 @@ class Planted(ToyData):
     """NaN in batch 2 of epoch 0."""
 
     def epoch(self, epoch, skip):
-        for index, batch in enumerate(super().epoch(epoch, skip), skip):
+        for index, batch in enumerate(super().epoch(epoch, skip), skip // self.batch_size):
             yield {"x": np.full_like(batch["x"], np.nan)} if (epoch, index) == (0, 2) else batch
 
 

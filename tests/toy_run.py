@@ -70,18 +70,19 @@ class WarmLearner(ToyLearner):
 
 @dataclasses.dataclass
 class ToyData:
-    """Seven batches per epoch, different in each epoch."""
+    """28 examples per epoch, seven batches of the default size, different in each epoch."""
 
     seconds: float = 0.0  # time that a batch takes
     served: list = dataclasses.field(default_factory=list)  # (epoch, index) in order
+    batch_size: int = 4
 
     def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the batches from index `skip` on."""
-        values = np.random.default_rng(epoch).normal(1.0, 0.3, size=(7, 4, 8)).astype(np.float32)
-        for index in range(skip, 7):
+        """Yields the batches from example `skip` on."""
+        values = np.random.default_rng(epoch).normal(1.0, 0.3, size=(28, 8)).astype(np.float32)
+        for first in range(skip, 29 - self.batch_size, self.batch_size):
             time.sleep(self.seconds)
-            self.served.append((epoch, index))
-            yield {"x": values[index]}
+            self.served.append((epoch, first // self.batch_size))
+            yield {"x": values[first : first + self.batch_size]}
 
 
 def run(model_dir, total_steps, data=None, learner=None, **overrides) -> ToyState:

@@ -101,7 +101,7 @@ class TaskDataset:
 
         Args:
           epoch: number of the epoch, from 0.
-          skip: number of batches to skip at the beginning.
+          skip: examples to skip at the beginning, over all hosts.
 
         Yields:
           {"semantic": int32 `[b, t]`, "acoustic": int32 `[b, t, q]`, "mulan": int32 `[b, 12]`}: codes, -1 is padding;
@@ -113,8 +113,8 @@ class TaskDataset:
         host, hosts = self._part()
         batches = (
             self.examples(epoch)
+            .skip(skip // hosts)
             .batch(self.batch_size // hosts, drop_remainder=True)
-            .skip(skip)
             .prefetch(2)
             .with_options(_OPTIONS)
         )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,24 +22,29 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from musiclm_jax.data import files
 from musiclm_jax.training.learner import check_fits
 
 FOLDER = "checkpoints"
+_PATTERN = re.compile(r"[*?\[\\]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Position of a process in its data: it reads batch `step_in_epoch` of epoch `epoch` next, both counted from 0.
+    """Position of a process in its data: the epoch, from 0, and the examples that were read in it.
 
-    Each process reads its own shards, so epochs may differ in length between processes.
+    Examples are counted over all processes (a step adds the batch size), so that a run can go on with another batch
+    size or number of processes. Each process reads its own shards, so epochs may differ in length between processes.
     """
 
     epoch: int = 0
-    step_in_epoch: int = 0
+    examples: int = 0
 
 
 def run_folder(model_dir: str | os.PathLike) -> epath.Path:
     """Returns a run's folder as an absolute path; a URL such as gs://bucket/run is returned unchanged."""
+    if not os.fspath(model_dir).strip():
+        raise ValueError("model_dir is empty: give the folder of the run (is a variable not set?)")
     folder = epath.Path(model_dir).expanduser()
     return folder if "://" in os.fspath(folder) else folder.absolute()
 
@@ -47,28 +53,43 @@ def run_folder(model_dir: str | os.PathLike) -> epath.Path:
 def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
     """Opens a run's checkpoints for writing, and removes the remains of an interrupted write.
 
-    On exit, waits until all checkpoints are written.
+    On exit, waits until all checkpoints are written. Meanwhile no other process of this machine, or of others with the
+    same disk, can open them (a bucket has no locks).
 
     Args:
       model_dir: the run's folder, created if missing.
       keep: number of latest checkpoints to keep; the best one by held-out loss is kept as well.
 
     Raises:
-      ValueError: if keep is less than 1, the folder cannot be created or written to, or a checkpoint could not be
-        written.
+      ValueError: if keep is less than 1, the folder's name is a pattern, the folder is in use, or cannot be created or
+        written to, or a checkpoint could not be written.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected 1 or more checkpoints to keep")
     folder = run_folder(model_dir) / FOLDER
+    if found := _PATTERN.search(os.fspath(folder)):
+        # Orbax searches the folder for the files of each process, and would not find them.
+        raise ValueError(f"{folder} has {found[0]!r} in its path, which checkpoints cannot have: rename that folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"cannot write checkpoints to {folder} ({error.strerror}): choose another model_dir"
-        ) from error
+        raise ValueError(f"cannot write checkpoints to {folder} ({reason(error)}): choose another model_dir") from error
+    with _locked(folder.parent), _open_manager(folder, keep) as manager:
+        yield manager
+
+
+def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Locks a run's folder in process 0; the other processes of the run share it."""
+    if jax.process_index() > 0 or "://" in os.fspath(folder):
+        return contextlib.nullcontext()
+    return files.locked(pathlib.Path(folder), "musiclm train")
+
+
+@contextlib.contextmanager
+def _open_manager(folder: epath.Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     policy = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(n=keep),
@@ -112,7 +133,7 @@ def save(
     """
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(serialization.to_state_dict(state)),
-        position=ocp.args.JsonSave({"processes": _of_all_processes(position)}),
+        position=ocp.args.JsonSave({"examples": _of_all_processes(position)}),
     )
     with _clear_write_errors(manager):
         manager.save(step, args=args, metrics={} if eval_loss is None else {"loss": float(eval_loss)}, force=True)
@@ -168,12 +189,15 @@ def reason(error: BaseException) -> str:
     return re.split('": |; ', line.split(" [")[0])[-1][:200]
 
 
-def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple[int, Any, Position] | None:
+def restore_latest(
+    manager: ocp.CheckpointManager, abstract_state: Any, batch_size: int = 1
+) -> tuple[int, Any, Position] | None:
     """Restores the latest complete checkpoint.
 
     Args:
       manager: from `open_manager`.
       abstract_state: the state that the run's configuration builds, as a tree of jax.ShapeDtypeStruct with shardings.
+      batch_size: examples of a batch, for checkpoints of earlier releases, whose positions count batches.
 
     Returns:
       (step, state, position), or None if there is no checkpoint. The position is this process's own. If a different
@@ -195,7 +219,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any) -> tuple
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
         )
-        position = _of_this_process(restored.position)
+        position = _of_this_process(restored.position, batch_size)
     return step, serialization.from_state_dict(abstract_state, restored.state), position
 
 
@@ -232,14 +256,17 @@ def load(model_dir: str | os.PathLike, step: int | None = None, best: bool = Fal
 
 
 def _of_all_processes(position: Position) -> list[list[int]]:
-    """Gathers (epoch, step_in_epoch) of each process."""
-    own = np.array([position.epoch, position.step_in_epoch], np.int32)
+    """Gathers (epoch, examples) of each process."""
+    own = np.array([position.epoch, position.examples], np.int32)
     return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, 2).tolist()
 
 
-def _of_this_process(saved: dict[str, Any]) -> Position:
+def _of_this_process(saved: dict[str, Any], batch_size: int) -> Position:
     """Returns the position in a checkpoint that belongs to this process; see `restore_latest`."""
-    positions = saved["processes"]
+    if "examples" in saved:
+        positions = saved["examples"]
+    else:  # of an earlier release
+        positions = [[epoch, batches * batch_size] for epoch, batches in saved["processes"]]
     same = len(positions) == jax.process_count()
     return Position(*(positions[jax.process_index()] if same else min(positions)))
 

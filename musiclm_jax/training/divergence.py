@@ -61,22 +61,24 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     files = _save_batches(folder, bad, dataset)
     checkpoints.wait(manager)
     sound = checkpoints.latest_whole(manager)
+    index = bad.position.examples // dataset.batch_size - 1
     raise DivergedError(
-        f"{shown} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch "
-        f"{bad.position.step_in_epoch - 1}). In {folder} are the state after step {last.number:,} and the batches "
-        f"{' and '.join(files)}; the last sound checkpoint is {'none' if sound is None else f'step {sound:,}'}. Lower "
-        "the learning rate, warm up longer or clip more, then run again."
+        f"{shown} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch {index}). In {folder} are "
+        f"the state after step {last.number:,} and the batches {' and '.join(files)}; the last sound checkpoint is "
+        f"{'none' if sound is None else f'step {sound:,}'}. Lower the learning rate, warm up longer or clip more, then "
+        "run again."
     )
 
 
 def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list[str]:
     """Writes this process's rows of a step's batch and of the batch before it; returns the file names."""
-    epoch, end = step.position.epoch, step.position.step_in_epoch
-    begin = max(end - 2, 0)
+    epoch, end = step.position.epoch, step.position.examples
+    count = 2 if end >= 2 * dataset.batch_size else 1
     names = []
-    for index, batch in enumerate(itertools.islice(dataset.epoch(epoch, begin), end - begin), begin):
+    batches = itertools.islice(dataset.epoch(epoch, end - count * dataset.batch_size), count)
+    for number, batch in enumerate(batches, step.number - count + 1):
         arrays: dict[str, Any] = dict(batch)
-        file = folder / f"batch_{step.number - (end - 1 - index)}-process_{jax.process_index()}.npz"
+        file = folder / f"batch_{number}-process_{jax.process_index()}.npz"
         with file.open("wb") as out:
             np.savez(out, **arrays)
         names.append(file.name)

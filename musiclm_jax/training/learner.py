@@ -44,8 +44,12 @@ class Learner(Protocol):
 class Dataset(Protocol):
     """Batches in a fixed order for each epoch."""
 
+    @property
+    def batch_size(self) -> int:
+        """Examples of a batch, over all hosts."""
+
     def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's batches of an epoch, without the first `skip`."""
+        """Yields this host's batches of an epoch, without its first examples: its part of `skip` over all hosts."""
 
 
 def abstract_state(learner: Learner, mesh: Mesh) -> Any:

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from musiclm_jax.training import checkpoints, divergence, partitioning
+from musiclm_jax.training import checkpoints, divergence, partitioning, resume
 from musiclm_jax.training import learner as learners
 from musiclm_jax.training.checkpoints import Position
 from musiclm_jax.training.divergence import TakenStep
@@ -95,8 +95,8 @@ def train(
 
     Raises:
       DivergedError: if a metric is not finite, see `divergence.check_finite`; the checkpoints are sound.
-      ValueError: if the data is empty, or a checkpoint does not fit, cannot be read or
-        cannot be written.
+      ValueError: if the data is empty, the settings do not continue those of the run (see `resume.check`), or a
+        checkpoint does not fit, cannot be read or cannot be written.
     """
     model_dir = checkpoints.run_folder(model_dir)
     mesh = mesh or partitioning.make_mesh()
@@ -111,8 +111,10 @@ def train(
     profiler = StepProfiler(model_dir, run.profile_steps)
 
     with checkpoints.open_manager(model_dir, run.keep) as manager:
-        restored = checkpoints.restore_latest(manager, abstract)
+        restored = checkpoints.restore_latest(manager, abstract, train_dataset.batch_size)
         step, state, position = restored or (0, None, Position())
+        if restored:
+            changed = resume.check(model_dir, config_files or {}, step, run.total_steps, position)
         batches = _batches(train_dataset, position)
         if step < run.total_steps:  # unreadable data is reported before anything is compiled
             batches = itertools.chain([next(batches)], batches)
@@ -123,7 +125,9 @@ def train(
             if start_variables is not None:
                 state = learners.started_from(learner, state, abstract, start_variables)
         else:
-            _say(f"resuming from step {step:,} (epoch {position.epoch}, batch {position.step_in_epoch}) in {model_dir}")
+            _say(f"resuming from step {step:,} (epoch {position.epoch}, example {position.examples}) in {model_dir}")
+            if changed:
+                _say(f"from here on with other settings: {', '.join(changed)}")
         _say(f"{learners.summary(learner, abstract, mesh)}, to {model_dir}")
         _write_files(model_dir, config_files or {})
 
@@ -202,14 +206,14 @@ def _look(
 
 def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
     """Yields batches endlessly, each with the position after it."""
-    epoch, index = position.epoch, position.step_in_epoch
+    epoch, examples = position.epoch, position.examples
     while True:
-        for batch in dataset.epoch(epoch, index):
-            index += 1
-            yield batch, Position(epoch, index)
-        if index == 0:
+        for batch in dataset.epoch(epoch, examples):
+            examples += dataset.batch_size
+            yield batch, Position(epoch, examples)
+        if examples == 0:
             raise ValueError("an epoch of the training data holds no batch: give more records or a smaller batch size")
-        epoch, index = epoch + 1, 0
+        epoch, examples = epoch + 1, 0
 
 
 def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax.Array, mesh: Mesh) -> dict[str, float]:
