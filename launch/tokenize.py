@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from musiclm_jax.data import files
+from musiclm_jax.data.settings import check_settings
 from musiclm_jax.launch import command
 
 TOKENIZERS_FILE = "tokenizers.json"  # in a folder of token records: hashes of the weights that made them
@@ -55,13 +57,13 @@ def main(arguments: list[str]) -> int:
 
     Raises:
       ValueError: if the corpus has neither records nor audio files, the bundle lacks a tokenizer, the output holds
-        another bundle's tokens, the tokens to reuse belong to other clips, or --sung finds no lead.
+        tokens of another bundle, of other files or options, the tokens to reuse belong to other clips, or --sung finds
+        no lead.
     """
     args = parser().parse_args(arguments)
     command.enable_compilation_cache()
     from musiclm_jax import bundles
     from musiclm_jax.bundles.encode import Tokenizers
-    from musiclm_jax.data import records
 
     bundle = bundles.load(args.bundle)
     tokenizers = Tokenizers.from_bundle(bundle)
@@ -70,7 +72,31 @@ def main(arguments: list[str]) -> int:
     corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
     jobs = list(shard_jobs(corpus, output, args))
     output.mkdir(parents=True, exist_ok=True)
+    with files.locked(output, "musiclm tokenize"):
+        tokenize_shards(args, bundle, tokenizers, output, jobs)
+    warn_of_empty_splits(output)
+    return 0
+
+
+def tokenize_shards(
+    args: argparse.Namespace, bundle: Any, tokenizers: Any, output: pathlib.Path, jobs: Sequence[tuple]
+) -> None:
+    """Writes the shards that are missing.
+
+    Args:
+      args: arguments of the command.
+      bundle: the bundle.
+      tokenizers: its tokenizers.
+      output: folder of the shards; exists.
+      jobs: of `shard_jobs`.
+
+    Raises:
+      ValueError: as `main`.
+    """
+    from musiclm_jax.data import records
+
     check_same_tokenizers(bundle, output, args.sung)
+    check_settings(output, settings_of(args), "give another --output, or remove that folder")
     kept = reusable(bundle, pathlib.Path(args.reuse).expanduser(), args.sung) if args.reuse else []
     if args.reuse:
         print(f"kept from {args.reuse}: {', '.join(kept) or 'nothing'}", file=sys.stderr)
@@ -97,7 +123,36 @@ def main(arguments: list[str]) -> int:
             progress(f"tokenize {target.name} ({clips} clips, {rate:.1f}/s)", index, len(todo))
         write_shard(target, examples)
     progress(f"tokenize ({clips} clips)", len(todo), len(todo))
-    return 0
+
+
+def warn_of_empty_splits(output: pathlib.Path) -> None:
+    """Says which splits have no clip: training needs clips in each, or to be told otherwise."""
+    from musiclm_jax.data import records
+
+    counts = {split: sum(map(records.check_whole, output.glob(f"{split}-*.tfrecord"))) for split in records.SPLITS}
+    empty = [split for split, count in counts.items() if count == 0]
+    if "train" in empty:
+        print(f"{output}: no clip in the train split: give more songs, or longer ones", file=sys.stderr)
+    elif empty:
+        print(
+            f"{output}: no clip in {' and '.join(empty)}: give three songs or more for splits that are held out, or "
+            "train without evaluation (--gin.train.eval_split=None)",
+            file=sys.stderr,
+        )
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the tokens of a folder depend on besides the weights: options, and names and sizes of the input."""
+    from musiclm_jax.data import audio
+
+    corpus = pathlib.Path(args.corpus).expanduser()
+    if shards := sorted(corpus.glob("*.tfrecord")):
+        return {"captions": args.captions, "files": {path.name: path.stat().st_size for path in shards}}
+    songs = sound_files(corpus, audio.READABLE)
+    texts = [path.with_suffix(".txt") for path in songs]
+    found = {files.shown(path.relative_to(corpus)): path.stat().st_size for path in [*songs, *texts] if path.exists()}
+    own = {"captions": args.captions, "clip_seconds": args.clip_seconds, "shards": args.shards}
+    return own | {"files": dict(sorted(found.items()))}
 
 
 def batched(items: Iterator[dict], size: int) -> Iterator[tuple[dict, ...]]:
@@ -167,12 +222,7 @@ def reusable(bundle: Any, tokens: pathlib.Path, sung: bool) -> list[str]:
     """
     from musiclm_jax.bundles.encode import MADE_BY
 
-    try:
-        made = json.loads((tokens / TOKENIZERS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--reuse {tokens}: {TOKENIZERS_FILE} cannot be read ({error}): give a folder of tokens"
-        ) from error
+    made = files.read_json(tokens / TOKENIZERS_FILE, "give a folder of tokens to --reuse")
     own = made_by(bundle, sung)
     return [stream for stream, part in MADE_BY.items() if part in made and own.get(part) == made[part]]
 
@@ -187,14 +237,12 @@ def known_codes(shard: pathlib.Path, streams: list[str]) -> dict[str, dict[str, 
 
 
 def write_shard(target: pathlib.Path, examples: list[bytes]) -> None:
-    """Writes a TFRecord file atomically."""
+    """Writes a TFRecord file whole or not at all."""
     import tensorflow as tf
 
-    partial = target.with_name(target.name + ".partial")
-    with tf.io.TFRecordWriter(str(partial)) as writer:
+    with files.replaced(target) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
         for example in examples:
             writer.write(example)
-    os.replace(partial, target)
 
 
 def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None:
@@ -205,9 +253,9 @@ def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None
     """
     parts, path = made_by(bundle, sung), output / TOKENIZERS_FILE
     if not path.exists():
-        path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+        files.write(path, json.dumps(parts, indent=1) + "\n")
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = files.read_json(path, "it says which weights made the tokens; give another --output, or remove that folder")
     if changed := sorted(part for part in begun.keys() | parts.keys() if begun.get(part) != parts.get(part)):
         raise ValueError(
             f"{output} holds tokens made with another {', '.join(changed)} than that of {bundle.path}: give another "
@@ -227,12 +275,12 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
                 for path in records.shard_paths(corpus, split):
                     yield output / pathlib.Path(path).name, lambda path=path: records.read_audio_records([path])
         return
-    files = sorted(path for path in corpus.rglob("*") if path.suffix.lower() in audio.READABLE)
-    if not files:
+    songs = sound_files(corpus, audio.READABLE)
+    if not songs:
         raise ValueError(
             f"--corpus {corpus}: contains neither .tfrecord files nor audio files ({', '.join(audio.READABLE)})"
         )
-    for split, own in split_files(files, corpus).items():
+    for split, own in split_files(songs, corpus).items():
         shards = args.shards if split == "train" else 1
         for index in range(shards):
             yield (
@@ -241,16 +289,21 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
             )
 
 
-def split_files(files: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def sound_files(corpus: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:
+    """Returns the sound files below a folder."""
+    return sorted(path for path in corpus.rglob("*") if path.suffix.lower() in suffixes)
+
+
+def split_files(songs: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Splits files by a hash of their names: 1 in 20 for validation, 1 in 20 for test, the rest for training."""
     splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
-    for path in sorted(files, key=lambda path: hashlib.sha256(path.relative_to(corpus).as_posix().encode()).digest()):
+    for path in sorted(songs, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(corpus))).digest()):
         position = sum(map(len, splits.values())) % 20
         splits["validation" if position == 1 else "test" if position == 2 else "train"].append(path)
     return splits
 
 
-def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
+def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
     """Cuts audio files into clips and drops remainders; reports and skips files that are unreadable or too short.
 
     Captions are the lines of a text file next to the audio file (song.wav, song.txt), if there is one.
@@ -259,7 +312,7 @@ def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
     from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 
     samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
-    for path in files:
+    for path in songs:
         try:
             sound = audio.load(path)
         except audio.AudioError as error:
@@ -269,7 +322,7 @@ def clips_of_files(files: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
             print(f"left out: {path} is shorter than a clip of {clip_seconds:g} s", file=sys.stderr)
         sidecar = path.with_suffix(".txt")
         lines = sidecar.read_text(encoding="utf-8").splitlines() if sidecar.exists() else []
-        name = path.relative_to(corpus).as_posix()
+        name = files.shown(path.relative_to(corpus))
         for start in range(0, len(sound) - samples + 1, samples):
             yield {
                 "id": f"{name}@{start / SAMPLE_RATE:g}",

@@ -19,3 +19,15 @@ def test_settings_of_the_first_call_are_kept_and_compared(tmp_path):
     with pytest.raises(ValueError, match=r"\(guidance\)"):  # a setting that is gone
         check_settings(folder, {"seed": 1}, "choose another")
     assert json.loads((folder / "settings.json").read_text())["seed"] == 1
+
+
+def test_entries_of_a_setting_that_differ_are_named(tmp_path):
+    check_settings(tmp_path, {"files": dict.fromkeys("abcdef", 1)}, "x")
+    with pytest.raises(ValueError, match=r"\(files: b, c, d and 2 more\)"):
+        check_settings(tmp_path, {"files": {"a": 1, "b": 2}}, "x")
+
+
+def test_damaged_settings_are_named(tmp_path):
+    (tmp_path / "settings.json").touch()
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*the settings of the folder are lost, choose"):
+        check_settings(tmp_path, {"seed": 1}, "choose another folder")

@@ -201,7 +201,7 @@ def test_tokens_of_other_clips_are_not_reused(corpus, tmp_path, capsys):
     code, _, err = run(capsys, *command, tmp_path / "old")
     assert code == 2 and "has no clip b.wav@0: give tokens of the same corpus" in err
     code, _, err = run(capsys, *command, tmp_path / "nothing")
-    assert code == 2 and "tokenizers.json cannot be read" in err
+    assert code == 2 and "tokenizers.json is damaged or cannot be read" in err
 
 
 def test_a_folder_of_sound_files_becomes_records(tmp_path, capsys):

@@ -89,7 +89,10 @@ class TaskDataset:
         own = shards[host::hosts]
         # In a bucket, checking each record would cost a request; a damaged record there is reported when it is read.
         if not any("://" in file for file in own) and not sum(map(records.check_whole, own)):
-            raise ValueError(f"the shards of split {self.split!r} hold no records (first {own[0]}): write them again")
+            otherwise = "" if self.split == "train" else ", or train without evaluation (--gin.train.eval_split=None)"
+            raise ValueError(
+                f"split {self.split!r} holds no records ({own[0]}): make it from three songs or more{otherwise}"
+            )
 
     def _part(self) -> tuple[int, int]:
         """Returns the index of the part of the data that this process reads, and the number of parts."""
