@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("MUSICLM_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"])  # where the commands keep theirs
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")  # arrays of different rank need explicit axes
 
 # Each worker has its own numba cache: librosa's functions crash if two processes have filled the same cache at once.
 os.environ["NUMBA_CACHE_DIR"] = str(CACHE / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "main"))

@@ -182,7 +182,7 @@ def test_tokens_may_encode_the_key_unlike_embeddings():
     variables = melody.fit_quantizer(KEYED, variables, points, classes, jax.random.key(0), iterations=2)
     assert variables["codebooks"].shape == (20, 8, 12) and variables["chroma_codebook"].shape == (8, 12)
     codes = np.asarray(melody.tokens(KEYED, variables, audio)).reshape(2, 24, 3)
-    nearest = np.argmin(np.sum((variables["chroma_codebook"] - heard[..., None, :]) ** 2, axis=-1), axis=-1)
+    nearest = np.argmin(np.sum((np.asarray(variables["chroma_codebook"]) - heard[..., None, :]) ** 2, axis=-1), axis=-1)
     np.testing.assert_array_equal(codes[:, :4], nearest.swapaxes(1, 2))
     plain = dataclasses.replace(KEYED, chroma_parts=0)  # the RVQ codes do not depend on the chroma codes
     np.testing.assert_array_equal(codes[:, 4:].reshape(2, -1), melody.tokens(plain, variables, audio))

@@ -81,7 +81,7 @@ def layers_of(key):
 def test_muon_makes_each_matrix_update_nearly_orthogonal():
     config = OptimizerConfig("muon", learning_rate=0.1, schedule="constant", warmup_steps=0)
     params, grads = layers_of(jax.random.key(0)), layers_of(jax.random.key(1))
-    updates, _ = config.make().update(grads, config.make().init(params), params)
+    updates, _ = jax.jit(config.make().update)(grads, config.make().init(params), params)
     layers = updates["layers"]
     matrices = [layers["qkv"][1, :, :, i].reshape(6, 6) for i in range(3)]
     matrices += [layers["out"][0].reshape(6, 6), layers["gate"][1], layers["up"][0], layers["down"][1]]

@@ -40,7 +40,9 @@ def mel_clusters(
     mean, std = fitted.mean(axis=(0, 1)), fitted.std(axis=(0, 1))
     normal = jnp.asarray(((fitted - mean) / std).reshape(-1, fitted.shape[-1]))
     centroids = quantization.kmeans(jax.random.key(seed), normal, num_clusters, iterations)
-    return in_batches(lambda x: quantization.kmeans_assign(centroids, (mel_features(x) - mean) / std), clips)
+    return in_batches(
+        lambda x: quantization.kmeans_assign(centroids, (mel_features(x) - mean[None, None]) / std[None, None]), clips
+    )
 
 
 def purity(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
