@@ -89,6 +89,7 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
     from musiclm_jax import bootstrap, bundles
     from musiclm_jax.corpus import human_captions
     from musiclm_jax.corpus import pack as corpus_pack
+    from musiclm_jax.data import files
     from musiclm_jax.launch import train as launch_train
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
         launch_train.parse_gin([file], ["DATA_DIR = None"])
         learner = gin.get_bindings("train")["learner"]
         described[name] = json.loads(launch_train.config_files(learner)["config.json"])
-    (folder / bootstrap.LEARNERS_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    files.write(folder / bootstrap.LEARNERS_FILE, json.dumps(described, indent=1) + "\n")
     # The evaluation half of MusicCaps is left out.
     captions = [caption for caption in human_captions.read(human) if caption.split == "train"] if human else []
     human_captions.save(captions, folder / bootstrap.HUMAN_FILE)
@@ -107,7 +108,7 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
         shutil.copy(source.file(f"{name}.safetensors"), target)
     shutil.copy(source.file("vocab.txt"), target)
     parts = {name: source.config["parts"][name] for name in SEED_PARTS}
-    (target / "config.json").write_text(json.dumps(source.config | {"parts": parts}, indent=1) + "\n", encoding="utf-8")
+    files.write(target / "config.json", json.dumps(source.config | {"parts": parts}, indent=1) + "\n")
     corpus = folder / bootstrap.CORPUS_FOLDER
     if not corpus.exists():
         corpus_pack.pack(corpus)

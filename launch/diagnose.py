@@ -7,6 +7,7 @@ import pathlib
 import sys
 import textwrap
 
+from musiclm_jax.data import files
 from musiclm_jax.launch import command
 
 WIDTH = 116  # of the printed lines
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
             "left_out": found.left_out,
             "fault": found.fault and dataclasses.asdict(found.fault),
         }
-        output.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
+        files.write(output, json.dumps(content, indent=1, default=float) + "\n")
     return 0
 
 

@@ -15,6 +15,7 @@ import gin
 import numpy as np
 
 from musiclm_jax import bundles
+from musiclm_jax.data import files
 from musiclm_jax.evaluation import clips, evaluate, metrics
 from musiclm_jax.evaluation.evaluate import EvaluationSet, Hearing, Scores
 from musiclm_jax.generation import generate
@@ -55,7 +56,11 @@ def main(arguments: list[str]) -> int:
     args, bindings = parser.parse_with_bindings(arguments)
     command.enable_compilation_cache()
     parse_gin(args.gin_file or ["evaluate.gin"], args.gin_bindings + bindings)
-    evaluate_system(output=args.output, generated=args.generated, system=args.system)
+    folder = pathlib.Path(args.output)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder, "musiclm evaluate"):
+        evaluate_system(output=folder, generated=args.generated, system=args.system)
     return 0
 
 
@@ -106,7 +111,7 @@ def evaluate_system(
     folder = pathlib.Path(output).expanduser()
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.gin").write_text(gin.config_str(), encoding="utf-8")
+        files.write(folder / "config.gin", gin.config_str())
     models = bundles.load(bundle)
     listeners, remarks = evaluate.load_embedders(embedder_names, models)
     captions = {item.id: item.caption for item in task.items}
@@ -249,9 +254,9 @@ def write_report(
     for system in content["systems"]:
         for figure in system["figures"]:
             figure["estimate"] = figure["estimate"] and figure["estimate"]._asdict()
-    (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    files.write(folder / "report.json", json.dumps(content, indent=1, ensure_ascii=False))
     sheet = evaluation_page.page(task, scores, remarks, samples_of(task, found))
-    (folder / "report.html").write_text(sheet, encoding="utf-8")
+    files.write(folder / "report.html", sheet)
 
 
 def print_report(folder: pathlib.Path, scores: Sequence[Scores], remarks: Sequence[str]) -> None:

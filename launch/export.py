@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from musiclm_jax.data import files
 from musiclm_jax.data.tokens import MELODY, STAGES
 from musiclm_jax.launch import command
 
@@ -223,7 +224,7 @@ def export_mulan(
     print(f"tokens of text equal to those of audio, by level: {np.round(np.asarray(agreement), 3).tolist()}")
     sizes = bundles.save_mulan(folder, config, variables)
     text = json.dumps(candidates(seen), indent=1, ensure_ascii=False) + "\n"
-    (folder / CANDIDATES_FILE).write_text(text, encoding="utf-8")
+    files.write(folder / CANDIDATES_FILE, text)
     return sizes | {CANDIDATES_FILE: len(text.encode())}
 
 

@@ -1,6 +1,7 @@
 """`musiclm generate`: generates music from text, from a recording, or from both."""
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
@@ -158,14 +159,15 @@ def main(arguments: list[str]) -> int:
         return 0
     finished = generate.pieces(bundle, stories, request, command.ProgressPrinter(sys.stderr))
     for index, music in enumerate(finished):
-        gain = audio.write(outputs[index], music.audio, args.force)
+        path, gain = write_piece(outputs[index], music.audio, args.force)
         turned_down = "" if gain == 1 else f", turned down by {-20 * np.log10(gain):.1f} dB to avoid clipping"
-        print(f"{outputs[index]}: {music.prompt!r}, similarity {music.similarity:.2f}{turned_down}")
+        print(f"{path}: {music.prompt!r}, similarity {music.similarity:.2f}{turned_down}")
         if args.report:
             print_report(music.audio)
         if pictures:
-            draw_spectrogram(music.audio, pictures[index], music.prompt)
-            print(pictures[index])
+            picture = pictures[index] if path == outputs[index] else path.with_suffix(".png")
+            draw_spectrogram(music.audio, picture, music.prompt)
+            print(picture)
     return 0
 
 
@@ -250,6 +252,23 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
         **given,
         **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()},
     )
+
+
+def write_piece(path: pathlib.Path, sound: np.ndarray, force: bool) -> tuple[pathlib.Path, float]:
+    """Writes a piece; if another process has written a file of that name meanwhile, under a free name next to it.
+
+    Returns:
+      The path, and the gain of `audio.write`.
+    """
+    from musiclm_jax.data import audio
+
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    for target in itertools.chain([path], others):
+        try:
+            return target, audio.write(target, sound, force)
+        except audio.ExistsError:
+            continue
+    raise AssertionError("one of endless names is free")
 
 
 def write_stream(

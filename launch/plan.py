@@ -12,6 +12,7 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
+from musiclm_jax.data import files
 from musiclm_jax.launch import command, train
 from musiclm_jax.planning import plan as planning
 from musiclm_jax.stages.learner import StageLearner
@@ -67,11 +68,11 @@ def main(arguments: list[str]) -> int:
     except planning.DoesNotFitError as error:
         print(error)
         if args.json:
-            args.json.write_text(json.dumps({"does_not_fit": str(error)}) + "\n", encoding="utf-8")
+            files.write(args.json, json.dumps({"does_not_fit": str(error)}) + "\n")
         return 1
     print("\n".join(report(found, args.tokens)))
     if args.json:
-        args.json.write_text(json.dumps(dataclasses.asdict(found)) + "\n", encoding="utf-8")
+        files.write(args.json, json.dumps(dataclasses.asdict(found)) + "\n")
     return 0 if found.hbm_bytes <= chip.hbm_bytes else 1
 
 

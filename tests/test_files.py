@@ -1,7 +1,9 @@
 """Paths as users type them, files written whole or not at all, and locks of folders."""
 
+import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -85,3 +87,59 @@ def test_a_folder_in_use_names_host_and_process(tmp_path, capsys):
             pass
         assert expected in capsys.readouterr().err
     assert (tmp_path / files.LOCK).read_text() == ""
+
+
+def test_a_file_that_exists_is_not_replaced(tmp_path, monkeypatch):
+    partial, path = tmp_path / "partial", tmp_path / "a"
+    for links in (True, False):
+        if not links:
+            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        path.unlink(missing_ok=True)
+        partial.write_text("new")
+        files.give_name(partial, path)
+        assert path.read_text() == "new" and not partial.exists()
+        partial.write_text("newer")
+        with pytest.raises(FileExistsError):
+            files.give_name(partial, path)
+        assert path.read_text() == "new"
+        files.give_name(partial, path, force=True)
+        assert path.read_text() == "newer" and not partial.exists()
+
+
+# Files that are not read again, or whose readers know that they grow: logs, counters, streams of sound, probes.
+UNFINISHED = {
+    "corpus/render_worker.py",
+    "corpus/resident.py",
+    "data/audio.py",
+    "data/files.py",
+    "evaluation/listening_test/server.py",
+    "training/checkpoints.py",
+    "training/divergence.py",
+    "training/trainer.py",
+}
+
+
+def test_files_are_written_whole_by_every_module():
+    root = pathlib.Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix().removeprefix("musiclm_jax/")
+        for folder in ("musiclm_jax", "launch", "tasks")
+        for path in (root / folder).rglob("*.py")
+        if re.search(
+            r"(?<!partial)\.write_(text|bytes)\(|(?<!partial\.)\bopen\([^)\n]*['\"][wx]b?['\"]",
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert found <= UNFINISHED, "use files.write or files.replaced"
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write(path, "old")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for place in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, place, lambda *_: (_ for _ in ()).throw(full))
+            with pytest.raises(OSError, match=r"No space left on device: '\S+a\.json'"):
+                files.write(path, "new")
+        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

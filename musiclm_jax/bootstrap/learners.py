@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
 from musiclm_jax.bootstrap import resident
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.bundles import config_from_json
+from musiclm_jax.data import files
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tokenizers.mulan import MulanLearner
@@ -40,7 +40,7 @@ def read(path: pathlib.Path, sizes: Sizes, vocab: pathlib.Path) -> dict[str, Any
       Part to learner. Learning rates are constant after the warm-up, since parts train for a given time instead of a
       number of steps.
     """
-    described = json.loads(path.read_text(encoding="utf-8"))
+    described = files.read_json(path, "make the pack again (musiclm bootstrap --pack)")
     return {name: _learner(name, described[name], sizes, vocab) for name in TRAININGS}
 
 

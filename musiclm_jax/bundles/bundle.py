@@ -26,6 +26,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from musiclm_jax.data import files
 from musiclm_jax.kernels.rounding import rounded
 
 FORMAT_VERSION = 1
@@ -210,7 +211,7 @@ def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict
     folder = pathlib.Path(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(pack(variables, storage))
-    _replace(folder / f"{part}.safetensors", data)
+    files.write(folder / f"{part}.safetensors", data)
     stored_config = json.loads(json.dumps(dataclasses.asdict(config)))
     entry = {
         "config": stored_config,
@@ -242,7 +243,7 @@ def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[
         "text_encoder": save_part(bundle, "text_encoder", config, {"text": variables["text"]}, storage="int8"),
         "vocab.txt": len(vocab),
     }
-    _replace(pathlib.Path(bundle) / "vocab.txt", vocab)
+    files.write(pathlib.Path(bundle) / "vocab.txt", vocab)
     return sizes
 
 
@@ -255,20 +256,15 @@ def save_generation(bundle: str | os.PathLike, generation: GenerationConfig) -> 
 
 def _update_config(folder: pathlib.Path, change) -> None:
     path = folder / "config.json"
-    if path.exists():
-        contents = load(folder).config
-    else:
-        contents = {"format_version": FORMAT_VERSION, "generation": dataclasses.asdict(GenerationConfig()), "parts": {}}
-    change(contents)
-    contents["parts"] = {part: contents["parts"][part] for part in PART_CONFIGS if part in contents["parts"]}
-    _replace(path, (json.dumps(contents, indent=1) + "\n").encode())
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    """Replaces a file atomically: readers see the old or the new content, never a part of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with files.locked(folder, "musiclm export", wait=True):  # several parts may be exported at the same time
+        if path.exists():
+            contents = load(folder).config
+        else:
+            generation = dataclasses.asdict(GenerationConfig())
+            contents = {"format_version": FORMAT_VERSION, "generation": generation, "parts": {}}
+        change(contents)
+        contents["parts"] = {part: contents["parts"][part] for part in PART_CONFIGS if part in contents["parts"]}
+        files.write(path, json.dumps(contents, indent=1) + "\n")
 
 
 def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:

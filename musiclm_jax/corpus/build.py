@@ -10,7 +10,7 @@ import numpy as np
 
 from musiclm_jax.corpus import arrangement, card, compositions, rendering, scores, shards
 from musiclm_jax.corpus.clips import Clip, make_clip
-from musiclm_jax.data import records
+from musiclm_jax.data import files, records
 from musiclm_jax.data.samples import level_db
 from musiclm_jax.data.settings import check_settings
 
@@ -74,6 +74,6 @@ def build(
     if rows is None:
         return False
     pool_sizes = {split: len({score.composition for score in pool}) for split, pool in pools.items()}
-    (folder / "CARD.md").write_text(card.card(rows, found, pool_sizes, missing, settings))
+    files.write(folder / "CARD.md", card.card(rows, found, pool_sizes, missing, settings))
     progress(f"corpus: complete, {len(rows)} clips, {len(rows) * arrangement.CLIP_SECONDS / 3600:.2f} h in {folder}")
     return True

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musiclm_jax.corpus import human_words as words
+from musiclm_jax.data import files
 
 MOST_WORDS = 45  # longer texts state too much that cannot be checked
 FEWEST_WORDS = 2
@@ -220,7 +221,7 @@ def save(captions: Sequence[HumanCaption], path: str | os.PathLike[str]) -> None
         for caption in captions
     ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    pathlib.Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    files.write(pathlib.Path(path), f"[\n{lines}\n]\n")
 
 
 def load(path: str | os.PathLike[str]) -> list[HumanCaption]:

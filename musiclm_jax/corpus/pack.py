@@ -12,6 +12,7 @@ import numpy as np
 
 from musiclm_jax.corpus import compositions, instruments, rendering, scores, soundfonts
 from musiclm_jax.corpus.scores import Score
+from musiclm_jax.data import files
 
 SCORES = "scores.npz"
 # TimGM6mb is packed whole: game music uses many of its programs and drum kits.
@@ -68,7 +69,7 @@ def pack(output: pathlib.Path) -> None:
     shutil.copyfile(installed[instruments.TIMGM], output / FONTS[instruments.TIMGM])
     presets = {(0, program) for program in instruments.programs(instruments.MUSESCORE)}
     whole = installed[instruments.MUSESCORE].read_bytes()
-    (output / FONTS[instruments.MUSESCORE]).write_bytes(soundfonts.cut(whole, presets))
+    files.write(output / FONTS[instruments.MUSESCORE], soundfonts.cut(whole, presets))
 
 
 def read_pack(folder: pathlib.Path) -> tuple[list[Score], dict[str, pathlib.Path]]:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from musiclm_jax.corpus import abc
+from musiclm_jax.data import files
 
 CACHE_VERSION = 1  # part of the cache's file names: increase it when a reader's result changes
 OPENMSX = pathlib.Path("/usr/share/games/openttd/baseset/openmsx")
@@ -359,15 +359,13 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
     for name, reader in readers.items():
         path = cache / f"{name}-v{CACHE_VERSION}.json"
         if path.exists():
-            rows = json.loads(path.read_text())
+            rows = files.read_json(path, "delete it, and it is made again")
             found = [
                 Score(**{**r, "meter": tuple(r["meter"]), "notes": np.array(r["notes"], np.float32)}) for r in rows
             ]
         else:
             found = reader()
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")  # several workers may parse at once
-            temporary.write_text(json.dumps([_to_json(score) for score in found]))
-            temporary.rename(path)
+            files.write(path, json.dumps([_to_json(score) for score in found]))
             # The cache is rounded; round here, too, so that the first run equals later ones.
             for score in found:
                 score.notes = np.round(score.notes.astype(float), 4).astype(np.float32)

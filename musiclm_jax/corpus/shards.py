@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from musiclm_jax.data import records
+from musiclm_jax.data import files, records
 
 SHARDS = {"train": 16, "validation": 4, "test": 4}
 Make = Callable[[str, int], tuple[bytes, dict]]  # (split, index) -> record, metadata
@@ -64,22 +64,21 @@ def write(
         progress("corpus: this worker is done, others are still running")
         return None
     rows = [json.loads(line) for _, path, _ in shards for line in _metadata_path(path).read_text().splitlines()]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files.write(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
 def _write_shard(path: pathlib.Path, split: str, make: Make, indices: range, tick: Callable[[], None]) -> None:
     """Writes one shard and its metadata; a shard with its final name is complete and has metadata."""
     rows = []
-    temporary = path.with_name(path.name + ".tmp")
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
-        for index in indices:
-            record, metadata = make(split, index)
-            writer.write(record)
-            rows.append(json.dumps(metadata))
-            tick()
-    _metadata_path(path).write_text("".join(row + "\n" for row in rows))
-    temporary.rename(path)
+    with files.replaced(path) as partial:
+        with tf.io.TFRecordWriter(str(partial)) as writer:
+            for index in indices:
+                record, metadata = make(split, index)
+                writer.write(record)
+                rows.append(json.dumps(metadata))
+                tick()
+        files.write(_metadata_path(path), "".join(row + "\n" for row in rows))
 
 
 def _metadata_path(shard: pathlib.Path) -> pathlib.Path:

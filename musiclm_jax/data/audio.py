@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import soundfile
 
+from musiclm_jax.data import files
 from musiclm_jax.data.samples import to_pcm16
 from musiclm_jax.data.tokens import SAMPLE_RATE
 
@@ -28,6 +29,10 @@ SAFE_PEAK = 0.99  # audio louder than full scale is scaled down to this
 
 class AudioError(ValueError):
     """Raised if a sound file cannot be read or written; the message is one line for the user."""
+
+
+class ExistsError(AudioError):
+    """Raised if a file to be written exists."""
 
 
 def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -45,7 +50,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Raises:
       AudioError: if the file is missing, is not a sound file, or holds no samples, NaN or infinity.
     """
-    path = pathlib.Path(path)
+    path = files.local_path(path)
     if path.is_dir():
         raise AudioError(f"{path}: is a folder, not a sound file")
     if not path.is_file():
@@ -122,7 +127,7 @@ def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = 
     """
     if stream and str(path) == STANDARD_OUTPUT:
         return
-    path = pathlib.Path(path)
+    path = files.local_path(path)
     known = [*WRITABLE, *(RAW if stream else ())]
     if path.suffix.lower() not in known:
         raise AudioError(f"{path}: cannot write {path.suffix or 'a file without extension'}: use {', '.join(known)}")
@@ -131,11 +136,15 @@ def check_writable(path: str | os.PathLike, force: bool = False, stream: bool = 
 
 def check_output(path: str | os.PathLike, force: bool = False) -> None:
     """Does the checks of `check_writable` that apply to any kind of file."""
-    path = pathlib.Path(path)
-    if path.is_dir():
+    path = files.local_path(path)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # the name is too long
+        raise AudioError(f"{path}: cannot be written ({error.strerror}): choose another name") from error
+    if is_folder:
         raise AudioError(f"{path}: is a folder: give the name of a file")
-    if path.exists() and not force:
-        raise AudioError(f"{path}: exists already: choose another name or add --force")
+    if exists and not force:
+        raise ExistsError(f"{path}: exists already: choose another name or add --force")
     folder = path.parent
     if not folder.is_dir():
         raise AudioError(f"{path}: there is no folder {folder}: create it first")
@@ -162,9 +171,10 @@ def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> fl
       The gain that was applied: 1.0, or less when the audio was too loud.
 
     Raises:
+      ExistsError: if the file exists and `force` is not set, also if another process has written it meanwhile.
       AudioError: as `check_writable`, and if `audio` is empty, not one-dimensional or not finite.
     """
-    path = pathlib.Path(path)
+    path = files.local_path(path)
     check_writable(path, force)
     audio = np.asarray(audio, dtype=np.float32)
     if audio.ndim != 1 or audio.size == 0:
@@ -174,13 +184,15 @@ def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> fl
     container, encoding = WRITABLE[path.suffix.lower()]
     peak = float(np.abs(audio).max())
     gain = SAFE_PEAK / peak if peak > 1 else 1.0
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = files.partial_path(path)
     try:
         _encode(partial, audio * gain, container, encoding)
         while encoding == "VORBIS" and (decoded := float(np.abs(soundfile.read(partial)[0]).max())) > 1:
             gain *= 0.97 / decoded
             _encode(partial, audio * gain, container, encoding)
-        os.replace(partial, path)
+        files.give_name(partial, path, force)
+    except FileExistsError as error:
+        raise ExistsError(f"{path}: another process has written it meanwhile: choose another name") from error
     except (OSError, soundfile.LibsndfileError) as error:
         raise AudioError(f"{path}: could not be written ({error})") from error
     finally:
@@ -209,7 +221,7 @@ def write_stream(path: str | os.PathLike, blocks: Iterable[np.ndarray], force: b
     clipped = 0
     with contextlib.ExitStack() as stack:
         with _one_line(path):
-            write = stack.enter_context(_sink(path))
+            write = stack.enter_context(_sink(path, force))
         for block in blocks:
             clipped += int((np.abs(block) > 1).sum())
             with _one_line(path):
@@ -228,9 +240,16 @@ def _one_line(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sink(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], object]]:
+def _sink(path: str | os.PathLike, force: bool) -> Iterator[Callable[[np.ndarray], object]]:
     """Yields a function that writes a block of samples in [-1, 1] without buffering it."""
     suffix = pathlib.Path(path).suffix.lower()
+    if str(path) != STANDARD_OUTPUT:
+        # A file of its own: another process that writes to this name, too, keeps its own one.
+        path = files.local_path(path)
+        if force and path.is_file():
+            path.unlink()
+        if not (force and path.exists()):  # with force: a pipe
+            path.open("xb").close()
     if suffix in WRITABLE:
         container, encoding = WRITABLE[suffix]
         with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, encoding, format=container) as sound:

@@ -64,6 +64,27 @@ def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.unlink(missing_ok=True)
 
 
+def give_name(partial: pathlib.Path, path: pathlib.Path, force: bool = False) -> None:
+    """Gives a complete file its name.
+
+    Raises:
+      FileExistsError: if a file has that name and `force` is not set: another process finished before.
+    """
+    if force:
+        os.replace(partial, path)
+        return
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(partial, path)
+    else:
+        partial.unlink()
+
+
 def write(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file whole or not at all.
 
@@ -94,7 +115,7 @@ def read_json(path: pathlib.Path, advice: str) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, task: str) -> Iterator[None]:
+def locked(folder: pathlib.Path, task: str, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from writing into a folder while the block runs.
 
     The operating system drops the lock when the process ends, however it ends, so a lock cannot outlive its process. A
@@ -103,6 +124,7 @@ def locked(folder: pathlib.Path, task: str) -> Iterator[None]:
     Args:
       folder: existing folder.
       task: what this process does there ("training"), for the messages of others.
+      wait: wait for the other process instead of raising.
 
     Raises:
       ValueError: if another process has the lock; names its host and process.
@@ -111,7 +133,7 @@ def locked(folder: pathlib.Path, task: str) -> Iterator[None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.read(file, 1000).decode(errors="replace").strip() or "another process"
             raise ValueError(

@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, encode_acoustic
+from musiclm_jax.data import files
 from musiclm_jax.data.audio import resample
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import embedders as listeners
@@ -134,24 +135,31 @@ def hear_cached(embedder: Embedder, clips: ClipSource, version: str, cache: path
     key = hashlib.sha256(json.dumps([version, embedder.name, embedder.version]).encode()).hexdigest()[:16]
     path = cache / f"{embedder.name}-{key}.npz"
     if path.exists():
-        with np.load(path) as stored:
-            rows = np.split(stored["vectors"], np.cumsum(stored["windows"])[:-1])
-            heard: Heard = {}
-            for name, vectors in zip(stored["names"], rows, strict=True):
-                heard.setdefault(str(name), []).append(vectors)
-            return heard
+        try:
+            return _read_heard(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, and it is made again") from error
     heard = hear(embedder, clips())
     flat = [(name, vectors) for name, parts in heard.items() for vectors in parts]
     if flat:
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + f".{os.getpid()}.npz")
-        np.savez(
-            partial,
-            names=[name for name, _ in flat],
-            windows=[len(vectors) for _, vectors in flat],
-            vectors=np.concatenate([vectors for _, vectors in flat]),
-        )
-        os.replace(partial, path)
+        with files.replaced(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                names=[name for name, _ in flat],
+                windows=[len(vectors) for _, vectors in flat],
+                vectors=np.concatenate([vectors for _, vectors in flat]),
+            )
+    return heard
+
+
+def _read_heard(path: pathlib.Path) -> Heard:
+    """Reads vectors that `hear_cached` wrote."""
+    heard: Heard = {}
+    with np.load(path) as stored:
+        rows = np.split(stored["vectors"], np.cumsum(stored["windows"])[:-1])
+        for name, vectors in zip(stored["names"], rows, strict=True):
+            heard.setdefault(str(name), []).append(vectors)
     return heard
 
 

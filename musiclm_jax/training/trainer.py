@@ -7,6 +7,7 @@ seeded by epoch, so a run that is stopped and resumed takes the same steps as an
 import dataclasses
 import itertools
 import os
+import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from musiclm_jax.data import files
 from musiclm_jax.training import checkpoints, divergence, partitioning, resume
 from musiclm_jax.training import learner as learners
 from musiclm_jax.training.checkpoints import Position
@@ -246,13 +248,16 @@ def _means(collected: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean([m[name] for m in collected if name in m], dtype=np.float64)) for name in names}
 
 
-def _write_files(folder: epath.Path, files: Mapping[str, str]) -> None:
+def _write_files(folder: epath.Path, contents: Mapping[str, str]) -> None:
     """Writes text files, in process 0 only."""
     if jax.process_index() > 0:
         return
-    for name, content in files.items():
+    for name, content in contents.items():
         try:
-            (folder / name).write_text(content)
+            if "://" in os.fspath(folder):
+                (folder / name).write_text(content)  # a bucket has no half written objects
+            else:
+                files.write(pathlib.Path(folder / name), content)
         except OSError as error:
             raise ValueError(f"cannot write {folder / name} ({error.strerror}): choose another model_dir") from error
 

@@ -1,6 +1,7 @@
 """Answers of a listening test: a JSON Lines file, counts of wins, and Wilcoxon's signed-rank test."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -45,11 +46,17 @@ class Answer:
 
 
 def append(path: pathlib.Path, answer: Answer) -> None:
-    """Appends an answer to the file and syncs it to disk before returning."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Appends an answer to the file and syncs it to disk before returning; what a full disk cuts off is removed."""
+    line = (json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read(path: str | os.PathLike) -> list[Answer]:
