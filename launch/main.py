@@ -5,6 +5,7 @@ import os
 import sys
 
 import musiclm_jax
+from musiclm_jax.launch import failures, interrupts, standard_streams
 
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
@@ -47,10 +48,22 @@ def main(argv: list[str] | None = None) -> int:
       argv: arguments without the program's name; the process's arguments by default.
 
     Returns:
-      Exit code: 0, 2 for unusable input (one line on standard error says why), 130 if interrupted. With
-      MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
+      Exit code: 0, 1 for a bug, 2 for what the user can mend (one line on standard error says why), 128 and the number
+      of the signal if interrupted. With MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    with standard_streams.steady() as output, interrupts.heeded():
+        code = _run(arguments)
+        output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):  # `musiclm ... | head` is fine
+            lost = f"standard output could not be written ({output.error}): what was printed is lost, not what was made"
+            print(f"musiclm: {lost}", file=sys.stderr)
+            code = code or 2
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    """Does what `main` does, on streams and with signals that it prepared."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
@@ -63,28 +76,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\nmusiclm {name}: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        # This project's ValueErrors are one line for the user: what was given, what was expected, what to do.
+        return 128 + interrupts.number_of(interrupt)
+    except Exception as error:
         if os.environ.get("MUSICLM_TRACEBACK") == "1":
             raise
-        print(f"musiclm {name}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        # Undamaged weights with a missing layer or another shape fail only when a model is applied.
-        if os.environ.get("MUSICLM_TRACEBACK") == "1" or type(error).__module__ != "flax.errors":
-            raise
-        print(f"musiclm {name}: the weights do not fit the models of this release: {one_line(error)}", file=sys.stderr)
-        return 2
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error as one line; errors from libraries may have more."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
-    return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if len(lines) > 1 else "")
+        explanation = failures.explained(error)
+        print(f"musiclm {name}: {explanation or failures.bug_report(error, arguments)}", file=sys.stderr)
+        return 2 if explanation else 1
 
 
 if __name__ == "__main__":

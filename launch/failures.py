@@ -1,0 +1,85 @@
+"""Exceptions as one line for the user: what failed, and what to do."""
+
+import os
+import platform
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+import musiclm_jax
+
+_MEMORY = "there is not enough memory: use a smaller batch size, a shorter piece or recording, or a smaller model"
+_DAMAGED = "a file that was read is damaged"
+# What is said about kinds of exceptions that are no bugs of this project, by the names of their classes. A kind covers
+# its subclasses. Names, because importing these modules takes seconds.
+_KINDS = {
+    "builtins.MemoryError": _MEMORY,
+    "builtins.RecursionError": "the input is nested too deeply",
+    "builtins.EOFError": _DAMAGED,
+    "zipfile.BadZipFile": _DAMAGED,
+    "zlib.error": _DAMAGED,
+    "lzma.LZMAError": _DAMAGED,
+    # Undamaged weights with a missing layer or another shape fail only when a model is applied.
+    "flax.errors.FlaxError": "the weights do not fit the models of this release",
+    "jax.errors.JaxRuntimeError": "the device or its compiler failed",
+    "jaxlib._jax.XlaRuntimeError": "the device or its compiler failed",
+    "builtins.FloatingPointError": "a result is not finite, and JAX_DEBUG_NANS or JAX_DEBUG_INFS is set",
+    "tensorflow.python.framework.errors_impl.OpError": "TensorFlow cannot read or write the data",
+    "subprocess.SubprocessError": "a program that was started failed",
+    "concurrent.futures._base.BrokenExecutor": "a process that was started ended too early (killed, out of memory?)",
+}
+
+
+def explained(error: Exception) -> str | None:
+    """Returns one line about an error that is not a bug of this project, or None."""
+    # This project's ValueErrors are one line for the user: what was given, what was expected, what to do.
+    if isinstance(error, ValueError | OSError):
+        return one_line(error)
+    if isinstance(error, ImportError) and not (error.name or "").startswith("musiclm_jax"):
+        return f"a library is missing or damaged: {one_line(error)}: install musiclm_jax again with its dependencies"
+    said = str(error)
+    if "RESOURCE_EXHAUSTED" in said or "Out of memory" in said:
+        return f"{_MEMORY} ({one_line(error)})"
+    if "Unable to initialize backend" in said or "Unknown backend" in said:
+        chosen = os.environ.get("JAX_PLATFORMS")
+        advice = f"JAX_PLATFORMS is {chosen}: unset it or set it to cpu" if chosen else "JAX_PLATFORMS=cpu uses the CPU"
+        return f"the accelerator cannot be used: {one_line(error)}: {advice}"
+    for kind in type(error).__mro__:
+        if (explanation := _KINDS.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
+            return f"{explanation} ({one_line(error)})" if said.strip() else explanation
+    if isinstance(error, RuntimeError) and not _is_ours(error):  # a library's state, such as that of JAX's devices
+        return f"{one_line(error)} (from {_module(error)})"
+    return None
+
+
+def bug_report(error: Exception, command: Sequence[str]) -> str:
+    """Returns one line that asks for a report of an error that should not happen.
+
+    Args:
+      error: the error.
+      command: arguments of `musiclm`.
+    """
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {one_line(error, hint=False)} ({place.filename}, line {place.lineno}): a bug: "
+        f"please report this line, version {musiclm_jax.__version__} on Python {platform.python_version()}, and the "
+        f"command: musiclm {shlex.join(command)} (MUSICLM_TRACEBACK=1 shows more)"
+    )
+
+
+def one_line(error: Exception, hint: bool = True) -> str:
+    """Returns an error as one line; errors from libraries may have more, which `hint` tells how to see."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
+    return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if hint and len(lines) > 1 else "")
+
+
+def _module(error: Exception) -> str:
+    """Returns the name of the module that raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", sys.executable)
+
+
+def _is_ours(error: Exception) -> bool:
+    return _module(error).startswith("musiclm_jax")

@@ -1,0 +1,169 @@
+"""What ends a command, and what does not: standard streams that fail, signals, exceptions of any kind."""
+
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import flax.errors
+import jax
+import pytest
+
+import musiclm_jax
+from musiclm_jax.launch import main
+
+# Starts `musiclm` with a command that a test makes; the rest of the program is its body.
+PROGRAM = """
+import gc, os, pathlib, signal, sys, time, types
+from musiclm_jax.launch import main
+
+def fake(arguments):
+{body}
+
+module = types.ModuleType("fake")
+module.main = fake
+sys.modules["fake"] = module
+main.COMMANDS["fake"] = ("fake", "")
+sys.exit(main.main(["fake", *sys.argv[1:]]))
+"""
+TWO_PIECES = """
+    for index in (1, 2):
+        print(f"piece {index}: a caf\\u00e9 \\U0001f3b5 \\udcff", flush=True)
+        pathlib.Path(arguments[0], f"{index}.wav").write_bytes(b"music")
+"""
+
+
+def program(body):
+    return [sys.executable, "-P", "-c", PROGRAM.format(body=body)]
+
+
+@pytest.fixture
+def raised(monkeypatch, capsys):
+    """Runs a command that raises an exception; returns (exit code, standard error)."""
+
+    def raised(error):
+        def fail(arguments):
+            raise error
+
+        monkeypatch.setitem(main.COMMANDS, "fake", ("fake", ""))
+        monkeypatch.setattr(
+            main.importlib, "import_module", lambda name: type("fake", (), {"main": staticmethod(fail)})
+        )
+        code = main.main(["fake", "a piano", "--seconds", "3"])
+        return code, capsys.readouterr().err
+
+    return raised
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "latin-1:surrogateescape"])
+def test_a_console_that_lacks_a_character_ends_nothing(tmp_path, encoding):
+    done = subprocess.run(
+        [*program(TWO_PIECES), tmp_path], capture_output=True, env={"PYTHONIOENCODING": encoding, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    assert sorted(path.name for path in tmp_path.glob("*.wav")) == ["1.wav", "2.wav"]
+    assert rb"piece 2: a caf" in done.stdout and rb"\udcff" in done.stdout
+
+
+def test_a_full_standard_output_ends_nothing_and_is_told(tmp_path):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*program(TWO_PIECES), tmp_path], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "standard output could not be written ([Errno 28] No space left on device)" in done.stderr
+    assert len(list(tmp_path.glob("*.wav"))) == 2
+
+
+def test_a_reader_that_left_ends_nothing(tmp_path):
+    process = subprocess.Popen([*program(TWO_PIECES), tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    assert len(list(tmp_path.glob("*.wav"))) == 2
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_not_taken_over_by_files(tmp_path, closed):
+    body = TWO_PIECES + '    os.system("echo to everyone; echo to everyone >&2")\n    print("end", file=sys.stderr)\n'
+    body = body.replace("write_bytes(b", 'open("xb").write(b')
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *program(body), tmp_path], capture_output=True)
+    assert done.returncode == 0 and b"Traceback" not in done.stdout + done.stderr
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("*.wav"))] == [b"music"] * 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_within_a_callback_is_not_swallowed(tmp_path, name):
+    body = f"""
+    def within(phase, info):
+        if phase == "stop" and not sent:
+            sent.append(1)
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(0.1)
+    sent = []
+    gc.callbacks.append(within)
+    gc.collect()
+    try:
+        time.sleep(10)
+    finally:
+        print("cleared up")
+"""
+    done = subprocess.run(program(body), capture_output=True, text=True, timeout=9)
+    number = {"SIGINT": 2, "SIGTERM": 15, "SIGHUP": 1}[name]
+    assert done.returncode == 128 + number and done.stdout == "cleared up\n"
+    assert done.stderr == "\nmusiclm fake: interrupted\n"
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    body = "    os.kill(os.getpid(), signal.SIGHUP)\n    time.sleep(0.1)\n"
+    done = subprocess.run(["nohup", *program(body)], capture_output=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+
+
+def tensorflow_error():
+    import tensorflow as tf
+
+    return tf.errors.DataLossError(None, None, "corrupted record at 12")
+
+
+def error_of_a_library():
+    try:
+        jax.devices("nonesuch")
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (lambda: MemoryError(), "not enough memory: use a smaller batch size"),
+        (lambda: MemoryError("Unable to allocate 7.6 GiB"), "(Unable to allocate 7.6 GiB)"),
+        (lambda: jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), "not enough memory"),
+        (
+            lambda: jax.errors.JaxRuntimeError("INTERNAL: broken"),
+            "the device or its compiler failed (INTERNAL: broken)",
+        ),
+        (lambda: RuntimeError("Unable to initialize backend 'cuda': no GPU"), "the accelerator cannot be used"),
+        (error_of_a_library, "the accelerator cannot be used"),
+        (tensorflow_error, "TensorFlow cannot read or write the data (corrupted record at 12)"),
+        (lambda: zipfile.BadZipFile("not a zip file"), "a file that was read is damaged (not a zip file)"),
+        (lambda: flax.errors.ScopeParamNotFoundError("a", "b"), "the weights do not fit the models of this release"),
+        (
+            lambda: ModuleNotFoundError("No module named 'gin'", name="gin"),
+            "a library is missing or damaged: No",
+        ),
+        (lambda: subprocess.CalledProcessError(1, ["ffmpeg"]), "a program that was started failed"),
+        (lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "can't decode byte 0xff"),
+        (lambda: RecursionError("maximum recursion depth"), "nested too deeply"),
+    ],
+)
+def test_an_error_of_the_surroundings_is_one_line(raised, error, message):
+    code, err = raised(error())
+    assert code == 2 and err.startswith("musiclm fake: ") and err.count("\n") == 1 and message in err, err
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("unsupported\noperand"), KeyError("semantic"), AssertionError(), IndexError()]
+)
+def test_a_bug_asks_for_a_report_in_one_line(raised, error):
+    code, err = raised(error)
+    assert code == 1 and err.count("\n") == 1 and type(error).__name__ in err
+    assert f"please report this line, version {musiclm_jax.__version__} on Python" in err
+    assert "command: musiclm fake 'a piano' --seconds 3" in err and f"({pathlib.Path(__file__)}, line " in err
