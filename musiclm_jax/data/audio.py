@@ -4,11 +4,14 @@ Throughout the project, audio is mono float32 in [-1, 1] at 24 kHz.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
+import re
+import subprocess
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -25,6 +28,12 @@ READABLE = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".
 RAW = (".pcm", ".raw")  # 16-bit little-endian samples without a header, for `write_stream`
 STANDARD_OUTPUT = "-"  # as a path, tells `write_stream` to write raw samples to standard output
 SAFE_PEAK = 0.99  # audio louder than full scale is scaled down to this
+LOUDEST = 100.0  # times full scale (40 dB): samples beyond it cannot be audio in -1..1
+CANCELLED = 0.1  # of the power that unrelated channels would leave: a mix below it has cancelled itself
+LOWEST_RATE = 1000  # Hz; nothing below is music
+TOLERANCE = 0.1  # seconds: encoders pad a stream by less, so a longer gap is a loss
+BLOCK = 1 << 14  # sampling instants decoded at once
+_ANY_LENGTH = 0x7FFF0000  # sizes in headers from here on mean "unknown": the file was written as a stream
 
 
 class AudioError(ValueError):
@@ -38,7 +47,9 @@ class ExistsError(AudioError):
 def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Reads a sound file of any rate, channel count and format as mono audio.
 
-    libsndfile reads wav, flac, ogg, opus, mp3 and aiff. librosa reads anything else with ffmpeg, if it is installed.
+    libsndfile reads wav, flac, ogg, opus, mp3 and aiff; the program ffmpeg reads anything else, if it is installed. The
+    content decides about the format, not the name. A line on standard error says if the end or a part of the file is
+    missing, or if its channels cancel each other and only the loudest is used.
 
     Args:
       path: the file.
@@ -48,7 +59,8 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
       float32 `[samples]`: the mean of the channels.
 
     Raises:
-      AudioError: if the file is missing, is not a sound file, or holds no samples, NaN or infinity.
+      AudioError: if the file is missing, is not a sound file, or holds no samples, NaN, infinity or integers that were
+        stored as floats, or if its sample rate is below `LOWEST_RATE`.
     """
     path = files.local_path(path)
     if path.is_dir():
@@ -57,31 +69,154 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         raise AudioError(f"{path}: no such sound file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: the file is empty (0 bytes)")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        audio = samples.mean(axis=1)
-    except soundfile.LibsndfileError as sndfile_error:
-        audio, rate = _load_with_ffmpeg(path, sndfile_error)
-    if audio.size == 0:
-        raise AudioError(f"{path}: the file holds no samples")
-    if not np.isfinite(audio).all():
+    decoded = _decode(path)
+    if decoded.rate < LOWEST_RATE:
+        raise AudioError(f"{path}: a sample rate of {decoded.rate} Hz, expected {LOWEST_RATE} or more: is it damaged?")
+    if decoded.lost:
+        seconds = len(decoded.audio) / decoded.rate
+        print(f"{path}: damaged or cut short ({decoded.lost}): read {seconds:.1f} s", file=sys.stderr)
+    channels = len(decoded.power)
+    if np.square(decoded.audio).mean() < CANCELLED * decoded.power.mean() / channels:
+        loudest = int(decoded.power.argmax())
+        print(f"{path}: the channels cancel each other: read channel {loudest + 1} of {channels}", file=sys.stderr)
+        decoded = _decode(path, loudest)
+    if not np.isfinite(decoded.audio).all():
         raise AudioError(f"{path}: the file holds NaN or infinite samples")
-    return resample(audio, int(rate), sample_rate)
+    if (peak := float(np.abs(decoded.audio).max())) > LOUDEST:
+        raise AudioError(f"{path}: samples up to {peak:g}, expected -1..1: are they integers stored as floats?")
+    return resample(decoded.audio, decoded.rate, sample_rate)
+
+
+@dataclasses.dataclass
+class _Decoded:
+    """A decoded file.
+
+    Attributes:
+      audio: float32 `[samples]`, one channel or the mean of all; never empty.
+      rate: in Hz.
+      power: mean square of each channel, `[channels]`.
+      lost: what is missing; "" if nothing is.
+    """
+
+    audio: np.ndarray
+    rate: int
+    power: np.ndarray
+    lost: str
+
+
+def _decode(path: pathlib.Path, channel: int | None = None) -> _Decoded:
+    """Decodes one channel, or the mean of all, with libsndfile, or with ffmpeg what libsndfile cannot read."""
+    try:
+        with _opened(path) as sound:
+            if decoded := _read(sound, channel):
+                decoded.lost = decoded.lost or _missing(path, sound, len(decoded.audio))
+                return decoded
+            reason = "it holds no samples"
+    except soundfile.LibsndfileError as error:
+        reason = _reason(error)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror})") from error
+    return _decode_with_ffmpeg(path, channel, reason)
+
+
+class _Forward(soundfile.SoundFile):
+    """A sound file that is only read forwards: soundfile seeks after each block, which spoils the samples of MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
+    """Opens a file for libsndfile, which does not get its name: it would take the extension for the format."""
+    with open(path, "rb") as file, _Forward(file.fileno(), closefd=False) as sound:
+        yield sound
+
+
+def _read(sound: soundfile.SoundFile, channel: int | None) -> _Decoded | None:
+    """Reads one channel, or the mean of all, to the end or to the first damage; None if nothing can be read."""
+    block = np.empty((BLOCK, sound.channels), np.float32)
+    energy, mixed, lost = np.zeros(sound.channels), [], ""
+    try:
+        while len(read := sound.read(out=block)):
+            energy += np.square(read, dtype=np.float64).sum(axis=0)
+            mixed.append(read.mean(axis=1) if channel is None else read[:, channel].copy())
+    except soundfile.LibsndfileError as error:
+        lost = _reason(error)
+    if not mixed:
+        return None
+    audio = np.concatenate(mixed)
+    return _Decoded(audio, int(sound.samplerate), energy / len(audio), lost)
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    """Returns libsndfile's message without the decoration."""
+    message = error.error_string.removeprefix("Error : ").rstrip(".")
+    return "its header makes no sense" if "SF_INFO" in message else message  # its word for a sample rate of 0
+
+
+def _missing(path: pathlib.Path, sound: soundfile.SoundFile, read: int) -> str:
+    """Says what is missing of a file from which libsndfile read `read` samples without an error; "" if nothing is."""
+    tolerance = TOLERANCE * sound.samplerate
+    if sound.frames - read > tolerance:
+        return f"its header promises {sound.frames / sound.samplerate:.1f} s"
+    # libsndfile corrects sizes beyond the end of the file and notes this in its log.
+    for size, there in re.findall(r": (\d+) \(should be (\d+)\)", sound.extra_info):
+        if int(size) < _ANY_LENGTH and read * (int(size) / max(int(there), 1) - 1) > tolerance:
+            return f"its header promises {size} bytes, {there} are there"
+    if sound.format == "OGG":
+        with path.open("rb") as file:
+            file.seek(-min(path.stat().st_size, 1 << 17), os.SEEK_END)
+            tail = file.read()
+        last = tail.rfind(b"OggS")  # byte 5 of a page holds its flags, of which 4 marks the last page
+        if last >= 0 and len(tail) > last + 5 and not tail[last + 5] & 4:
+            return "its last page is missing"
+    return ""
+
+
+def _decode_with_ffmpeg(path: pathlib.Path, channel: int | None, reason: str) -> _Decoded:
+    # Without the protocol "file:", a colon in a name would be a protocol; with others, a playlist could read URLs.
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
+    command += ["-vn", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
+    decoded, advice = None, "Is it damaged?"
+    with tempfile.TemporaryFile() as log:
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as ffmpeg:
+                assert ffmpeg.stdout is not None
+                with (
+                    contextlib.suppress(soundfile.LibsndfileError),  # nothing came: the log says why
+                    _Forward(ffmpeg.stdout.fileno(), closefd=False) as sound,
+                ):
+                    decoded = _read(sound, channel)
+        except FileNotFoundError:
+            advice = "The program ffmpeg, which reads more formats, is not installed"
+        log.seek(0)
+        errors = log.read().decode(errors="replace").strip().splitlines()
+    if decoded is None:
+        with path.open("rb") as file:
+            if file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+                reason, advice = "it is a web page", "Download the recording itself"
+        raise AudioError(f"{path}: not a sound file that can be read ({reason}. {advice})")
+    if errors or ffmpeg.returncode:
+        decoded.lost = re.sub(r"\[[^]]*\] ", "", errors[-1]) if errors else "ffmpeg failed"
+    return decoded
 
 
 def sample_rate_of(path: str | os.PathLike) -> int | None:
     """Returns the sample rate of a sound file in Hz, or None if libsndfile cannot read it."""
     try:
-        return int(soundfile.info(path).samplerate)
-    except soundfile.LibsndfileError:
+        with _opened(path) as sound:
+            return int(sound.samplerate)
+    except (OSError, soundfile.LibsndfileError):
         return None
 
 
 def seconds_of(path: str | os.PathLike) -> float | None:
     """Returns the length of a sound file in seconds, from its header, or None if libsndfile cannot read it."""
     try:
-        return float(soundfile.info(path).duration)
-    except soundfile.LibsndfileError:
+        with _opened(path) as sound:
+            return sound.frames / sound.samplerate
+    except (OSError, soundfile.LibsndfileError):
         return None
 
 
@@ -95,18 +230,6 @@ def write_opus(path: str | os.PathLike, blocks: Iterable[np.ndarray]) -> None:
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "OPUS", format="OGG", compression_level=0.8) as sound:
         for block in blocks:
             sound.write(block)
-
-
-def _load_with_ffmpeg(path: pathlib.Path, sndfile_error: Exception) -> tuple[np.ndarray, float]:
-    import librosa  # here: it takes a second to import, and writing does not need it
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # librosa announces that it passes the file on to audioread
-            return librosa.load(path, sr=None, mono=True)
-    except Exception as error:  # audioread's back ends raise their own unrelated types
-        reason = str(sndfile_error).removeprefix(f"Error opening {str(path)!r}: ")
-        raise AudioError(f"{path}: not a sound file that can be read ({reason} Is it damaged?)") from error
 
 
 def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
