@@ -53,6 +53,11 @@ def explained(error: Exception) -> str | None:
     return None
 
 
+def is_of_input(error: Exception) -> bool:
+    """Returns whether the same command would fail again: launch scripts restart a training only if it may not."""
+    return isinstance(error, ValueError | OSError | ImportError) or type(error).__module__ == "flax.errors"
+
+
 def bug_report(error: Exception, command: Sequence[str]) -> str:
     """Returns one line that asks for a report of an error that should not happen.
 

@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
       argv: arguments without the program's name; the process's arguments by default.
 
     Returns:
-      Exit code: 0, 1 for a bug, 2 for what the user can mend (one line on standard error says why), 128 and the number
-      of the signal if interrupted. With MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
+      Exit code: 0, 2 for unusable input, 1 for other failures, 128 + the signal's number if interrupted; one line on
+      standard error says why. With MUSICLM_TRACEBACK=1 in the environment, errors are raised instead.
     """
     arguments = sys.argv[1:] if argv is None else argv
     with standard_streams.steady() as output, interrupts.heeded():
@@ -82,9 +82,9 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("MUSICLM_TRACEBACK") == "1":
             raise
-        explanation = failures.explained(error)
-        print(f"musiclm {name}: {explanation or failures.bug_report(error, arguments)}", file=sys.stderr)
-        return 2 if explanation else 1
+        explanation = failures.explained(error) or failures.bug_report(error, arguments)
+        print(f"musiclm {name}: {explanation}", file=sys.stderr)
+        return 2 if failures.is_of_input(error) else 1
 
 
 if __name__ == "__main__":

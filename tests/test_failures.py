@@ -155,8 +155,11 @@ def error_of_a_library():
     ],
 )
 def test_an_error_of_the_surroundings_is_one_line(raised, error, message):
-    code, err = raised(error())
-    assert code == 2 and err.startswith("musiclm fake: ") and err.count("\n") == 1 and message in err, err
+    error = error()
+    code, err = raised(error)
+    assert err.startswith("musiclm fake: ") and err.count("\n") == 1 and message in err, err
+    # Launch scripts restart a training that ended with 1: what failed may pass, unlike unusable input.
+    assert code == (2 if isinstance(error, ValueError | ImportError | flax.errors.FlaxError) else 1)
 
 
 @pytest.mark.parametrize(
