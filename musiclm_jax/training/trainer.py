@@ -4,6 +4,7 @@ A run is a pure function of its configuration. Step s uses a key folded from the
 seeded by epoch, so a run that is stopped and resumed takes the same steps as an uninterrupted one.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -79,7 +80,8 @@ def train(
 ) -> Any:
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
-    SIGTERM or SIGINT (Ctrl-C) saves a checkpoint after the current step and returns; the same call resumes from there.
+    SIGTERM, SIGINT (Ctrl-C), SIGHUP (a lost connection), or a pipe at standard output that nobody reads any more: saves
+    a checkpoint after the current step and returns; the same call resumes from there.
     With several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
 
     Args:
@@ -180,7 +182,7 @@ def train(
             if step < run.total_steps and saved_step != step:
                 _look(taken, state, train_dataset, model_dir, manager)
                 checkpoints.save(manager, step, state, position)
-        checkpoints.wait(manager)
+            checkpoints.wait(manager)
         writer.close()
     if step < run.total_steps:
         _say(f"stopped by a signal, saved at step {step:,}: the same command resumes from there")
@@ -254,7 +256,7 @@ def _write_files(folder: epath.Path, contents: Mapping[str, str]) -> None:
         return
     for name, content in contents.items():
         try:
-            if "://" in os.fspath(folder):
+            if files.is_url(folder):
                 (folder / name).write_text(content)  # a bucket has no half written objects
             else:
                 files.write(pathlib.Path(folder / name), content)
@@ -264,4 +266,5 @@ def _write_files(folder: epath.Path, contents: Mapping[str, str]) -> None:
 
 def _say(line: str) -> None:
     if jax.process_index() == 0:
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # a full disk or a reader that left; StopRequest sees the latter
+            print(line, flush=True)
