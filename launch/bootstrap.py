@@ -17,6 +17,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from musiclm_jax.launch import command
+
 GIN_FILES = {
     "soundstream": "soundstream_tiny.gin",
     "decoder": "soundstream_tiny_adversarial.gin",
@@ -39,19 +41,34 @@ def parser() -> argparse.ArgumentParser:
         prog="musiclm bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pack", help="folder to create: scores, sound fonts, text encoder, configurations")
-    what.add_argument("--from", dest="source", help="train from this folder, made by --pack")
-    p.add_argument(
-        "--bundle", default="tiny", help="--pack: source of the text encoder and the melody model (default: tiny)"
+    what.add_argument(
+        "--pack", type=command.local_path, help="folder to create: scores, sound fonts, text encoder, configurations"
     )
-    p.add_argument("--human_captions", help="--pack: MusicCaps' CSV, for human captions (default: none)")
-    p.add_argument("--music", help="--pack: folder of recordings that also train the codec (default: none)")
-    p.add_argument("--output", help="--from: folder for the bundle and the log")
+    what.add_argument("--from", dest="source", type=command.local_path, help="train from this folder, made by --pack")
+    p.add_argument(
+        "--bundle",
+        type=command.bundle,
+        default="tiny",
+        help="--pack: source of the text encoder and the melody model (default: tiny)",
+    )
+    p.add_argument(
+        "--human_captions", type=command.local_path, help="--pack: MusicCaps' CSV, for human captions (default: none)"
+    )
+    p.add_argument(
+        "--music",
+        type=command.local_path,
+        help="--pack: folder of recordings that also train the codec (default: none)",
+    )
+    p.add_argument("--output", type=command.local_path, help="--from: folder for the bundle and the log")
     p.add_argument("--minutes", type=float, default=10.0, help="--from: total time budget (default: 10)")
     p.add_argument("--seed", type=int, default=0, help="--from: seed of the corpus and of training (default: 0)")
     p.add_argument("--blocks", type=int, help="--from: blocks of 2048 clips (5.7 h) to render (default: 16)")
     p.add_argument("--workers", type=int, help="--from: number of rendering processes (default: 12)")
-    p.add_argument("--work", help="--from: folder for rendered audio, such as /dev/shm/work (default: in OUT)")
+    p.add_argument(
+        "--work",
+        type=command.local_path,
+        help="--from: folder for rendered audio, such as /dev/shm/work (default: in OUT)",
+    )
     p.add_argument("--parts", nargs="+", help="--from: parts to train, further if OUT/bundle has them (default: all)")
     p.add_argument("--cpu", action="store_true", help="--from: sizes for two CPU cores")
     p.add_argument("--rehearsal", action="store_true", help="--from: toy sizes, to test the whole chain")
@@ -148,11 +165,15 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
     counts = np.bincount(rng.integers(len(files), size=2 * clips), minlength=len(files))
     for index in rng.permutation(len(files)):
         sound = audio.load(files[index]) if counts[index] else np.zeros(0, np.float32)
+        if len(sound) <= bootstrap.CLIP_SAMPLES:  # not asked for, or cut short of what its header promises
+            continue
         for _ in range(-(-counts[index] // 2)):
             start = int(rng.integers(len(sound) - bootstrap.CLIP_SAMPLES))
             excerpt = sound[start : start + bootstrap.CLIP_SAMPLES]
-            if np.sqrt(np.mean(excerpt**2)) > QUIET:
+            if excerpt.std() > QUIET:  # without a constant offset, which is no sound
                 excerpts.append(excerpt)
+    if not excerpts:
+        raise ValueError(f"--music {source} holds only silence: give recordings of music")
     excerpts = [excerpts[i] for i in rng.permutation(len(excerpts))[:clips]]
     audio.write_opus(target, excerpts)
     print(f"{target}: {len(excerpts)} excerpts of {len(files)} recordings, {target.stat().st_size / 1e6:.1f} MB")

@@ -2,11 +2,41 @@
 
 import argparse
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
+
+from musiclm_jax.data import files
+
+
+def local_path(given: str) -> str:
+    """Checks an argument that is a path on this machine, and replaces "~"; a `type` for `Parser`."""
+    try:
+        return files.local_name(given)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path_or_bucket(given: str) -> str:
+    """Like `local_path`, but also takes URLs of buckets, such as gs://bucket/run."""
+    return given if files.is_url(given) else local_path(given)
+
+
+def output_path(given: str) -> str:
+    """Like `local_path`, but also takes "-" for standard output."""
+    return given if given == "-" else local_path(given)
+
+
+def bundle(given: str) -> str:
+    """Like `local_path`, for a bundle; a folder with the name of a bundle in the package needs a path, ./tiny."""
+    name = local_path(given)
+    if os.path.isdir(name):
+        from musiclm_jax.bundles import shipped  # here: it imports JAX
+
+        if name in shipped():
+            print(f"the bundle {name} is that of the package: the folder here is ./{name}", file=sys.stderr)
+    return name
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +64,9 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("MUSICLM_CACHE") or str(base) + "/musiclm_jax")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("MUSICLM_CACHE") or f"{base}/musiclm_jax"
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many programs are small
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -15,13 +15,17 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from musiclm_jax.launch import command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="musiclm corpus", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--output", required=True, help="folder of the corpus; an interrupted build resumes")
+    parser.add_argument(
+        "--output", type=command.local_path, required=True, help="folder of the corpus; an interrupted build resumes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--hours", type=float, default=14.0, help="hours of audio over all splits (default: 14)")

@@ -9,8 +9,10 @@ from musiclm_jax.launch import command
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
     p = command.Parser("describe", "show the tags and captions closest to a recording, and its tokens")
-    p.add_argument("files", nargs="+", metavar="FILE", help="audio file of any format")
-    p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
+    p.add_argument("files", type=command.local_path, nargs="+", metavar="FILE", help="audio file of any format")
+    p.add_argument(
+        "--bundle", type=command.bundle, default="tiny", help="bundle of models: a name or a folder (default: tiny)"
+    )
     p.add_argument("--top", type=int, default=5, help="number of tags and captions to show (default: 5)")
     p.add_argument("--tokens", action="store_true", help="print all tokens instead of only the first ones")
     return p

@@ -16,10 +16,16 @@ WIDTH = 116  # of the printed lines
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
     p = command.Parser("diagnose", "find the part of a bundle that is at fault, and say what to do about it")
-    p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
-    p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`)")
     p.add_argument(
-        "--tokens", default="", help="folder of token records of that corpus (`musiclm tokenize`), to check them"
+        "--bundle", type=command.bundle, default="tiny", help="bundle of models: a name or a folder (default: tiny)"
+    )
+    p.add_argument(
+        "--corpus", type=command.path_or_bucket, required=True, help="folder of audio records (`musiclm corpus`)"
+    )
+    p.add_argument(
+        "--tokens",
+        type=command.path_or_bucket,
+        help="folder of token records of that corpus (`musiclm tokenize`), to check them",
     )
     p.add_argument("--split", default="test", help="split that no part was trained on (default: test)")
     p.add_argument("--clips", type=int, default=64, help="clips of the split to measure (default: 64)")
@@ -28,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--resynthesis", type=int, default=16, help="clips to regenerate from true tokens; 0 for none (default: 16)"
     )
     p.add_argument("--seed", type=int, default=0, help="seed of the choice of clips, of the music and the intervals")
-    p.add_argument("--output", default="", help="JSON file for the findings")
+    p.add_argument("--output", type=command.local_path, help="JSON file for the findings")
     return p
 
 

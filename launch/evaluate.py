@@ -43,14 +43,24 @@ def main(arguments: list[str]) -> int:
     """
     parser = command.Parser("evaluate", "FAD, KLD and MCC of generated clips", usage=USAGE)
     parser.add_argument(
-        "--gin_file", action="append", help="gin file; may be repeated, later ones override (default: evaluate.gin)"
+        "--gin_file",
+        type=command.local_path,
+        action="append",
+        help="gin file; may be repeated, later ones override (default: evaluate.gin)",
     )
     parser.add_argument(
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
-    parser.add_argument("--output", required=True, help="folder for the report and the clips; created if missing")
     parser.add_argument(
-        "--generated", help="folder of another system's clips, named by id (default: generate with the bundle)"
+        "--output",
+        type=command.local_path,
+        required=True,
+        help="folder for the report and the clips; created if missing",
+    )
+    parser.add_argument(
+        "--generated",
+        type=command.local_path,
+        help="folder of another system's clips, named by id (default: generate with the bundle)",
     )
     parser.add_argument("--system", help="name of the system in the report (default: the bundle or the folder)")
     args, bindings = parser.parse_with_bindings(arguments)

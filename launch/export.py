@@ -39,9 +39,13 @@ def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
     p = command.Parser("export", "add a trained model to a bundle")
     p.add_argument("--family", required=True, choices=(*list(LEARNERS)[:-1], *STAGE_PARTS), help="model to export")
-    p.add_argument("--model_dir", required=True, help="folder of the training run")
-    p.add_argument("--bundle", required=True, help="folder of the bundle; created if missing")
-    p.add_argument("--corpus", help="folder of records; needed for w2v_bert, mulan and melody (renditions)")
+    p.add_argument("--model_dir", type=command.path_or_bucket, required=True, help="folder of the training run")
+    p.add_argument("--bundle", type=command.local_path, required=True, help="folder of the bundle; created if missing")
+    p.add_argument(
+        "--corpus",
+        type=command.path_or_bucket,
+        help="folder of records; needed for w2v_bert, mulan and melody (renditions)",
+    )
     p.add_argument("--best", action="store_true", help="use the checkpoint with the lowest held-out loss, not the last")
     p.add_argument("--storage", default="float16", choices=("float16", "int8"), help="data type of large matrices")
     p.add_argument(
@@ -75,6 +79,8 @@ def main(arguments: list[str]) -> int:
     command.enable_compilation_cache()
     from musiclm_jax import bundles
 
+    if args.bundle in bundles.shipped():
+        raise ValueError(f"--bundle {args.bundle} is a bundle of the package: a folder of that name is ./{args.bundle}")
     learner, state = read_run(args.model_dir, "stage" if args.family in STAGE_PARTS else args.family, args.best)
     folder = pathlib.Path(args.bundle).expanduser()
     config, variables = learner.config, learner.variables(state)
@@ -109,9 +115,10 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
     from musiclm_jax.bundles import config_from_json
     from musiclm_jax.training import checkpoints, partitioning
 
-    path = pathlib.Path(model_dir).expanduser() / "config.json"
+    files.check_bucket(model_dir)
+    path = checkpoints.run_folder(model_dir) / "config.json"
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give the model_dir of a `musiclm train` run") from error
     if described["family"] != family:

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what = p.add_argument_group("what to generate")
     what.add_argument("prompts", nargs="*", metavar="PROMPT", help="description of the music, in English")
-    what.add_argument("--prompts_file", metavar="FILE", help="text file with one prompt per line")
+    what.add_argument(
+        "--prompts_file", type=command.local_path, metavar="FILE", help="text file with one prompt per line"
+    )
     what.add_argument("--seconds", type=float, help="length of the music (default: 10, or the length of the story)")
     what.add_argument("--seed", type=int, default=0, help="the same seed gives the same music (default: 0)")
     what.add_argument("--num_samples", type=int, default=1, help="pieces per prompt (default: 1)")
@@ -54,17 +56,27 @@ def parser() -> argparse.ArgumentParser:
     story.add_argument(
         "--at", action="append", default=[], nargs=2, metavar=("TIME", "TEXT"), help="prompt from TIME (0:15) on"
     )
-    story.add_argument("--story", metavar="FILE", help='text file with one line per section, such as "0:15 rock band"')
+    story.add_argument(
+        "--story",
+        type=command.local_path,
+        metavar="FILE",
+        help='text file with one line per section, such as "0:15 rock band"',
+    )
     story.add_argument("--blend", type=float, metavar="S", help="seconds over which one section blends into the next")
     story.add_argument(
         "--mix", nargs="+", metavar="TEXT:WEIGHT", help='one prompt from several texts, "jazz:0.7" "rock:0.3"'
     )
 
     recording = p.add_argument_group("recordings (any format)")
-    recording.add_argument("--continue", dest="continue_from", metavar="FILE", help="recording to continue")
-    recording.add_argument("--like", metavar="FILE", help="recording to use as the prompt")
     recording.add_argument(
-        "--melody", metavar="FILE", help="hummed or played melody for the music to follow; PROMPT says what plays it"
+        "--continue", dest="continue_from", type=command.local_path, metavar="FILE", help="recording to continue"
+    )
+    recording.add_argument("--like", type=command.local_path, metavar="FILE", help="recording to use as the prompt")
+    recording.add_argument(
+        "--melody",
+        type=command.local_path,
+        metavar="FILE",
+        help="hummed or played melody for the music to follow; PROMPT says what plays it",
     )
     recording.add_argument(
         "--vary",
@@ -95,7 +107,12 @@ def parser() -> argparse.ArgumentParser:
     )
 
     out = p.add_argument_group("output")
-    out.add_argument("--output", default="music.wav", help=".wav, .flac or .ogg file to write (default: %(default)s)")
+    out.add_argument(
+        "--output",
+        type=command.output_path,
+        default="music.wav",
+        help=".wav, .flac or .ogg file to write (default: %(default)s)",
+    )
     out.add_argument(
         "--stream",
         action="store_true",
@@ -103,9 +120,13 @@ def parser() -> argparse.ArgumentParser:
         "(16-bit little-endian, mono, 24 kHz)",
     )
     out.add_argument("--report", action="store_true", help="print level and spectral centroid for every 15 s")
-    out.add_argument("--spectrogram", metavar="PNG", help="also plot the spectrogram to this file")
+    out.add_argument(
+        "--spectrogram", type=command.local_path, metavar="PNG", help="also plot the spectrogram to this file"
+    )
     out.add_argument("--force", action="store_true", help="overwrite existing files")
-    p.add_argument("--bundle", default="tiny", help="bundle of models: a name or a folder (default: tiny)")
+    p.add_argument(
+        "--bundle", type=command.bundle, default="tiny", help="bundle of models: a name or a folder (default: tiny)"
+    )
     p.add_argument("--batch_size", type=int, default=8, help="pieces generated at once (default: 8)")
     p.add_argument(
         "--weights",

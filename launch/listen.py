@@ -24,16 +24,31 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--a", metavar="DIR", help="clips of one system, <id>.wav or another audio format")
-    p.add_argument("--b", metavar="DIR", help="clips of the other system, with the same ids")
-    p.add_argument("--output", metavar="FILE", help="file for the answers, one line of JSON each")
-    p.add_argument("--captions", metavar="FILE", help="prompts of the clips: .csv or .jsonl with id and caption")
+    p.add_argument(
+        "--a", type=command.local_path, metavar="DIR", help="clips of one system, <id>.wav or another audio format"
+    )
+    p.add_argument("--b", type=command.local_path, metavar="DIR", help="clips of the other system, with the same ids")
+    p.add_argument(
+        "--output", type=command.local_path, metavar="FILE", help="file for the answers, one line of JSON each"
+    )
+    p.add_argument(
+        "--captions",
+        type=command.local_path,
+        metavar="FILE",
+        help="prompts of the clips: .csv or .jsonl with id and caption",
+    )
     p.add_argument("--pairs", type=int, default=0, help="number of pairs, drawn by the seed (default: all)")
     p.add_argument("--seed", type=int, default=0, help="seed of the order and the sides (default: 0)")
     p.add_argument("--listener", default="", help="name stored with the answers; each listener hears all pairs")
     p.add_argument("--port", type=int, default=8765, help="port of the page; 0 for any free port (default: 8765)")
     p.add_argument("--no_browser", action="store_true", help="only print the address of the page")
-    p.add_argument("--results", nargs="+", metavar="FILE", help="report the answers in these files instead")
+    p.add_argument(
+        "--results",
+        type=command.local_path,
+        nargs="+",
+        metavar="FILE",
+        help="report the answers in these files instead",
+    )
     return p
 
 

@@ -38,10 +38,12 @@ def main(arguments: list[str]) -> int:
       ValueError: if the input cannot be used; the message has one line.
     """
     parser = command.Parser("plan", "estimate the training cost of a stage on TPUs you do not have", usage=USAGE)
-    parser.add_argument("--gin_file", action="append", required=True, help="as for `musiclm train`")
+    parser.add_argument(
+        "--gin_file", type=command.local_path, action="append", required=True, help="as for `musiclm train`"
+    )
     parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=command.local_path, help="also write the figures to this file")
     args, bindings = parser.parse_with_bindings(arguments)
     # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
@@ -68,11 +70,11 @@ def main(arguments: list[str]) -> int:
     except planning.DoesNotFitError as error:
         print(error)
         if args.json:
-            files.write(args.json, json.dumps({"does_not_fit": str(error)}) + "\n")
+            files.write(pathlib.Path(args.json), json.dumps({"does_not_fit": str(error)}) + "\n")
         return 1
     print("\n".join(report(found, args.tokens)))
     if args.json:
-        files.write(args.json, json.dumps(dataclasses.asdict(found)) + "\n")
+        files.write(pathlib.Path(args.json), json.dumps(dataclasses.asdict(found)) + "\n")
     return 0 if found.hbm_bytes <= chip.hbm_bytes else 1
 
 

@@ -27,11 +27,22 @@ RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
     p = command.Parser("tokenize", __doc__.splitlines()[0].split(": ")[1])
-    p.add_argument("--bundle", required=True, help="bundle with soundstream, w2v_bert, mulan and optionally melody")
-    p.add_argument("--corpus", required=True, help="folder of audio records (`musiclm corpus`) or of audio files")
-    p.add_argument("--output", required=True, help="folder for the token records")
+    p.add_argument(
+        "--bundle",
+        type=command.bundle,
+        required=True,
+        help="bundle with soundstream, w2v_bert, mulan and optionally melody",
+    )
+    p.add_argument(
+        "--corpus",
+        type=command.local_path,
+        required=True,
+        help="folder of audio records (`musiclm corpus`) or of audio files",
+    )
+    p.add_argument("--output", type=command.local_path, required=True, help="folder for the token records")
     p.add_argument(
         "--reuse",
+        type=command.local_path,
         help="folder of token records of the same corpus: keeps the streams of unchanged tokenizers",
     )
     p.add_argument(

@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -20,6 +21,7 @@ import gin
 import jax
 
 from musiclm_jax import bundles
+from musiclm_jax.data import files
 from musiclm_jax.data.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.launch import command, gin_bindings
@@ -51,14 +53,22 @@ def main(arguments: list[str]) -> int:
     """
     parser = command.Parser("train", "train one model: a tokenizer or a stage, selected by a gin file", usage=USAGE)
     parser.add_argument(
-        "--gin_file", action="append", required=True, help="gin file; may be repeated, later ones override"
+        "--gin_file",
+        type=command.local_path,
+        action="append",
+        required=True,
+        help="gin file; may be repeated, later ones override",
     )
     parser.add_argument(
         "--gin_bindings", action="append", default=[], help="one gin binding NAME = VALUE; may be repeated"
     )
-    parser.add_argument("--model_dir", help="folder of the run: checkpoints, configuration, TensorBoard")
+    parser.add_argument(
+        "--model_dir", type=command.path_or_bucket, help="folder of the run: checkpoints, configuration, TensorBoard"
+    )
     parser.add_argument("--dry_run", action="store_true", help="take two steps on synthetic data, no files")
-    parser.add_argument("--start_from", help="bundle (a folder, or tiny) whose weights a new run starts from")
+    parser.add_argument(
+        "--start_from", type=command.bundle, help="bundle (a folder, or tiny) whose weights a new run starts from"
+    )
     parser.add_argument("--coordinator_address", help="host:port of process 0, for a run with several processes")
     parser.add_argument("--process_count", type=int, help="number of processes in the run")
     parser.add_argument("--process_index", type=int, help="index of this process, from 0")
@@ -107,11 +117,12 @@ def join_processes(coordinator_address: str | None, process_count: int | None, p
         raise ValueError(f"the processes of the run could not connect to each other ({reason})") from error
 
 
-def parse_gin(files: list[str], bindings: list[str]) -> None:
+def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
     """Reads gin files, then bindings, into gin's global configuration.
 
     Args:
-      files: paths, or names of files in musiclm_jax/gin_configs.
+      gin_files: paths, or names of files in musiclm_jax/gin_configs. Such a name means the package's file, whatever the
+        current folder holds: a file of that name is ./coarse.gin.
       bindings: lines like `train.total_steps=10`.
 
     Raises:
@@ -120,12 +131,15 @@ def parse_gin(files: list[str], bindings: list[str]) -> None:
     gin.clear_config()
     package = pathlib.Path(str(resources.files("musiclm_jax.gin_configs")))
     paths = []
-    for file in files:
-        path = pathlib.Path(file).expanduser()
-        path = path if path.is_file() else package / path.name
+    for file in gin_files:
+        path, shipped = files.local_path(file), package / file
+        if os.path.basename(file) == file and shipped.is_file():
+            if path.is_file() and path.read_bytes() != shipped.read_bytes():
+                print(f"{file} is the file of the package: the one here is ./{file}", file=sys.stderr)
+            path = shipped
         if not path.is_file():
-            shipped = ", ".join(sorted(p.name for p in package.glob("*.gin")))
-            raise ValueError(f"there is no gin file {file!r} here or in the package, which has {shipped}")
+            names = ", ".join(sorted(p.name for p in package.glob("*.gin")))
+            raise ValueError(f"there is no gin file {file!r} here or in the package, which has {names}")
         paths.append(str(path))
     gin.clear_config()
     with one_line_errors(bindings):

@@ -3,12 +3,11 @@
 import functools
 import itertools
 import os
-import pathlib
 
 import seqio
 import tensorflow as tf
 
-from musiclm_jax.data import records
+from musiclm_jax.data import files, records
 from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation, streams
 
@@ -52,7 +51,7 @@ def corpus_task(
     """
     if unknown := [given for given in (split, background_split) if given not in records.SPLITS]:
         raise ValueError(f"split is {unknown[0]!r}: expected {', '.join(records.SPLITS)}")
-    source = streams.source(data_dir, records.parse_audio_example)
+    source, build = streams.source(data_dir, records.parse_audio_example), state(data_dir)
 
     @functools.cache
     def evaluation_set() -> EvaluationSet:
@@ -67,7 +66,7 @@ def corpus_task(
             background=lambda: itertools.islice(
                 evaluation.reference_clips(source, background_split, "id"), background_clips or None
             ),
-            version=f"{state(data_dir)} {split} {limit} {background_split} {background_clips}",
+            version=build and f"{build} {split} {limit} {background_split} {background_clips}",
             remarks=(f"FAD compares with renders of the {background_split} split",),
         )
 
@@ -76,6 +75,11 @@ def corpus_task(
 
 
 def state(data_dir: str | os.PathLike) -> str:
-    """Identifies a build of the records by the names, sizes and modification times of its shards."""
-    shards = sorted(pathlib.Path(data_dir).expanduser().glob("*.tfrecord"))
+    """Identifies a build of the records by the names, sizes and modification times of its shards.
+
+    "" in a bucket, which tells no exact times: nothing that is computed from the records is cached.
+    """
+    if files.is_url(data_dir):
+        return ""
+    shards = sorted(files.local_path(data_dir).glob("*.tfrecord"))
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in shards)

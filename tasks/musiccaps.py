@@ -4,12 +4,12 @@ import collections
 import functools
 import hashlib
 import os
-import pathlib
 
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from musiclm_jax.data.files import local_path
 from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation
 from musiclm_jax.tasks.musiccaps_builder import CLIPS_FOLDER, CSV_NAME, MISSING, MusicCaps, clip_files, read_captions
@@ -41,7 +41,7 @@ def prepare(data_dir: str | os.PathLike) -> tuple[tfds.core.DatasetBuilder, list
     Raises:
       ValueError: if there is no usable CSV file.
     """
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = local_path(data_dir)
     if not (folder / CSV_NAME).is_file():
         raise ValueError(f"{folder} has no {CSV_NAME}: put the public captions of MusicCaps there")
     _, remarks = read_captions(folder / CSV_NAME)

@@ -35,6 +35,13 @@ def caption_feature() -> seqio.Feature:
     return seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
 
 
+class _Shards(seqio.FileDataSource):
+    """A data source of files that are listed, not searched: seqio would take their names for patterns."""
+
+    def list_shards(self, split: str) -> list[str]:
+        return list(self._split_to_filepattern[split])
+
+
 def source(folder: str | os.PathLike | None, parse) -> seqio.DataSource:
     """Returns a data source of all splits in a folder of records.
 
@@ -46,7 +53,7 @@ def source(folder: str | os.PathLike | None, parse) -> seqio.DataSource:
       ValueError: if a split is missing or unfinished.
     """
     paths = {split: records.shard_paths(folder, split) for split in records.SPLITS if folder is not None}
-    return seqio.FileDataSource(
+    return _Shards(
         read_file_fn=lambda file: tf.data.TFRecordDataset(file).map(parse),
         split_to_filepattern=paths,
         cycle_length=16,

@@ -209,7 +209,7 @@ def test_a_folder_that_is_no_longer_writable_is_reported_at_once(tmp_path):
 
 def test_a_bucket_stays_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="model_dir is empty"):
+    with pytest.raises(ValueError, match="the path is empty"):
         checkpoints.run_folder("")
     assert str(checkpoints.run_folder("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
     assert str(checkpoints.run_folder("run")) == str(tmp_path / "run")

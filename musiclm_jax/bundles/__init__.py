@@ -15,6 +15,7 @@ from musiclm_jax.bundles.bundle import (
     save_generation,
     save_mulan,
     save_part,
+    shipped,
     unpack,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "save_generation",
     "save_mulan",
     "save_part",
+    "shipped",
     "unpack",
 ]

@@ -131,23 +131,30 @@ class Bundle:
         return self._parts["mulan with text"]
 
 
+def shipped() -> list[str]:
+    """Returns the names of the bundles in the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
 def load(bundle: str | os.PathLike = "tiny") -> Bundle:
     """Opens a bundle.
 
     Args:
-      bundle: a folder, or the name of a bundle shipped in the package.
+      bundle: a folder, or the name of a bundle shipped in the package. The name means the package's, whatever the
+        current folder holds: a folder of that name is ./tiny.
 
     Raises:
       BundleError: if there is no such bundle, or its config.json is damaged or of another version.
     """
-    folder = pathlib.Path(bundle)
-    if not folder.is_dir() and folder.name == str(bundle):
-        folder = SHIPPED / bundle
+    try:
+        name = files.local_name(bundle)
+    except ValueError as error:
+        raise BundleError(f"bundle: {error}") from error
+    folder = SHIPPED / name if name in shipped() else pathlib.Path(name)
     if not (folder / "config.json").is_file():
-        shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
         raise BundleError(
             f"bundle {str(bundle)!r}: neither a folder with a config.json nor a bundle of this package "
-            f"({', '.join(shipped) or 'which has none'})"
+            f"({', '.join(shipped()) or 'which has none'})"
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -208,7 +215,7 @@ def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict
         raise ValueError(f"unknown part {part!r}: parts are {', '.join(PART_CONFIGS)}")
     if not isinstance(config, _config_class(part)):
         raise ValueError(f"part {part} takes a {PART_CONFIGS[part].split(':')[1]}, got a {type(config).__name__}")
-    folder = pathlib.Path(bundle)
+    folder = files.local_path(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(pack(variables, storage))
     files.write(folder / f"{part}.safetensors", data)
@@ -243,13 +250,13 @@ def save_mulan(bundle: str | os.PathLike, config: Any, variables: dict) -> dict[
         "text_encoder": save_part(bundle, "text_encoder", config, {"text": variables["text"]}, storage="int8"),
         "vocab.txt": len(vocab),
     }
-    files.write(pathlib.Path(bundle) / "vocab.txt", vocab)
+    files.write(files.local_path(bundle) / "vocab.txt", vocab)
     return sizes
 
 
 def save_generation(bundle: str | os.PathLike, generation: GenerationConfig) -> None:
     """Sets the bundle's settings for generation."""
-    folder = pathlib.Path(bundle)
+    folder = files.local_path(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     _update_config(folder, lambda contents: contents.update(generation=dataclasses.asdict(generation)))
 

@@ -109,7 +109,8 @@ class RenderJob:
         # One thread each: workers may fill all cores. They do not import JAX; if one did, it must leave the GPU alone.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-m", "musiclm_jax.corpus.render_worker", str(self._folder), str(number)]
+        # -P: the current folder is no place to import from.
+        command = [sys.executable, "-P", "-m", "musiclm_jax.corpus.render_worker", str(self._folder), str(number)]
         with open(self._log(number), "wb") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 

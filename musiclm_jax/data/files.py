@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 LOCK = ".lock"  # in a folder in use: the host and the process that write into it
-_URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # gs://bucket, also as gs:/bucket after pathlib
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # also gs:/bucket, which pathlib makes of gs://bucket
+_BUCKETS = "check the name, the network and the credentials, or give a path on this machine"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without locks
 
 
@@ -35,6 +36,41 @@ def local_name(path: str | os.PathLike) -> str:
     if _URL.match(text):
         raise ValueError(f"{text!r} is a URL: give a path on this machine (copy the files here, or mount the bucket)")
     return os.path.expanduser(text)
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a URL, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
+def bucket(url: str | os.PathLike) -> Any:
+    """Returns a path in a bucket, an `epath.Path`.
+
+    Raises:
+      ValueError: if buckets of this kind are not known.
+    """
+    from etils import epath
+
+    try:
+        return epath.Path(url)
+    except KeyError as error:
+        raise ValueError(f"{url} cannot be read (buckets of this kind are not known): {_BUCKETS}") from error
+
+
+def check_bucket(url: str | os.PathLike) -> None:
+    """Checks that a bucket can be read; does nothing for a path on this machine.
+
+    Raises:
+      ValueError: if it cannot; gives the reason in one line.
+    """
+    if not is_url(url):
+        return
+    folder = bucket(url)
+    try:
+        next(iter(folder.glob("*")), None)
+    except Exception as error:  # of the libraries for each kind of bucket
+        reason = str(getattr(error, "message", error)).strip() or type(error).__name__
+        raise ValueError(f"{url} cannot be read ({reason.splitlines()[0]}): {_BUCKETS}") from error
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -93,7 +129,8 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     """
     try:
         with replaced(path) as partial:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            # A name that is no UTF-8 becomes \udce9, which JSON reads again.
+            partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from musiclm_jax.data import tokens
+from musiclm_jax.data import files, tokens
 from musiclm_jax.data.samples import FULL_SCALE, from_pcm16, to_pcm16
 from musiclm_jax.data.tokens import MISSING_PITCH
 from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # re-exported
@@ -295,7 +295,11 @@ def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
     Raises:
       ValueError: if the split has no shards or some of them are missing (an unfinished build).
     """
-    root = epath.Path(folder).expanduser()  # may be in a bucket (gs://)
+    if files.is_url(folder):
+        files.check_bucket(folder)
+        root: epath.Path | pathlib.Path = epath.Path(folder)
+    else:
+        root = files.local_path(folder)  # pathlib takes the folder as it is, epath as a pattern
     paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
     if not paths:
         raise ValueError(

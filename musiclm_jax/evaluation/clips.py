@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from musiclm_jax.generation.generate import Progress, Request, pieces
 
 SILENT_DB = -60.0  # dBFS (RMS); a clip below it counts as silent
 BEYOND = 1.5  # times full scale: lossy codecs come close to it, other audio does not
+LONGEST = 250  # bytes of an id that is the name of a file
 SEGMENT_SECONDS = 10.0  # KLD and MCC score segments of this length: a clip of 30 s has three
 
 
@@ -158,7 +160,7 @@ def generate_clips(
       ValueError: if the folder contains clips of other models or settings, or an id is not a valid file name.
     """
     folder = pathlib.Path(folder).expanduser()
-    if unusable := [name for name in captions if pathlib.Path(name).name != name]:
+    if unusable := [name for name in captions if pathlib.Path(name).name != name or len(os.fsencode(name)) > LONGEST]:
         raise ValueError(f"the id {unusable[0]!r} is not a valid file name: rename it")
     # Without the batch size: a clip does not depend on its batch.
     settings = {"bundle": bundle.sha256} | dataclasses.asdict(request) | {"batch_size": None}

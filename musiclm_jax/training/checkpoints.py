@@ -43,10 +43,9 @@ class Position:
 
 def run_folder(model_dir: str | os.PathLike) -> epath.Path:
     """Returns a run's folder as an absolute path; a URL such as gs://bucket/run is returned unchanged."""
-    if not os.fspath(model_dir).strip():
-        raise ValueError("model_dir is empty: give the folder of the run (is a variable not set?)")
-    folder = epath.Path(model_dir).expanduser()
-    return folder if "://" in os.fspath(folder) else folder.absolute()
+    if files.is_url(model_dir):
+        return files.bucket(model_dir)
+    return epath.Path(files.local_path(model_dir)).absolute()
 
 
 @contextlib.contextmanager
@@ -67,6 +66,7 @@ def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.Ch
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected 1 or more checkpoints to keep")
     folder = run_folder(model_dir) / FOLDER
+    files.check_bucket(folder.parent)
     if found := _PATTERN.search(os.fspath(folder)):
         # Orbax searches the folder for the files of each process, and would not find them.
         raise ValueError(f"{folder} has {found[0]!r} in its path, which checkpoints cannot have: rename that folder")
@@ -83,7 +83,7 @@ def open_manager(model_dir: str | os.PathLike, keep: int = 3) -> Iterator[ocp.Ch
 
 def _locked(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
     """Locks a run's folder in process 0; the other processes of the run share it."""
-    if jax.process_index() > 0 or "://" in os.fspath(folder):
+    if jax.process_index() > 0 or files.is_url(folder):
         return contextlib.nullcontext()
     return files.locked(pathlib.Path(folder), "musiclm train")
 
@@ -238,6 +238,7 @@ def load(model_dir: str | os.PathLike, step: int | None = None, best: bool = Fal
       ValueError: if there is no such checkpoint, or it cannot be read.
     """
     folder = run_folder(model_dir) / FOLDER
+    files.check_bucket(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: give the model_dir of a `musiclm train` run")
     with _manager(folder, ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)) as manager:

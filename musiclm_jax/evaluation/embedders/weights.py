@@ -1,5 +1,6 @@
 """Reads weights in the formats of public releases, as NumPy arrays under the names in the file."""
 
+import glob
 import hashlib
 import importlib.util
 import os
@@ -40,7 +41,7 @@ def path_from_environment(variable: str, expected: str) -> pathlib.Path:
         raise WeightsError(f"${variable} is not set: set it to the path of {expected}")
     path = pathlib.Path(value).expanduser()
     # A TensorFlow checkpoint of several files is named by their common prefix.
-    if not path.exists() and not list(path.parent.glob(path.name + ".index")):
+    if not path.exists() and not path.with_name(path.name + ".index").exists():
         raise WeightsError(f"${variable} is {path}, which does not exist: expected {expected}")
     return path
 
@@ -50,7 +51,7 @@ def fingerprint(path: pathlib.Path) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     else:
-        files = [path] if path.is_file() else sorted(path.parent.glob(path.name + ".*"))
+        files = [path] if path.is_file() else sorted(path.parent.glob(glob.escape(path.name) + ".*"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -47,7 +47,7 @@ class Answer:
 
 def append(path: pathlib.Path, answer: Answer) -> None:
     """Appends an answer to the file and syncs it to disk before returning; what a full disk cuts off is removed."""
-    line = (json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n").encode()
+    line = (json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
