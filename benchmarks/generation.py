@@ -24,6 +24,7 @@ from musiclm_jax import bundles
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.bundles.encode import encode_acoustic, encode_semantic
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data import files
 from musiclm_jax.data.samples import level_db
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
@@ -95,7 +96,8 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
         pieces = generate.generate(bundle, [prompts[index] for index in group], seconds=args.seconds, **options)
         for index, piece in zip(group, pieces, strict=True):
             sound.write(work / f"{index:03d}.wav", piece.audio, force=True)
-            np.savez(work / f"{index:03d}.npz", peak=np.abs(piece.audio).max(), **piece.tokens)
+            with files.replaced(work / f"{index:03d}.npz") as partial, partial.open("wb") as file:
+                np.savez(file, peak=np.abs(piece.audio).max(), **piece.tokens)
         print(f"generated {group[-1] + 1} of {len(prompts)}, {time.monotonic() - began:.0f} s a batch", flush=True)
 
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from musiclm_jax.data import files
 from musiclm_jax.evaluation.metrics import Estimate
 
 
@@ -66,7 +67,7 @@ def publish(benchmark: str, figures: Sequence[Figure], output: str, details: dic
         content = {"benchmark": benchmark, "figures": [dataclasses.asdict(f) for f in figures], "details": details}
         path = pathlib.Path(output).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1, default=float), encoding="utf-8")
+        files.write(path, json.dumps(content, indent=1, default=float))
 
 
 def read_published(path: pathlib.Path) -> list[Figure]:

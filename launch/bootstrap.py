@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from musiclm_jax.data import files
 from musiclm_jax.launch import command
 
 GIN_FILES = {
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source, output = pathlib.Path(args.source).expanduser(), pathlib.Path(args.output).expanduser()
     parts = args.parts or bootstrap.TRAININGS
     work = pathlib.Path(args.work).expanduser() if args.work else None
-    bootstrap.Bootstrap(source, output, args.minutes, sizes, args.seed, work, parts).run()
+    output.mkdir(parents=True, exist_ok=True)
+    with files.locked(output, "musiclm bootstrap"):
+        bootstrap.Bootstrap(source, output, args.minutes, sizes, args.seed, work, parts).run()
     return 0
 
 
@@ -106,7 +109,6 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
     from musiclm_jax import bootstrap, bundles
     from musiclm_jax.corpus import human_captions
     from musiclm_jax.corpus import pack as corpus_pack
-    from musiclm_jax.data import files
     from musiclm_jax.launch import train as launch_train
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def pack(folder: pathlib.Path, bundle: str, human: str | None, music: str | None
     parts = {name: source.config["parts"][name] for name in SEED_PARTS}
     files.write(target / "config.json", json.dumps(source.config | {"parts": parts}, indent=1) + "\n")
     corpus = folder / bootstrap.CORPUS_FOLDER
-    if not corpus.exists():
+    if not corpus_pack.is_whole(corpus):
         corpus_pack.pack(corpus)
     if music:
         pack_music(pathlib.Path(music).expanduser(), folder / bootstrap.MUSIC_FILE)

@@ -49,12 +49,12 @@ def main(arguments: list[str]) -> int:
         if getattr(args, name) < least:
             raise ValueError(f"--{name} {getattr(args, name)}: give {least} or more")
     output = pathlib.Path(args.output).expanduser() if args.output else None
-    if output and not output.parent.is_dir():
-        raise ValueError(f"--output {args.output}: there is no folder {output.parent}")
     from musiclm_jax import bundles
-    from musiclm_jax.data import records
+    from musiclm_jax.data import audio, records
     from musiclm_jax.evaluation.diagnose import Clips, diagnose
 
+    if output:
+        audio.check_output(output, force=True)
     bundle = bundles.load(args.bundle)
     command.enable_compilation_cache()
     tokens, train_tokens = {}, []

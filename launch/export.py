@@ -82,7 +82,8 @@ def main(arguments: list[str]) -> int:
     if args.bundle in bundles.shipped():
         raise ValueError(f"--bundle {args.bundle} is a bundle of the package: a folder of that name is ./{args.bundle}")
     learner, state = read_run(args.model_dir, "stage" if args.family in STAGE_PARTS else args.family, args.best)
-    folder = pathlib.Path(args.bundle).expanduser()
+    folder = pathlib.Path(args.bundle)
+    folder.mkdir(parents=True, exist_ok=True)
     config, variables = learner.config, learner.variables(state)
     if args.family == "mulan":
         sizes = export_mulan(config, variables, folder, args.corpus, args.clips or 0, args.seed)

@@ -12,7 +12,7 @@ from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything i
 import gin
 import jax
 
-from musiclm_jax.data import files
+from musiclm_jax.data import audio, files
 from musiclm_jax.launch import command, train
 from musiclm_jax.planning import plan as planning
 from musiclm_jax.stages.learner import StageLearner
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
     parser.add_argument("--json", type=command.local_path, help="also write the figures to this file")
     args, bindings = parser.parse_with_bindings(arguments)
+    if args.json:
+        audio.check_output(args.json, force=True)
     # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -262,7 +262,7 @@ def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None 
         run,
         mesh=mesh,
         start_variables=start_variables,
-        config_files=config_files(run.learner),
+        config_files=config_files(run.learner) | {"data.json": json.dumps(train_dataset.summary()) + "\n"},
     )
 
 

@@ -76,6 +76,12 @@ def test_settings_that_differ_are_named(tmp_path):
     ]
 
 
+def test_other_data_in_the_same_folder_is_named(tmp_path):
+    (folder(tmp_path) / "data.json").write_text('{"shards": 16, "bytes": 1234567}')
+    contents = {"config.gin": CONFIG, "config.json": MODEL, "data.json": '{"shards": 16, "bytes": 2345}'}
+    assert resume.check(tmp_path, contents, 5, 9, Position()) == ["training data in bytes 1,234,567 -> 2,345"]
+
+
 def test_another_order_within_an_epoch_is_refused(tmp_path):
     changed = CONFIG + "SEED = 3\ntrain.data_seed = %SEED\n"
     with pytest.raises(ValueError, match=r"read 40 examples of epoch 1 in the order of data_seed 0: with data_seed 3 "):

@@ -9,8 +9,9 @@ import soundfile
 
 from musiclm_jax import bundles
 from musiclm_jax.bundles import GenerationConfig
+from musiclm_jax.corpus import pack
 from musiclm_jax.data import audio, files
-from musiclm_jax.evaluation import evaluate
+from musiclm_jax.evaluation import clips, evaluate
 from musiclm_jax.evaluation.listening_test import answers
 from musiclm_jax.launch import generate, main
 
@@ -119,3 +120,36 @@ def test_an_answer_that_a_full_disk_cuts_off_is_removed(tmp_path, monkeypatch):
             answers.append(path, answers.Answer("b", "x", "y", 2))
     answers.append(path, answers.Answer("c", "x", "y", 3))
     assert [answer.id for answer in answers.read(path)] == ["a", "c"]
+
+
+def test_a_bootstrap_in_progress_is_not_joined(tmp_path, capsys):
+    with files.locked(tmp_path, "musiclm bootstrap"):
+        code = main.main(["bootstrap", f"--from={tmp_path}", f"--output={tmp_path}"])
+    assert code == 2 and "is in use by musiclm bootstrap on" in capsys.readouterr().err
+
+
+def test_clips_of_other_captions_are_not_reused(tmp_path):
+    """More clips may follow, as with a higher limit, but an id keeps its caption."""
+    clips._check_captions(tmp_path, {"1": "a jig"})
+    clips._check_captions(tmp_path, {"1": "a jig", "2": "a reel"})
+    clips._check_captions(tmp_path, {"2": "a reel"})
+    with pytest.raises(ValueError, match=r"has clips of other captions \(1\): choose another folder"):
+        clips._check_captions(tmp_path, {"1": "a waltz", "2": "a reel"})
+
+
+def test_an_interrupted_pack_is_made_again(tmp_path):
+    assert not pack.is_whole(tmp_path)
+    (tmp_path / pack.SCORES).touch()
+    assert not pack.is_whole(tmp_path)
+    for name in pack.FONTS.values():
+        (tmp_path / name).touch()
+    assert pack.is_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["diagnose", "--corpus=x", "--output"], ["plan", "--gin_file=coarse.gin", "--topology=v4:2x2x1", "--json"]],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, command):
+    code = main.main([*command, str(tmp_path / "none" / "a.json")])
+    assert code == 2 and "there is no folder" in capsys.readouterr().err

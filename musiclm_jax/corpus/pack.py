@@ -72,6 +72,11 @@ def pack(output: pathlib.Path) -> None:
     files.write(output / FONTS[instruments.MUSESCORE], soundfonts.cut(whole, presets))
 
 
+def is_whole(output: pathlib.Path) -> bool:
+    """Returns whether a folder is a finished pack: the sound font that is written last is there."""
+    return (output / FONTS[instruments.MUSESCORE]).is_file()
+
+
 def read_pack(folder: pathlib.Path) -> tuple[list[Score], dict[str, pathlib.Path]]:
     """Reads a pack: scores with `composition` set, and sound font name to path, as `rendering.Renderer` takes it."""
     return read_scores(folder / SCORES), {name: folder / file for name, file in FONTS.items()}

@@ -94,6 +94,11 @@ class TaskDataset:
                 f"split {self.split!r} holds no records ({own[0]}): make it from three songs or more{otherwise}"
             )
 
+    def summary(self) -> dict[str, Any]:
+        """Returns shards and bytes of the split, which tell when a resumed run has other data."""
+        shards = get_task(self.task.name).source.list_shards(self.split)
+        return {"shards": len(shards), "bytes": sum(tf.io.gfile.stat(shard).length for shard in shards)}
+
     def _part(self) -> tuple[int, int]:
         """Returns the index of the part of the data that this process reads, and the number of parts."""
         host = jax.process_index() if self.host is None else self.host

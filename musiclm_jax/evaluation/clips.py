@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data import files
 from musiclm_jax.data.samples import level_db
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
@@ -17,6 +19,7 @@ from musiclm_jax.generation.generate import Progress, Request, pieces
 
 SILENT_DB = -60.0  # dBFS (RMS); a clip below it counts as silent
 BEYOND = 1.5  # times full scale: lossy codecs come close to it, other audio does not
+CAPTIONS_FILE = "captions.json"  # in a folder of generated clips: id to caption
 LONGEST = 250  # bytes of an id that is the name of a file
 SEGMENT_SECONDS = 10.0  # KLD and MCC score segments of this length: a clip of 30 s has three
 
@@ -137,6 +140,19 @@ def folder_clips(folder: str | pathlib.Path, ids: Sequence[str]) -> Clips:
     return Clips(paths, [name for name in ids if name not in found], strangers, doubles)
 
 
+def _check_captions(folder: pathlib.Path, captions: Mapping[str, str]) -> None:
+    """Keeps the captions of a folder's clips, and checks that no id has another one now.
+
+    Raises:
+      ValueError: if one has.
+    """
+    path = folder / CAPTIONS_FILE
+    known = files.read_json(path, "it says what the clips are of, choose another folder") if path.exists() else {}
+    if changed := [name for name, caption in captions.items() if known.get(name, caption) != caption]:
+        raise ValueError(f"{folder} has clips of other captions ({some(changed)}): choose another folder")
+    files.write(path, json.dumps(known | dict(captions), indent=1) + "\n")
+
+
 def generate_clips(
     bundle: Bundle,
     captions: Mapping[str, str],
@@ -165,6 +181,7 @@ def generate_clips(
     # Without the batch size: a clip does not depend on its batch.
     settings = {"bundle": bundle.sha256} | dataclasses.asdict(request) | {"batch_size": None}
     check_settings(folder, settings, "choose another folder")
+    _check_captions(folder, captions)
     paths = {name: folder / f"{name}.wav" for name in captions}
     waiting = [name for name in captions if not paths[name].exists()]
     if waiting:

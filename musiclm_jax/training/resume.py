@@ -9,6 +9,7 @@ from musiclm_jax.training.checkpoints import Position
 
 CONFIG = "config.gin"  # all settings of a run, one `NAME = VALUE` a line
 MODEL = "config.json"
+DATA = "data.json"  # shards and bytes of the training data
 
 
 def check(
@@ -35,13 +36,13 @@ def check(
             f"{model_dir} is at step {step:,} already, total_steps is {total_steps:,}: give more steps to go on, or "
             "another model_dir"
         )
-    before = {name: _read(model_dir / name) for name in (CONFIG, MODEL)}
+    before = {name: _read(model_dir / name) for name in (CONFIG, MODEL, DATA)}
     families = [_family(files.get(MODEL, "")) for files in (before, config_files)]
     if None not in families and families[0] != families[1]:
         raise ValueError(f"{model_dir} trained {families[0]}, not {families[1]}: give another model_dir")
     if not before[CONFIG] or CONFIG not in config_files:
         return []
-    old, new = settings(before[CONFIG]), settings(config_files[CONFIG])
+    old, new = (settings(found[CONFIG]) | _data(found.get(DATA, "")) for found in (before, config_files))
     seeds = [_value(lines, "train.data_seed", "0") for lines in (old, new)]
     if seeds[0] != seeds[1] and position.examples:
         raise ValueError(
@@ -75,6 +76,14 @@ def _family(content: str) -> str | None:
         return json.loads(content)["family"]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _data(content: str) -> dict[str, str]:
+    """Returns the amounts in a data.json, as settings."""
+    try:
+        return {f"training data in {name}": f"{amount:,}" for name, amount in json.loads(content).items()}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _read(path: epath.Path) -> str:
