@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import gin
 import jax
@@ -207,6 +208,19 @@ def test_blocks_of_a_corpus_are_its_clips_and_texts_in_turn(grown):
     assert grown.closed and grown._job.stopped
 
 
+def test_blocks_wait_until_the_first_is_rendered(tmp_path, monkeypatch):
+    class Slow(Rendered):
+        def metadata(self, *arguments):
+            time.sleep(0.5)
+            return super().metadata(*arguments)
+
+    monkeypatch.setattr(bootstrap_corpus, "RenderJob", Slow)
+    human_captions.save([], tmp_path / bootstrap.HUMAN_FILE)
+    corpus = bootstrap_corpus.Corpus(SMALL, tmp_path, tmp_path / "work", 0, vocab(), lambda line: None)
+    assert not corpus.text_ids
+    assert int(next(corpus.sounds())["clips"]) == 4
+
+
 def test_the_codec_hears_recordings_every_eighth_time(grown):
     sounds = grown.sounds()
     first = [int(jnp.abs(next(sounds)["audio"]).max()) for _ in range(16)]
@@ -262,6 +276,8 @@ def test_excerpts_of_recordings_are_packed(tmp_path, capsys):
     assert 10 <= audio.seconds_of(tmp_path / "music.ogg") <= 40
 
     (songs / "long.wav").unlink()
+    with pytest.raises(ValueError, match="songs holds only silence"):
+        launch_bootstrap.pack_music(songs, tmp_path / "none.ogg", clips=4)
     (songs / "deep" / "silent.flac").unlink()
     with pytest.raises(ValueError, match="songs holds no recording of 20 s or more"):
         launch_bootstrap.pack_music(songs, tmp_path / "none.ogg")

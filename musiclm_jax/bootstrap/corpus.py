@@ -99,6 +99,7 @@ class Corpus:
 
     def blocks(self, texts: bool = False) -> Iterator[resident.Data]:
         """Cycles through the available blocks without end; with `texts`, through those that have sentence vectors."""
+        self.wait(1)
         for turn in itertools.count():
             index = turn % len(self.text_vectors if texts else self.text_ids)
             data = {"audio": self.audio[index], "clips": jnp.int32(self._sizes.block)}
