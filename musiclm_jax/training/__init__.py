@@ -13,6 +13,7 @@ __all__ = [
     "preemption",
     "profiling",
     "progress",
+    "resume",
     "summaries",
     "trainer",
 ]
