@@ -315,11 +315,12 @@ def split_files(songs: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, li
 
 
 def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
-    """Cuts audio files into clips and drops remainders; reports and skips files that are unreadable or too short.
+    """Cuts audio files into clips and drops remainders; reports and skips what is unreadable, too short or silent.
 
     Captions are the lines of a text file next to the audio file (song.wav, song.txt), if there is one.
     """
     from musiclm_jax.data import audio
+    from musiclm_jax.data.samples import is_silent
     from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 
     samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
@@ -334,7 +335,13 @@ def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
         sidecar = path.with_suffix(".txt")
         lines = sidecar.read_text(encoding="utf-8").splitlines() if sidecar.exists() else []
         name = files.shown(path.relative_to(corpus))
-        for start in range(0, len(sound) - samples + 1, samples):
+        starts = range(0, len(sound) - samples + 1, samples)
+        audible = [start for start in starts if not is_silent(sound[start : start + samples])]
+        if len(audible) < len(starts):
+            print(
+                f"left out: {len(starts) - len(audible)} of {len(starts)} clips of {path} are silent", file=sys.stderr
+            )
+        for start in audible:
             yield {
                 "id": f"{name}@{start / SAMPLE_RATE:g}",
                 "audio": sound[start : start + samples],

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.data import audio
+from musiclm_jax.data import audio, samples
+from musiclm_jax.generation.request import check_recording
+from musiclm_jax.launch import tokenize
 
 RATE = 24_000
 SECONDS = 6
@@ -17,10 +19,10 @@ def seconds_read(path):
     return len(audio.load(path)) / RATE
 
 
-def encoded(path, samples=NOISE, rate=RATE):
+def encoded(path, sound=NOISE, rate=RATE):
     """Writes the samples in the format of the extension; returns the path."""
     opus = {"format": "OGG", "subtype": "OPUS"} if path.suffix == ".opus" else {}
-    soundfile.write(path, samples, rate, **opus)
+    soundfile.write(path, sound, rate, **opus)
     return path
 
 
@@ -93,20 +95,32 @@ def test_channels_that_cancel_each_other_are_not_silence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("samples", "rate", "message"),
+    ("sound", "rate", "message"),
     [
         (NOISE * 32768, RATE, r"samples up to 9830.* are they integers stored as floats"),
-        (NOISE, 11, "sample rate of 11 Hz"),
+        (NOISE[:1000], 11, "sample rate of 11 Hz"),
     ],
 )
-def test_samples_that_cannot_be_audio_are_refused(tmp_path, samples, rate, message):
-    soundfile.write(tmp_path / "a.wav", samples, rate, "FLOAT")
+def test_samples_that_cannot_be_audio_are_refused(tmp_path, sound, rate, message):
+    soundfile.write(tmp_path / "a.wav", sound, rate, "FLOAT")
     with pytest.raises(audio.AudioError, match=message):
         audio.load(tmp_path / "a.wav")
 
 
 def test_blocks_of_mp3_are_what_the_whole_file_is(tmp_path):
     path = encoded(tmp_path / "a.mp3", np.stack([NOISE, NOISE[::-1]], 1))
+def test_a_constant_offset_is_silence(tmp_path, capsys):
+    assert samples.is_silent(np.full(RATE, 0.5, np.float32)) and samples.is_silent(np.zeros(0))
+    assert not samples.is_silent(0.5 + 0.001 * NOISE)
+    with pytest.raises(audio.AudioError, match="the recording is silent"):
+        check_recording(np.full(RATE, 0.5, np.float32), "--like")
+    song = np.concatenate([np.zeros(2 * RATE), np.full(2 * RATE, 0.5), NOISE[: 2 * RATE]])
+    soundfile.write(tmp_path / "song.wav", song, RATE)
+    clips = list(tokenize.clips_of_files([tmp_path / "song.wav"], tmp_path, 2.0))
+    assert [clip["id"] for clip in clips] == ["song.wav@4"]
+    assert "left out: 2 of 3 clips" in capsys.readouterr().err
+
+
     whole = soundfile.read(path, dtype="float32")[0]
     np.testing.assert_allclose(audio.load(path), whole.mean(axis=1), atol=1e-6)
 

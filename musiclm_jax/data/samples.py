@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 FULL_SCALE = 32_767.0  # the 16-bit integer of a sample of 1.0
+NO_SOUND_DB = -80.0  # dBFS (RMS); audio below it holds nothing to learn from or to follow
 
 
 def to_pcm16(audio: np.ndarray) -> np.ndarray:
@@ -24,3 +25,9 @@ def level_db(audio: np.ndarray) -> float:
     """Computes the RMS level of float audio `[samples]` in dB relative to full scale; -200 for silence."""
     audio = np.ravel(audio)
     return float(20 * np.log10(max(np.sqrt(float(np.dot(audio, audio)) / max(audio.size, 1)), 1e-10)))
+
+
+def is_silent(audio: np.ndarray, below_db: float = NO_SOUND_DB) -> bool:
+    """Returns whether the level of audio `[samples]` is below `below_db`; a constant offset is not sound."""
+    audio = np.ravel(audio)
+    return level_db(audio - audio.mean() if audio.size else audio) < below_db

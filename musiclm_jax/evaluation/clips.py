@@ -11,13 +11,12 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
-from musiclm_jax.data import files
-from musiclm_jax.data.samples import level_db
+from musiclm_jax.data import files, samples
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.generation.generate import Progress, Request, pieces
 
-SILENT_DB = -60.0  # dBFS (RMS); a clip below it counts as silent
+SILENT_DB = -60.0  # dBFS (RMS); a generated clip below it counts as silent
 BEYOND = 1.5  # times full scale: lossy codecs come close to it, other audio does not
 CAPTIONS_FILE = "captions.json"  # in a folder of generated clips: id to caption
 LONGEST = 250  # bytes of an id that is the name of a file
@@ -26,7 +25,7 @@ SEGMENT_SECONDS = 10.0  # KLD and MCC score segments of this length: a clip of 3
 
 def is_silent(audio: np.ndarray) -> bool:
     """Returns whether the level of `[samples]` is below `SILENT_DB`."""
-    return level_db(audio) < SILENT_DB
+    return samples.is_silent(audio, SILENT_DB)
 
 
 def segments(audio: np.ndarray) -> list[np.ndarray]:

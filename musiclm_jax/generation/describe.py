@@ -7,6 +7,7 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle, BundleError
 from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, Tokenizers
+from musiclm_jax.data.samples import is_silent
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tokenizers import mulan
 
@@ -61,7 +62,7 @@ def describe(bundle: Bundle, audio: np.ndarray) -> Description:
     audio = audio[: frames * SAMPLES_PER_SEMANTIC_FRAME]
     if not frames:
         raise ValueError("the recording is shorter than 40 ms: give a longer one")
-    if not np.abs(audio).max() > 1e-4:
+    if is_silent(audio):
         raise ValueError("the recording is silent: there is nothing to describe")
     candidates = read_candidates(bundle)
     tokenizers = Tokenizers.from_bundle(bundle)

@@ -6,6 +6,7 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data.audio import AudioError
+from musiclm_jax.data.samples import is_silent
 from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE, STAGES
 from musiclm_jax.stages.sampling import Sampling
 
@@ -14,7 +15,6 @@ MAX_SECONDS = 600.0  # per piece; music longer than the bundle's max_seconds may
 MAX_PIECES = 1000  # per request
 MIN_RECORDING_SECONDS = 1.0
 MAX_RECORDING_SECONDS = 300.0
-SILENT_PEAK = 1e-4  # of full scale
 VARIATIONS = ("all", "acoustics")
 WEIGHTS = ("float32", "int8")
 
@@ -137,5 +137,5 @@ def check_recording(audio: np.ndarray, name: str) -> None:
         )
     if not np.isfinite(audio).all():
         raise AudioError(f"{name}: the recording contains NaN or infinite samples")
-    if not np.abs(audio).max() > SILENT_PEAK:
+    if is_silent(audio):
         raise AudioError(f"{name}: the recording is silent: give one with audible sound")

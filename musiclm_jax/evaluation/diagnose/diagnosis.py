@@ -12,6 +12,7 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.bundles.encode import Tokenizers, encode_acoustic, encode_semantic
+from musiclm_jax.data.samples import is_silent
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SEMANTIC, STAGES
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.evaluation.diagnose import agreement, codec, instruments, resynthesis, retrieval, semantic, stage_bits
@@ -21,7 +22,6 @@ from musiclm_jax.generation.windows import Progress, silent
 from musiclm_jax.tokenizers import mulan
 
 BATCH = 8
-SILENT_PEAK = 1e-4  # of full scale
 Record = Mapping[str, Any]
 
 
@@ -104,7 +104,7 @@ def diagnose(
 
 
 def _audible(clips: Sequence[Record], found: Diagnosis) -> list[Record]:
-    heard = [clip for clip in clips if np.abs(clip["audio"]).max(initial=0) > SILENT_PEAK]
+    heard = [clip for clip in clips if not is_silent(clip["audio"])]
     if len(heard) < len(clips):
         found.left_out.append(f"{len(clips) - len(heard)} silent clips: distances to silence are meaningless")
     if len(heard) < 2:
