@@ -246,10 +246,10 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
     """
     from musiclm_jax.data import audio
     from musiclm_jax.generation import generate
-    from musiclm_jax.generation.request import check_recording
+    from musiclm_jax.generation.request import MAX_RECORDING_SECONDS, check_recording
 
     recordings = {"like": args.like, "continue_from": args.continue_from, "melody": args.melody}
-    given = {name: audio.load(path) for name, path in recordings.items() if path}
+    given = {name: audio.load(path, longest=MAX_RECORDING_SECONDS) for name, path in recordings.items() if path}
     for name, recording in given.items():
         check_recording(recording, recordings[name])
     seconds = args.seconds

@@ -1,6 +1,8 @@
 """Sound files that are damaged, misnamed or badly recorded: read as they sound, or refused in one line."""
 
+import struct
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def without_ffmpeg(monkeypatch):
 def test_the_name_does_not_decide_the_format(tmp_path, name, without_ffmpeg):
     path = tmp_path / name
     path.write_text("These are words, not samples. " * 500)
-    with pytest.raises(audio.AudioError, match="not a sound file.*ffmpeg, which reads more formats, is not installed"):
+    with pytest.raises(audio.AudioError, match=r"not a sound file.*ffmpeg, which reads more formats, is not installed"):
         audio.load(path)
     wave = encoded(tmp_path / "real.wav")
     path.write_bytes(wave.read_bytes())
@@ -107,8 +109,6 @@ def test_samples_that_cannot_be_audio_are_refused(tmp_path, sound, rate, message
         audio.load(tmp_path / "a.wav")
 
 
-def test_blocks_of_mp3_are_what_the_whole_file_is(tmp_path):
-    path = encoded(tmp_path / "a.mp3", np.stack([NOISE, NOISE[::-1]], 1))
 def test_a_constant_offset_is_silence(tmp_path, capsys):
     assert samples.is_silent(np.full(RATE, 0.5, np.float32)) and samples.is_silent(np.zeros(0))
     assert not samples.is_silent(0.5 + 0.001 * NOISE)
@@ -121,6 +121,8 @@ def test_a_constant_offset_is_silence(tmp_path, capsys):
     assert "left out: 2 of 3 clips" in capsys.readouterr().err
 
 
+def test_blocks_of_mp3_are_what_the_whole_file_is(tmp_path):
+    path = encoded(tmp_path / "a.mp3", np.stack([NOISE, NOISE[::-1]], 1))
     whole = soundfile.read(path, dtype="float32")[0]
     np.testing.assert_allclose(audio.load(path), whole.mean(axis=1), atol=1e-6)
 
@@ -132,3 +134,39 @@ def test_what_is_no_sound_is_called_so(tmp_path):
         with pytest.raises(audio.AudioError, match=message) as raised:
             audio.load(tmp_path / name)
         assert "does not exist" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["long.flac", "long.mka"])  # libsndfile, ffmpeg
+def test_hours_are_refused_before_they_are_decoded(tmp_path, monkeypatch, name):
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 8000, 1) as sound:
+        for _ in range(30):
+            sound.write(np.full(60 * 8000, 0.25))
+    if name.endswith("mka"):
+        convert = ["ffmpeg", "-v", "error", "-i", tmp_path / "long.flac", "-c:a", "copy", tmp_path / name]
+        subprocess.run(convert, check=True)
+    tracemalloc.start()
+    with pytest.raises(audio.AudioError, match=r"the recording is longer than 100 s: give an excerpt"):
+        audio.load(tmp_path / name, longest=100)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 8000 * 4 * 3  # bytes; of all 30 minutes, 57.6 MB
+    tracemalloc.stop()
+    assert len(audio.load(tmp_path / name, 8000, longest=1800)) == 1800 * 8000
+
+
+@pytest.mark.parametrize("rate", [0, 1, 44_100, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("channels", [0, 1, 2, 1024, 65_535])
+@pytest.mark.parametrize("size", [0, 48_000, 2**31, 2**32 - 1])
+def test_headers_that_make_no_sense_are_one_line_at_most(tmp_path, rate, channels, size):
+    block = 2 * channels
+    header = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * block % 2**32, block % 2**16, 16)
+    content = (
+        b"RIFF" + struct.pack("<I", (size + 36) % 2**32) + b"WAVEfmt " + header + b"data" + struct.pack("<I", size)
+    )
+    (tmp_path / "a.wav").write_bytes(content + b"\0\1" * 24_000)
+    tracemalloc.start()
+    try:
+        assert len(audio.load(tmp_path / "a.wav")) < 2 * RATE
+    except audio.AudioError as error:
+        assert "\n" not in str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6

@@ -32,6 +32,7 @@ LOUDEST = 100.0  # times full scale (40 dB): samples beyond it cannot be audio i
 CANCELLED = 0.1  # of the power that unrelated channels would leave: a mix below it has cancelled itself
 LOWEST_RATE = 1000  # Hz; nothing below is music
 TOLERANCE = 0.1  # seconds: encoders pad a stream by less, so a longer gap is a loss
+LONGEST = 2 * 3600.0  # seconds of a recording: a gigabyte at 48 kHz
 BLOCK = 1 << 14  # sampling instants decoded at once
 _ANY_LENGTH = 0x7FFF0000  # sizes in headers from here on mean "unknown": the file was written as a stream
 
@@ -44,7 +45,7 @@ class ExistsError(AudioError):
     """Raised if a file to be written exists."""
 
 
-def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, longest: float = LONGEST) -> np.ndarray:
     """Reads a sound file of any rate, channel count and format as mono audio.
 
     libsndfile reads wav, flac, ogg, opus, mp3 and aiff; the program ffmpeg reads anything else, if it is installed. The
@@ -54,13 +55,14 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Args:
       path: the file.
       sample_rate: rate of the result in Hz.
+      longest: seconds; decoding ends with an error there, before the rest takes memory.
 
     Returns:
       float32 `[samples]`: the mean of the channels.
 
     Raises:
       AudioError: if the file is missing, is not a sound file, or holds no samples, NaN, infinity or integers that were
-        stored as floats, or if its sample rate is below `LOWEST_RATE`.
+        stored as floats, or if its sample rate is below `LOWEST_RATE`, or if it is longer than `longest`.
     """
     path = files.local_path(path)
     if path.is_dir():
@@ -69,7 +71,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         raise AudioError(f"{path}: no such sound file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: the file is empty (0 bytes)")
-    decoded = _decode(path)
+    decoded = _decode(path, longest)
     if decoded.rate < LOWEST_RATE:
         raise AudioError(f"{path}: a sample rate of {decoded.rate} Hz, expected {LOWEST_RATE} or more: is it damaged?")
     if decoded.lost:
@@ -79,7 +81,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     if np.square(decoded.audio).mean() < CANCELLED * decoded.power.mean() / channels:
         loudest = int(decoded.power.argmax())
         print(f"{path}: the channels cancel each other: read channel {loudest + 1} of {channels}", file=sys.stderr)
-        decoded = _decode(path, loudest)
+        decoded = _decode(path, longest, loudest)
     if not np.isfinite(decoded.audio).all():
         raise AudioError(f"{path}: the file holds NaN or infinite samples")
     if (peak := float(np.abs(decoded.audio).max())) > LOUDEST:
@@ -104,11 +106,11 @@ class _Decoded:
     lost: str
 
 
-def _decode(path: pathlib.Path, channel: int | None = None) -> _Decoded:
+def _decode(path: pathlib.Path, longest: float, channel: int | None = None) -> _Decoded:
     """Decodes one channel, or the mean of all, with libsndfile, or with ffmpeg what libsndfile cannot read."""
     try:
         with _opened(path) as sound:
-            if decoded := _read(sound, channel):
+            if decoded := _read(path, sound, longest, channel):
                 decoded.lost = decoded.lost or _missing(path, sound, len(decoded.audio))
                 return decoded
             reason = "it holds no samples"
@@ -116,7 +118,7 @@ def _decode(path: pathlib.Path, channel: int | None = None) -> _Decoded:
         reason = _reason(error)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror})") from error
-    return _decode_with_ffmpeg(path, channel, reason)
+    return _decode_with_ffmpeg(path, longest, channel, reason)
 
 
 class _Forward(soundfile.SoundFile):
@@ -133,7 +135,7 @@ def _opened(path: str | os.PathLike) -> Iterator[soundfile.SoundFile]:
         yield sound
 
 
-def _read(sound: soundfile.SoundFile, channel: int | None) -> _Decoded | None:
+def _read(path: pathlib.Path, sound: soundfile.SoundFile, longest: float, channel: int | None) -> _Decoded | None:
     """Reads one channel, or the mean of all, to the end or to the first damage; None if nothing can be read."""
     block = np.empty((BLOCK, sound.channels), np.float32)
     energy, mixed, lost = np.zeros(sound.channels), [], ""
@@ -141,6 +143,8 @@ def _read(sound: soundfile.SoundFile, channel: int | None) -> _Decoded | None:
         while len(read := sound.read(out=block)):
             energy += np.square(read, dtype=np.float64).sum(axis=0)
             mixed.append(read.mean(axis=1) if channel is None else read[:, channel].copy())
+            if (len(mixed) - 1) * BLOCK > longest * max(sound.samplerate, LOWEST_RATE):
+                raise AudioError(f"{path}: the recording is longer than {longest:g} s: give an excerpt")
     except soundfile.LibsndfileError as error:
         lost = _reason(error)
     if not mixed:
@@ -174,7 +178,7 @@ def _missing(path: pathlib.Path, sound: soundfile.SoundFile, read: int) -> str:
     return ""
 
 
-def _decode_with_ffmpeg(path: pathlib.Path, channel: int | None, reason: str) -> _Decoded:
+def _decode_with_ffmpeg(path: pathlib.Path, longest: float, channel: int | None, reason: str) -> _Decoded:
     # Without the protocol "file:", a colon in a name would be a protocol; with others, a playlist could read URLs.
     command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
     command += ["-vn", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
@@ -187,7 +191,7 @@ def _decode_with_ffmpeg(path: pathlib.Path, channel: int | None, reason: str) ->
                     contextlib.suppress(soundfile.LibsndfileError),  # nothing came: the log says why
                     _Forward(ffmpeg.stdout.fileno(), closefd=False) as sound,
                 ):
-                    decoded = _read(sound, channel)
+                    decoded = _read(path, sound, longest, channel)
         except FileNotFoundError:
             advice = "The program ffmpeg, which reads more formats, is not installed"
         log.seek(0)
