@@ -155,7 +155,7 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
     from musiclm_jax.data import audio
 
     rng, files = np.random.default_rng(seed), []
-    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in audio.READABLE):
+    for path in [path for path in files.below(source) if path.suffix.lower() in audio.READABLE]:
         seconds = audio.seconds_of(path)
         if seconds is None:
             print(f"left out: {path} cannot be read")

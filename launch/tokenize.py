@@ -302,7 +302,7 @@ def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namesp
 
 def sound_files(corpus: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:
     """Returns the sound files below a folder."""
-    return sorted(path for path in corpus.rglob("*") if path.suffix.lower() in suffixes)
+    return [path for path in files.below(corpus) if path.suffix.lower() in suffixes]
 
 
 def split_files(songs: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:

@@ -143,3 +143,17 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path, monkeypatc
             with pytest.raises(OSError, match=r"No space left on device: '\S+a\.json'"):
                 files.write(path, "new")
         assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_that_are_links_are_searched_once(tmp_path, capsys):
+    songs, elsewhere = tmp_path / "songs", tmp_path / "elsewhere"
+    (songs / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path in (songs / "a.wav", songs / "deep" / "b.wav", elsewhere / "c.wav"):
+        path.touch()
+    (songs / "linked").symlink_to(elsewhere)
+    (songs / "again").symlink_to(songs / "deep")
+    (songs / "deep" / "around").symlink_to(songs)
+    names = [path.name for path in files.below(songs)]
+    assert sorted(names) == ["a.wav", "b.wav", "c.wav"]
+    assert capsys.readouterr().err == ""

@@ -78,6 +78,28 @@ def shown(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
+def below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files below a folder, sorted. Folders that are links count too; each real folder counts once.
+
+    A folder that may not be read is left out, with a line on standard error.
+    """
+
+    def report(error: OSError) -> None:
+        print(f"left out: {error.filename} ({error.strerror})", file=sys.stderr)
+
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, onerror=report, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()  # a link to a folder that was visited, or to one around it
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [pathlib.Path(here, name) for name in names]
+    return sorted(found)
+
+
 def partial_path(path: pathlib.Path) -> pathlib.Path:
     """Returns a hidden name next to `path`, for a file that is not complete yet: short, and different in every call."""
     return path.with_name(f".{secrets.token_hex(6)}.partial")

@@ -9,6 +9,8 @@ import warnings
 
 import numpy as np
 
+from musiclm_jax.data import files
+
 
 class WeightsError(ValueError):
     """Raised if weights are missing or not the expected ones; the message is one line for the user."""
@@ -49,12 +51,12 @@ def path_from_environment(variable: str, expected: str) -> pathlib.Path:
 def fingerprint(path: pathlib.Path) -> str:
     """Returns the first 12 hex digits of the SHA-256 of a file, a folder's files, or a checkpoint's files."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        parts = files.below(path)
     else:
-        files = [path] if path.is_file() else sorted(path.parent.glob(glob.escape(path.name) + ".*"))
+        parts = [path] if path.is_file() else sorted(path.parent.glob(glob.escape(path.name) + ".*"))
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for part in parts:
+        digest.update(part.read_bytes())
     return digest.hexdigest()[:12]
 
 
