@@ -144,22 +144,19 @@ def codes_of_renders(bundle: Bundle, clips: list[np.ndarray]) -> list[dict[str, 
 
 def contact_sheet(path: str, titles: list[str], made: list[np.ndarray], real: list[np.ndarray]) -> None:
     """Plots log spectrograms of generated music (left) and of real renders of the same captions (right)."""
-    import matplotlib
+    from musiclm_jax.launch import drawing
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(titles), 2, figsize=(16, 2.2 * len(titles)), squeeze=False)
-    for row, title, *pair in zip(axes, titles, made, real, strict=True):
-        for axis, clip, origin in zip(row, pair, ("generated", "real render"), strict=True):
-            noise = 1e-7 * np.random.default_rng(0).standard_normal(len(clip))  # digital silence has no logarithm
-            axis.specgram(clip + noise, NFFT=1024, Fs=SAMPLE_RATE, noverlap=768, vmin=-140, vmax=-30, cmap="magma")
-            axis.set_ylim(0, 8000)
-            axis.set_title(f"{origin}: {title[:90]}", fontsize=7)
-            axis.tick_params(labelsize=6)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)
+    with drawing.pyplot() as pyplot:
+        figure, axes = pyplot.subplots(len(titles), 2, figsize=(16, 2.2 * len(titles)), squeeze=False)
+        for row, title, *pair in zip(axes, titles, made, real, strict=True):
+            for axis, clip, origin in zip(row, pair, ("generated", "real render"), strict=True):
+                noise = 1e-7 * np.random.default_rng(0).standard_normal(len(clip))  # digital silence has no logarithm
+                axis.specgram(clip + noise, NFFT=1024, Fs=SAMPLE_RATE, noverlap=768, vmin=-140, vmax=-30, cmap="magma")
+                axis.set_ylim(0, 8000)
+                axis.set_title(f"{origin}: {title[:90]}", fontsize=7)
+                axis.tick_params(labelsize=6)
+        figure.tight_layout()
+        figure.savefig(path, dpi=80)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data import spectrogram
 from musiclm_jax.evaluation.evaluate import EvaluationSet, Figure, Scores
+from musiclm_jax.launch import drawing
 
 MAX_TAGS = 24  # bars of a plot
 STYLE = """
@@ -43,6 +44,7 @@ class Sample:
     reference: np.ndarray | None  # in the same format
 
 
+@drawing.pyplot()
 def page(task: EvaluationSet, scores: Sequence[Scores], remarks: Sequence[str], samples: Sequence[Sample]) -> str:
     """Renders the page as HTML.
 
@@ -104,9 +106,6 @@ def _figure_table(scores: Sequence[Scores], index: int) -> str:
 
 
 def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     return pyplot

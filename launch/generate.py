@@ -342,31 +342,28 @@ def numbered(path: str, count: int) -> list[pathlib.Path]:
 def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> None:
     """Plots the log-mel spectrogram of audio `[samples]` at 24 kHz to a PNG file."""
     import jax.numpy as jnp
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     from musiclm_jax.data import spectrogram
     from musiclm_jax.data.tokens import SAMPLE_RATE
+    from musiclm_jax.launch import drawing
 
     config = spectrogram.LogMelConfig(num_mels=128, window=1024)
     mel = np.asarray(spectrogram.log_mel(jnp.asarray(audio[None]), config))[0]
-    figure, axes = pyplot.subplots(figsize=(max(6, len(audio) / SAMPLE_RATE), 4))
     decibel = 20 / np.log(10) * mel
     extent = (0, len(audio) / SAMPLE_RATE, 0, config.num_mels)
-    picture = axes.imshow(
-        decibel.T, origin="lower", aspect="auto", extent=extent, vmin=decibel.max() - 80, cmap="magma"
-    )
     edges = np.linspace(_mel(config.min_hz), _mel(config.max_hz), config.num_mels + 1)
     ticks = [100, 200, 500, 1000, 2000, 5000, 10000]
-    axes.set_yticks(
-        [float(np.interp(_mel(hz), edges, np.arange(len(edges)))) for hz in ticks], [str(hz) for hz in ticks]
-    )
-    axes.set(xlabel="s", ylabel="Hz", title=title if len(title) < 90 else title[:87] + "...")
-    figure.colorbar(picture, label="dB")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    pyplot.close(figure)
+    with drawing.pyplot() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(max(6, len(audio) / SAMPLE_RATE), 4))
+        picture = axes.imshow(
+            decibel.T, origin="lower", aspect="auto", extent=extent, vmin=decibel.max() - 80, cmap="magma"
+        )
+        axes.set_yticks(
+            [float(np.interp(_mel(hz), edges, np.arange(len(edges)))) for hz in ticks], [str(hz) for hz in ticks]
+        )
+        axes.set(xlabel="s", ylabel="Hz", title=title if len(title) < 90 else title[:87] + "...")
+        figure.colorbar(picture, label="dB")
+        figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def _mel(hz: float) -> float:

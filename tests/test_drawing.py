@@ -1,0 +1,44 @@
+"""Plots show the user's words as they are."""
+
+import io
+import warnings
+
+import matplotlib
+import miniature
+import numpy as np
+import pytest
+
+from musiclm_jax.launch import drawing, generate
+
+ODD = [
+    "a $5 bill",
+    "costs $x_{ in $ or \\frac",
+    "$\\nonesuch$",
+    "静かなピアノ \U0001f3b5",
+    "two\nlines\tand\0",
+    "caf\udce9",
+]
+
+
+@pytest.mark.parametrize("title", ODD)
+def test_any_prompt_is_a_title(tmp_path, title):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate.draw_spectrogram(miniature.tone(), tmp_path / "a.png", title)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def drawn(text):
+    with drawing.pyplot() as pyplot:
+        figure = pyplot.figure(figsize=(3, 1))
+        figure.text(0, 0.5, text)
+        figure.savefig(buffer := io.BytesIO(), format="png")
+    buffer.seek(0)
+    return pyplot.imread(buffer)
+
+
+def test_a_dollar_is_drawn_and_begins_no_mathematics():
+    assert not np.array_equal(drawn("$a$"), drawn("a"))
+    with matplotlib.rc_context({"text.parse_math": True, "text.usetex": True}):  # the user's own settings
+        np.testing.assert_array_equal(drawn("$a$"), drawn("$a$"))
+        assert matplotlib.rcParams["text.usetex"]
