@@ -34,7 +34,7 @@ def songs(tmp_path):
 def add(folder, name, seconds=1):
     with open(os.path.join(folder, name), "wb") as file:
         plain = folder.parent / "plain.wav"
-        audio.write(plain, np.full(24_000 * seconds, 0.1, np.float32), force=True)
+        audio.write(plain, 0.1 * np.sin(np.arange(24_000 * seconds)), force=True)
         file.write(plain.read_bytes())
 
 
