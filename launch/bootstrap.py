@@ -154,19 +154,19 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
     from musiclm_jax import bootstrap
     from musiclm_jax.data import audio
 
-    rng, files = np.random.default_rng(seed), []
+    rng, recordings = np.random.default_rng(seed), []
     for path in [path for path in files.below(source) if path.suffix.lower() in audio.READABLE]:
         seconds = audio.seconds_of(path)
         if seconds is None:
             print(f"left out: {path} cannot be read")
         elif seconds >= SHORTEST:
-            files.append(path)
-    if not files:
+            recordings.append(path)
+    if not recordings:
         raise ValueError(f"--music {source} holds no recording of {SHORTEST} s or more")
     excerpts: list[np.ndarray] = []
-    counts = np.bincount(rng.integers(len(files), size=2 * clips), minlength=len(files))
-    for index in rng.permutation(len(files)):
-        sound = audio.load(files[index]) if counts[index] else np.zeros(0, np.float32)
+    counts = np.bincount(rng.integers(len(recordings), size=2 * clips), minlength=len(recordings))
+    for index in rng.permutation(len(recordings)):
+        sound = audio.load(recordings[index]) if counts[index] else np.zeros(0, np.float32)
         if len(sound) <= bootstrap.CLIP_SAMPLES:  # not asked for, or cut short of what its header promises
             continue
         for _ in range(-(-counts[index] // 2)):
@@ -178,7 +178,7 @@ def pack_music(source: pathlib.Path, target: pathlib.Path, clips: int = MUSIC_CL
         raise ValueError(f"--music {source} holds only silence: give recordings of music")
     excerpts = [excerpts[i] for i in rng.permutation(len(excerpts))[:clips]]
     audio.write_opus(target, excerpts)
-    print(f"{target}: {len(excerpts)} excerpts of {len(files)} recordings, {target.stat().st_size / 1e6:.1f} MB")
+    print(f"{target}: {len(excerpts)} excerpts of {len(recordings)} recordings, {target.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
