@@ -34,6 +34,7 @@ from musiclm_jax.training.divergence import DivergedError
 from musiclm_jax.training.learner import Learner
 from musiclm_jax.training.trainer import RunConfig
 
+GIN_FOLDER = "musiclm_jax/gin_configs/"  # as gin files include one another
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
 Each gin file is a path or the name of a file in the package. Values use gin's syntax, so strings need inner quotes:
@@ -121,8 +122,8 @@ def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
     """Reads gin files, then bindings, into gin's global configuration.
 
     Args:
-      gin_files: paths, or names of files in musiclm_jax/gin_configs. Such a name means the package's file, whatever the
-        current folder holds: a file of that name is ./coarse.gin.
+      gin_files: paths, or names of files in musiclm_jax/gin_configs, with that folder or without. Such a name means the
+        package's file, whatever the current folder holds: a file of that name is ./coarse.gin.
       bindings: lines like `train.total_steps=10`.
 
     Raises:
@@ -132,9 +133,10 @@ def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
     package = pathlib.Path(str(resources.files("musiclm_jax.gin_configs")))
     paths = []
     for file in gin_files:
-        path, shipped = files.local_path(file), package / file
-        if os.path.basename(file) == file and shipped.is_file():
-            if path.is_file() and path.read_bytes() != shipped.read_bytes():
+        name = file.removeprefix(GIN_FOLDER)
+        path, shipped = files.local_path(file), package / name
+        if os.path.basename(name) == name and shipped.is_file():
+            if name == file and path.is_file() and path.read_bytes() != shipped.read_bytes():
                 print(f"{file} is the file of the package: the one here is ./{file}", file=sys.stderr)
             path = shipped
         if not path.is_file():
