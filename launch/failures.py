@@ -1,5 +1,6 @@
 """Exceptions as one line for the user: what failed, and what to do."""
 
+import errno
 import os
 import platform
 import shlex
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 import musiclm_jax
 
 _MEMORY = "there is not enough memory: use a smaller batch size, a shorter piece or recording, or a smaller model"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DAMAGED = "a file that was read is damaged"
 # What is said about kinds of exceptions that are no bugs of this project, by the names of their classes. A kind covers
 # its subclasses. Names, because importing these modules takes seconds.
@@ -33,6 +35,9 @@ _KINDS = {
 
 def explained(error: Exception) -> str | None:
     """Returns one line about an error that is not a bug of this project, or None."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        where = "a file" if error.filename is None else error.filename
+        return f"{where}: {error.strerror}" + (": free some space" if error.errno in _NO_SPACE else "")
     # This project's ValueErrors are one line for the user: what was given, what was expected, what to do.
     if isinstance(error, ValueError | OSError):
         return one_line(error)

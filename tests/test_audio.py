@@ -1,5 +1,6 @@
 """Reading, writing and joining audio."""
 
+import resource
 import subprocess
 
 import numpy as np
@@ -124,3 +125,21 @@ def test_a_stream_is_clipped_and_keeps_what_was_written_before_an_error(tmp_path
     full.symlink_to("/dev/full")
     with pytest.raises(audio.AudioError, match=r"could not be written to the end \(.*No space left"):
         audio.write_stream(full, [loud], force=True)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg"])
+def test_a_full_disk_is_named_with_its_file(tmp_path, extension):
+    """A limit on the size of files stands in for the full disk: writes fail in the same places."""
+    path, noise = tmp_path / f"a.{extension}", np.random.default_rng(0).uniform(-0.5, 0.5, 240_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(audio.AudioError, match=rf"a\.{extension}: could not be written \(File too large\)"):
+            audio.write(path, noise)
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(
+            audio.AudioError, match=rf"a\.{extension}: could not be written to the end \(File too large\)"
+        ):
+            audio.write_stream(path, np.split(noise, 10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,5 +1,7 @@
 """What ends a command, and what does not: standard streams that fail, signals, exceptions of any kind."""
 
+import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -170,3 +172,10 @@ def test_a_bug_asks_for_a_report_in_one_line(raised, error):
     assert code == 1 and err.count("\n") == 1 and type(error).__name__ in err
     assert f"please report this line, version {musiclm_jax.__version__} on Python" in err
     assert "command: musiclm fake 'a piano' --seconds 3" in err and f"({pathlib.Path(__file__)}, line " in err
+
+
+def test_errors_of_the_operating_system_are_words(raised):
+    full = (errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised(OSError(*full, "a.npz")) == (2, "musiclm fake: a.npz: No space left on device: free some space\n")
+    assert raised(OSError(*full)) == (2, "musiclm fake: a file: No space left on device: free some space\n")
+    assert raised(OSError("nothing known")) == (2, "musiclm fake: nothing known\n")

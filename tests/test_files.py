@@ -145,6 +145,12 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path, monkeypatc
         assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_errors_that_name_no_file_get_its_name(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '\S+a\.npz'"):
+        with files.replaced(tmp_path / "a.npz"), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"a")
+
+
 def test_folders_that_are_links_are_searched_once(tmp_path, capsys):
     songs, elsewhere = tmp_path / "songs", tmp_path / "elsewhere"
     (songs / "deep").mkdir(parents=True)

@@ -321,7 +321,7 @@ def write(path: str | os.PathLike, audio: np.ndarray, force: bool = False) -> fl
     except FileExistsError as error:
         raise ExistsError(f"{path}: another process has written it meanwhile: choose another name") from error
     except (OSError, soundfile.LibsndfileError) as error:
-        raise AudioError(f"{path}: could not be written ({error})") from error
+        raise AudioError(f"{path}: could not be written ({_write_failure(error, partial)})") from error
     finally:
         partial.unlink(missing_ok=True)
     return gain
@@ -363,7 +363,23 @@ def _one_line(path: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, soundfile.LibsndfileError) as error:
         name = "standard output" if str(path) == STANDARD_OUTPUT else path
-        raise AudioError(f"{name}: could not be written to the end ({error})") from error
+        raise AudioError(f"{name}: could not be written to the end ({_write_failure(error, path)})") from error
+
+
+def _write_failure(error: Exception, path: str | os.PathLike) -> str:
+    """Returns the operating system's reason; libsndfile says only "System error", so a write of ours finds it out."""
+    if isinstance(error, soundfile.LibsndfileError):
+        try:
+            with open(path, "ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    _write_all(file, bytes(1 << 16))
+                finally:
+                    with contextlib.suppress(OSError):  # a pipe
+                        file.truncate(size)
+        except OSError as found:
+            error = found
+    return str(getattr(error, "strerror", None) or error)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,17 @@ def partial_path(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the path to errors of the operating system that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
 def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a partial file's path, which becomes `path` when the block ends and disappears if the block fails.
 
@@ -114,10 +125,11 @@ def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     partial = partial_path(path)
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from musiclm_jax.data import files
 from musiclm_jax.training import checkpoints
 from musiclm_jax.training.checkpoints import Position
 from musiclm_jax.training.learner import Dataset, Metrics
@@ -58,13 +59,13 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     multihost_utils.sync_global_devices("diverged")
     with checkpoints.open_manager(folder, keep=1) as aside:
         checkpoints.save(aside, last.number, state, last.position)
-    files = _save_batches(folder, bad, dataset)
+    saved = _save_batches(folder, bad, dataset)
     checkpoints.wait(manager)
     sound = checkpoints.latest_whole(manager)
     index = bad.position.examples // dataset.batch_size - 1
     raise DivergedError(
         f"{shown} not finite at step {bad.number:,} (epoch {bad.position.epoch}, batch {index}). In {folder} are "
-        f"the state after step {last.number:,} and the batches {' and '.join(files)}; the last sound checkpoint is "
+        f"the state after step {last.number:,} and the batches {' and '.join(saved)}; the last sound checkpoint is "
         f"{'none' if sound is None else f'step {sound:,}'}. Lower the learning rate, warm up longer or clip more, then "
         "run again."
     )
@@ -79,7 +80,7 @@ def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list
     for number, batch in enumerate(batches, step.number - count + 1):
         arrays: dict[str, Any] = dict(batch)
         file = folder / f"batch_{number}-process_{jax.process_index()}.npz"
-        with file.open("wb") as out:
+        with files.naming(file), file.open("wb") as out:
             np.savez(out, **arrays)
         names.append(file.name)
     return names

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from musiclm_jax.data import files
 from musiclm_jax.evaluation.listening_test.trials import Trial
 
 # Answers 1 to 5, about the clips played as A and B.
@@ -48,7 +49,7 @@ class Answer:
 def append(path: pathlib.Path, answer: Answer) -> None:
     """Appends an answer to the file and syncs it to disk before returning; what a full disk cuts off is removed."""
     line = (json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-    with path.open("ab", buffering=0) as file:
+    with files.naming(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
             if file.write(line) != len(line):
@@ -69,7 +70,7 @@ def read(path: str | os.PathLike) -> list[Answer]:
     if not path.is_file():
         raise ValueError(f"{path}: no such answers file")
     answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
