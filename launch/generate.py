@@ -198,12 +198,12 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
     Raises:
       ValueError: if prompts are missing or contradict each other, or a file cannot be read.
     """
+    from musiclm_jax.data import text_files
     from musiclm_jax.generation import prompts
 
     texts = list(args.prompts)
     if args.prompts_file:
-        lines = read_text(args.prompts_file, "--prompts_file").splitlines()
-        texts += [line.strip() for line in lines if line.strip()]
+        texts += text_files.lines(args.prompts_file)
     given = {"--mix": args.mix, "--story": args.story, "--at": args.at, "PROMPT": texts}
     names = [name for name, value in given.items() if value]
     if len(names) > 1 and not (names == ["--at", "PROMPT"] and len(texts) == 1):
@@ -213,8 +213,9 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
     if args.mix:
         return [prompts.parse_mix(args.mix)]
     if args.story:
+        lines = text_files.read(args.story)
         try:
-            return [prompts.parse_story(read_text(args.story, "--story"), args.blend or 0.0)]
+            return [prompts.parse_story(lines, args.blend or 0.0)]
         except ValueError as error:
             raise ValueError(f"--story {args.story}: {error}") from error
     if args.at:
@@ -224,18 +225,6 @@ def read_prompts(args: argparse.Namespace) -> "list[Story]":
     if not texts:
         raise ValueError('give a prompt, such as "a cheerful Irish jig on the fiddle", or --prompts_file')
     return prompts.as_stories(texts)
-
-
-def read_text(path: str, option: str) -> str:
-    """Reads a text file.
-
-    Raises:
-      ValueError: if it cannot be read.
-    """
-    try:
-        return pathlib.Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option} {path}: cannot be read as text ({error})") from error
 
 
 def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Story]") -> "Request":

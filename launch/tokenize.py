@@ -319,7 +319,7 @@ def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
 
     Captions are the lines of a text file next to the audio file (song.wav, song.txt), if there is one.
     """
-    from musiclm_jax.data import audio
+    from musiclm_jax.data import audio, text_files
     from musiclm_jax.data.samples import is_silent
     from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
 
@@ -333,7 +333,11 @@ def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
         if len(sound) < samples:
             print(f"left out: {path} is shorter than a clip of {clip_seconds:g} s", file=sys.stderr)
         sidecar = path.with_suffix(".txt")
-        lines = sidecar.read_text(encoding="utf-8").splitlines() if sidecar.exists() else []
+        try:
+            captions = text_files.lines(sidecar) if sidecar.exists() else []
+        except ValueError as error:
+            print(f"left out, its captions: {error}", file=sys.stderr)
+            captions = []
         name = files.shown(path.relative_to(corpus))
         starts = range(0, len(sound) - samples + 1, samples)
         audible = [start for start in starts if not is_silent(sound[start : start + samples])]
@@ -345,7 +349,7 @@ def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds
             yield {
                 "id": f"{name}@{start / SAMPLE_RATE:g}",
                 "audio": sound[start : start + samples],
-                "caption": [line.strip() for line in lines if line.strip()] or [""],
+                "caption": captions or [""],
                 "instrument": "",
                 "composition": name,
                 "held_out_pair": 0,

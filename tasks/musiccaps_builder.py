@@ -5,7 +5,6 @@ The captions are a CSV file with 5,521 rows; the recordings are not public. Clip
 """
 
 import ast
-import csv
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from musiclm_jax.data import audio as sound
-from musiclm_jax.data import records
+from musiclm_jax.data import records, text_files
 from musiclm_jax.data.tokens import SAMPLE_RATE
 
 CSV_NAME = "musiccaps-public.csv"
@@ -46,13 +45,7 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
       ValueError: if the file is not CSV, or has no ids or captions.
     """
     path = epath.Path(path)
-    try:
-        with path.open("r") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}): expected the captions of MusicCaps") from error
+    columns, rows = text_files.table(path)
     if lacking := [name for name in REQUIRED_COLUMNS if name not in columns]:
         raise ValueError(
             f"{path} has no column {', '.join(lacking)}: expected {', '.join((*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS))}, "
@@ -64,7 +57,7 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
     found: dict[str, dict[str, Any]] = {}
     left_out, unreadable = [], []
     for number, row in enumerate(rows, start=2):
-        name, caption = (row["ytid"] or "").strip(), (row["caption"] or "").strip()
+        name, caption = row["ytid"].strip(), row["caption"].strip()
         if not name or not caption or name in found:
             left_out.append(str(number))
             continue
@@ -78,8 +71,8 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
                 "labels": [label for label in values["audioset_positive_labels"].split(",") if label],
                 "aspects": [str(aspect) for aspect in ast.literal_eval(values["aspect_list"])],
                 "author_id": int(values["author_id"]),
-                "is_balanced_subset": values["is_balanced_subset"] == "True",
-                "is_audioset_eval": values["is_audioset_eval"] == "True",
+                "is_balanced_subset": text_files.is_true(values["is_balanced_subset"]),
+                "is_audioset_eval": text_files.is_true(values["is_audioset_eval"]),
             }
         except (ValueError, SyntaxError, TypeError):
             unreadable.append(str(number))

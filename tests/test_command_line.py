@@ -161,7 +161,7 @@ def test_loud_music_is_turned_down_and_reported(run, tmp_path, monkeypatch):
         (["piano", "--at", "later", "fiddle"], "'later' is not a time"),
         (["piano", "--at", "0:15", "fiddle", "--seconds", "10"], "seconds is 10: the last section of the story begins"),
         (["piano", "--blend", "2"], "--blend needs a story"),
-        (["--story", "/nowhere/s.txt"], "--story /nowhere/s.txt: cannot be read as text"),
+        (["--story", "/nowhere/s.txt"], "/nowhere/s.txt: cannot be read as text"),
         (["--mix", "piano:0.5", "fiddle"], "'fiddle' has no weight"),
         (["--mix", "piano:0"], "give each of 1 texts more than 0"),
         (["--continue", "/nowhere/a.wav"], "/nowhere/a.wav: no such sound file"),

@@ -167,10 +167,10 @@ def test_read_takes_captions_sentences_clauses_and_aspects(tmp_path):
 def test_read_refuses_other_files(tmp_path):
     with pytest.raises(ValueError, match="no column is_audioset_eval"):
         human_captions.read(write(tmp_path / "c.csv", ("ytid", "caption")))
-    with pytest.raises(ValueError, match="cannot be read as CSV"):
+    with pytest.raises(ValueError, match="cannot be read as text"):
         human_captions.read(tmp_path / "nowhere.csv")
     (tmp_path / "latin.csv").write_bytes(b"ytid,caption\nx,\xff\xfe\n")
-    with pytest.raises(ValueError, match="cannot be read as CSV"):
+    with pytest.raises(ValueError, match="cannot be read as text"):
         human_captions.read(tmp_path / "latin.csv")
 
 

@@ -8,7 +8,6 @@ MusicCaps is also an evaluation set: to evaluate on it, train only with captions
 """
 
 import ast
-import csv
 import dataclasses
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musiclm_jax.corpus import human_words as words
-from musiclm_jax.data import files
+from musiclm_jax.data import files, text_files
 
 MOST_WORDS = 45  # longer texts state too much that cannot be checked
 FEWEST_WORDS = 2
@@ -165,18 +164,13 @@ def read(path: str | os.PathLike[str]) -> list[HumanCaption]:
     Raises:
       ValueError: if the file is not MusicCaps' CSV.
     """
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}): expected MusicCaps' captions") from error
+    columns, rows = text_files.table(path)
     if lacking := [name for name in ("ytid", "caption", "is_audioset_eval") if name not in columns]:
         raise ValueError(f"{path} has no column {', '.join(lacking)}: expected MusicCaps' captions")
     result: dict[str, HumanCaption] = {}
     for row in rows:
-        split = "test" if row["is_audioset_eval"] == "True" else "train"
-        for part, text in _parts((row["caption"] or "").strip()) + _aspects(row.get("aspect_list") or ""):
+        split = "test" if text_files.is_true(row["is_audioset_eval"]) else "train"
+        for part, text in _parts(row["caption"].strip()) + _aspects(row.get("aspect_list", "")):
             text = re.sub(r"\b(?:low|poor|bad)[- ]quality (?=recording\b)", "", text)
             if text.lower() not in result and (facts := find_facts(text)):
                 result[text.lower()] = HumanCaption(text, row["ytid"], split, part, **facts)

@@ -1,14 +1,15 @@
 """Blind pairs: clips of two systems with the same id, in random order and with random sides."""
 
-import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data import text_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,23 +113,23 @@ def read_captions(path: str | pathlib.Path) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such captions file")
     captions: dict[str, str] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file) if path.suffix.lower() == ".csv" else _json_lines(path, file)
-        for row in rows:
-            name = row.get("id", row.get("ytid"))
-            caption = row.get("caption")
-            caption = caption[0] if isinstance(caption, list) and caption else caption
-            if not isinstance(name, str) or not isinstance(caption, str):
-                raise ValueError(
-                    f"{path}: expected a .csv with the columns id (or ytid) and caption, or a .jsonl with these keys; "
-                    f"found {', '.join(map(str, row))}"
-                )
-            captions[name] = caption
+    for row in text_files.table(path)[1] if path.suffix.lower() == ".csv" else _json_lines(path):
+        name = row.get("id", row.get("ytid"))
+        caption = row.get("caption")
+        caption = caption[0] if isinstance(caption, list) and caption else caption
+        if not isinstance(name, str) or not isinstance(caption, str):
+            raise ValueError(
+                f"{path}: expected a .csv with the columns id (or ytid) and caption, or a .jsonl with these keys; "
+                f"found {', '.join(map(str, row))}"
+            )
+        captions[name] = caption
     return captions
 
 
-def _json_lines(path: pathlib.Path, file):
-    for number, line in enumerate(file, 1):
+def _json_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text_files.read(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:
