@@ -46,10 +46,10 @@ def explained(error: Exception) -> str | None:
     said = str(error)
     if "RESOURCE_EXHAUSTED" in said or "Out of memory" in said:
         return f"{_MEMORY} ({one_line(error)})"
-    if "Unable to initialize backend" in said or "Unknown backend" in said:
+    if (unusable := _devices_error()) is not None:  # JAX may hide this cause: of platforms it does not know, for one
         chosen = os.environ.get("JAX_PLATFORMS")
         advice = f"JAX_PLATFORMS is {chosen}: unset it or set it to cpu" if chosen else "JAX_PLATFORMS=cpu uses the CPU"
-        return f"the accelerator cannot be used: {one_line(error)}: {advice}"
+        return f"the accelerator cannot be used ({one_line(unusable, hint=False)}): {advice}"
     for kind in type(error).__mro__:
         if (explanation := _KINDS.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
             return f"{explanation} ({one_line(error)})" if said.strip() else explanation
@@ -83,6 +83,16 @@ def one_line(error: Exception, hint: bool = True) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
     return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if hint and len(lines) > 1 else "")
+
+
+def _devices_error() -> Exception | None:
+    """Returns why JAX cannot use its devices, or None."""
+    if "jax" in sys.modules:
+        try:
+            sys.modules["jax"].devices()
+        except Exception as error:  # a RuntimeError or an AssertionError
+            return error
+    return None
 
 
 def _module(error: Exception) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 
 import musiclm_jax
-from musiclm_jax.launch import failures, interrupts, standard_streams
+from musiclm_jax.launch import failures, interrupts, jax_environment, standard_streams
 
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
@@ -74,6 +74,7 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         print(f"musiclm: there is no command {name!r}: use {', '.join(COMMANDS)}, or --help", file=sys.stderr)
         return 2
+    jax_environment.put_aside()
     try:
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
     except KeyboardInterrupt as interrupt:

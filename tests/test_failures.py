@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import musiclm_jax
-from musiclm_jax.launch import main
+from musiclm_jax.launch import jax_environment, main
 
 # Starts `musiclm` with a command that a test makes; the rest of the program is its body.
 PROGRAM = """
@@ -142,8 +142,7 @@ def error_of_a_library():
             lambda: jax.errors.JaxRuntimeError("INTERNAL: broken"),
             "the device or its compiler failed (INTERNAL: broken)",
         ),
-        (lambda: RuntimeError("Unable to initialize backend 'cuda': no GPU"), "the accelerator cannot be used"),
-        (error_of_a_library, "the accelerator cannot be used"),
+        (error_of_a_library, "Unknown backend nonesuch"),
         (tensorflow_error, "TensorFlow cannot read or write the data (corrupted record at 12)"),
         (lambda: zipfile.BadZipFile("not a zip file"), "a file that was read is damaged (not a zip file)"),
         (lambda: flax.errors.ScopeParamNotFoundError("a", "b"), "the weights do not fit the models of this release"),
@@ -179,3 +178,33 @@ def test_errors_of_the_operating_system_are_words(raised):
     assert raised(OSError(*full, "a.npz")) == (2, "musiclm fake: a.npz: No space left on device: free some space\n")
     assert raised(OSError(*full)) == (2, "musiclm fake: a file: No space left on device: free some space\n")
     assert raised(OSError("nothing known")) == (2, "musiclm fake: nothing known\n")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonesuch"])
+def test_a_platform_that_is_not_there_is_one_line(platform):
+    body = "    import jax\n    jax.numpy.zeros(1)\n"
+    environment = os.environ | {"JAX_PLATFORMS": platform, "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run(program(body), capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("musiclm fake: the accelerator cannot be used (")
+    assert done.stderr.endswith(f"JAX_PLATFORMS is {platform}: unset it or set it to cpu\n")
+
+
+def test_settings_of_jax_that_change_music_are_put_aside():
+    body = """
+    import jax
+    print(jax.numpy.ones(2, float).dtype, float(jax.random.normal(jax.random.key(0))))
+"""
+    plain = subprocess.run(program(body), capture_output=True, text=True)
+    assert plain.returncode == 0 and plain.stdout.startswith("float32 "), plain.stderr
+    settings = {"JAX_ENABLE_X64": "perhaps", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_TRANSFER_GUARD": "disallow"}
+    settings |= {"JAX_THREEFRY_PARTITIONABLE": "0", "JAX_RANDOM_SEED_OFFSET": "7", "JAX_LEGACY_PRNG_KEY": "error"}
+    done = subprocess.run(program(body), capture_output=True, text=True, env=os.environ | settings)
+    assert done.returncode == 0 and done.stdout == plain.stdout
+    assert done.stderr.replace(plain.stderr, "").count("\n") == 1
+    assert all(f"{name}={value}" in done.stderr for name, value in settings.items())
+
+
+def test_the_settings_put_aside_are_jax_settings():
+    known = {name.upper() for name in jax.config.values}
+    assert set(jax_environment.PUT_ASIDE) <= known

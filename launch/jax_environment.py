@@ -1,0 +1,40 @@
+"""Settings of JAX in the environment: those that a command cannot follow are put aside, with a line."""
+
+import os
+import sys
+
+# They change random numbers, types or precision, so that a seed gives other music, or refuse what sound programs do.
+# Settings of devices, caches, logs and debugging stay.
+PUT_ASIDE = (
+    "JAX_ARRAY_GARBAGE_COLLECTION_GUARD",
+    "JAX_CHECK_TRACER_LEAKS",
+    "JAX_DEBUG_KEY_REUSE",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_DEFAULT_PRNG_IMPL",
+    "JAX_DISABLE_JIT",
+    "JAX_DISALLOW_MESH_CONTEXT_MANAGER",
+    "JAX_ENABLE_CUSTOM_PRNG",
+    "JAX_ENABLE_X64",
+    "JAX_EXPLICIT_X64_DTYPES",
+    "JAX_HIGH_DYNAMIC_RANGE_GUMBEL",
+    "JAX_LEGACY_PRNG_KEY",
+    "JAX_NO_EXECUTION",
+    "JAX_NO_TRACING",
+    "JAX_NUMPY_DTYPE_PROMOTION",
+    "JAX_RANDOM_SEED_OFFSET",
+    "JAX_SOFTMAX_CUSTOM_JVP",
+    "JAX_THREAD_GUARD",
+    "JAX_THREEFRY_GPU_KERNEL_LOWERING",
+    "JAX_THREEFRY_PARTITIONABLE",
+    "JAX_TRANSFER_GUARD",
+    "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE",
+    "JAX_TRANSFER_GUARD_DEVICE_TO_HOST",
+    "JAX_TRANSFER_GUARD_HOST_TO_DEVICE",
+)
+
+
+def put_aside() -> None:
+    """Removes these settings from the environment, for this process and those that it starts. Call it before JAX."""
+    found = [f"{name}={os.environ.pop(name)}" for name in PUT_ASIDE if name in os.environ]
+    if found:
+        print(f"musiclm: {', '.join(found)} in the environment is not used: it would change results", file=sys.stderr)
