@@ -1,5 +1,6 @@
 """`musiclm train`: trains one model, selected and configured by gin files."""
 
+import ast
 import contextlib
 import dataclasses
 import inspect
@@ -144,6 +145,7 @@ def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
             raise ValueError(f"there is no gin file {file!r} here or in the package, which has {names}")
         paths.append(str(path))
     gin.clear_config()
+    bindings = [checked_binding(binding) for binding in bindings]
     with one_line_errors(bindings):
         gin.parse_config_files_and_bindings(paths, bindings, finalize_config=True)
     # gin silently accepts unused macros: a misspelt --gin.TRAIN_STEP would have no effect.
@@ -151,6 +153,28 @@ def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
     for name in (binding.split("=")[0].strip() for binding in bindings):
         if name.isidentifier() and name not in read | {"DATA_DIR"}:
             raise ValueError(f"these gin files have no macro {name!r}: they use {', '.join(sorted(read))}")
+
+
+def checked_binding(binding: str) -> str:
+    """Returns a binding of the command line for gin, with literal backslashes: 'C:\\new' holds no line break.
+
+    Raises:
+      ValueError: if the value is a text without quotes, the commonest slip, for which gin has no message.
+    """
+    name, equals, value = (part.strip() for part in binding.partition("="))
+    if value[:1] in ("'", '"') and "\\" in value and value.count(value[0]) == 2 and value[-1] == value[0]:
+        return f"{name} = {value[1:-1]!r}"
+    if not equals or value[:1] in tuple("'\"([{@%"):
+        return binding
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        meant = value.capitalize() if value.lower() in ("true", "false", "none") else f"\"'{value}'\""
+        raise ValueError(
+            f"--gin.{name}={value}: {value or 'nothing'} is no value in gin's syntax, in which texts have quotes: "
+            f"give --gin.{name}={meant}"
+        ) from None
+    return binding
 
 
 @contextlib.contextmanager

@@ -223,3 +223,42 @@ def test_an_unknown_argument_is_refused(command, capsys):
     with pytest.raises(SystemExit):
         main.main([*command, "--steps=3"])
     assert "unknown argument '--steps=3': bindings are written --gin.NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("DATA_DIR=tokens", "\"'tokens'\""),
+        ("DATA_DIR=/data/my tokens", "\"'/data/my tokens'\""),
+        ("DATA_DIR=gs://bucket/tokens", "\"'gs://bucket/tokens'\""),
+        ("DATA_DIR=", "\"''\""),
+        ("DATA_DIR=C:\\new\\tokens", "\"'C:\\new\\tokens'\""),
+        ("TransformerConfig.dtype=bfloat16", "\"'bfloat16'\""),
+        ("StageLearner.x=true", "True"),
+        ("BATCH_SIZE=10k", "\"'10k'\""),
+    ],
+)
+def test_a_text_without_quotes_is_answered_with_the_right_argument(command, given, meant, capsys):
+    assert main.main([*command, f"--gin.{given}"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"give --gin.{given.split('=')[0]}={meant}\n") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", ["C:\\new\\tokens", "C:\\users\\x", "\\\\host\\share", "a'b"])
+def test_backslashes_on_the_command_line_are_literal(folder):
+    quote = '"' if "'" in folder else "'"
+    train.parse_gin(["coarse.gin"], [f"DATA_DIR={quote}{folder}{quote}"])
+    assert gin.query_parameter("DATA_DIR/gin.macro.value") == folder
+    for kept in (
+        "1e-4",
+        "-3",
+        "[1, 2]",
+        "%BATCH_SIZE",
+        "@make_mesh()",
+        "None",
+        "True",
+        "10  # steps",
+        "r'a'",
+        "'a' 'b'",
+    ):
+        assert train.checked_binding(f"train.x={kept}") == f"train.x={kept}"
