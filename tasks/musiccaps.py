@@ -4,6 +4,7 @@ import collections
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 
 import seqio
 import tensorflow as tf
@@ -68,7 +69,7 @@ def musiccaps_task(
       data_dir: folder with musiccaps-public.csv and the clips that the user has, as clips/<ytid>.wav.
       split: "train", "test" (AudioSet's evaluation segments) or "all".
       balanced: keep only the 1,000 genre-balanced captions.
-      limit: number of captions, from the first; 0 takes all.
+      limit: number of captions, from the first, those with a clip before those without; 0 takes all.
       embedder_names: embedders of the task's metrics, see `embedders.load`.
       bundle: bundle whose MuLan computes MCC.
       name: name in seqio's registry.
@@ -88,7 +89,10 @@ def musiccaps_task(
 
     @functools.cache
     def evaluation_set() -> EvaluationSet:
-        items = evaluation.items_of(name, split, limit)
+        states = clip_states(builder, split)
+        items = evaluation.items_of(name, split)
+        if limit:  # without clips there is no KLD, and the user may have few
+            items = tuple(sorted(items, key=lambda item: states[item.id] != "")[:limit])
         if not items:
             raise ValueError(f"{data_dir}: split {split!r} of {CSV_NAME} has no captions")
         return EvaluationSet(
@@ -96,7 +100,7 @@ def musiccaps_task(
             items=items,
             references=lambda: evaluation.reference_clips(source, split, "ytid"),
             version=f"{builder.data_path} {split} {balanced}",
-            remarks=(*remarks, *coverage(builder, split, {item.id for item in items})),
+            remarks=(*remarks, *coverage([states[item.id] for item in items])),
         )
 
     preprocessors = [balanced_subset, as_example] if balanced else [as_example]
@@ -104,14 +108,18 @@ def musiccaps_task(
     return evaluation_set()
 
 
-def coverage(builder: tfds.core.DatasetBuilder, split: str, ids: set[str]) -> list[str]:
-    """Returns remarks on how many of the captions `ids` have a reference clip, and on unreadable clips."""
+def clip_states(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, str]:
+    """Returns by id what is known of the clip: "" if it is there, `MISSING`, or why it cannot be read."""
     kept = tfds.decode.PartialDecoding({"ytid": True, "clip": True})
     rows = builder.as_dataset(split=SPLITS[split], decoders=kept).as_numpy_iterator()
-    states = {row["ytid"].decode(): row["clip"].decode() for row in rows}
-    found = collections.Counter("there" if not states[name] else states[name] for name in ids)
-    remarks = [f"references: {found['there']} of {len(ids)} captions have a clip in {CLIPS_FOLDER}"]
-    broken = [state for state in found if state not in ("there", MISSING)]
+    return {row["ytid"].decode(): row["clip"].decode() for row in rows}
+
+
+def coverage(states: Sequence[str]) -> list[str]:
+    """Returns remarks on how many of some captions have a reference clip, and on unreadable clips."""
+    found = collections.Counter(states)
+    remarks = [f"references: {found['']} of {len(states)} captions have a clip in {CLIPS_FOLDER}"]
+    broken = sorted(set(found) - {"", MISSING})
     if broken:
-        remarks.append(f"{len(broken)} reference clips cannot be read: {', '.join(sorted(broken)[:3])}")
+        remarks.append(f"{len(broken)} reference clips cannot be read: {', '.join(broken[:3])}")
     return remarks

@@ -169,3 +169,16 @@ def test_the_corpus_compares_with_its_own_splits(tmp_path):
     assert len(some.items) == len(dict(some.references())) == 2 and len(dict(some.background())) == 4
     assert some.version != found.version
     np.testing.assert_allclose(references["test3"], record_folders.clip_audio(3), atol=1e-4)
+
+
+def test_a_limit_takes_captions_with_a_clip_first(tmp_path):
+    folder = musiccaps_folder.write(tmp_path)
+    for name in musiccaps_folder.IDS[:3]:  # one of them as flac
+        for path in (folder / "clips").glob(f"{name}.*"):
+            path.unlink()
+    there = musiccaps_folder.IDS[3:5]
+    found = musiccaps.musiccaps_task(str(folder), limit=3, **MULAN_ALONE)
+    assert {item.id for item in found.items[:2]} == set(there) and len(found.items) == 3
+    assert found.items[2].id not in there
+    assert "references: 2 of 3 captions have a clip in clips" in found.remarks
+    assert len(musiccaps.musiccaps_task(str(folder), **MULAN_ALONE).items) == 7
