@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from musiclm_jax.data import files
+from musiclm_jax.launch import caches
 
 
 def local_path(given: str) -> str:
@@ -60,13 +62,15 @@ class Parser(argparse.ArgumentParser):
 def enable_compilation_cache() -> None:
     """Caches compiled programs on disk, so that a command starts faster the second time.
 
-    The folder is $MUSICLM_CACHE, or musiclm_jax in the user's cache folder. If it is not writable, JAX does not cache.
+    The folder is `caches.folder()`. If it cannot be written, JAX does not cache.
     """
     import jax
 
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = os.environ.get("MUSICLM_CACHE") or f"{base}/musiclm_jax"
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    # A disk that is full later on costs a repeated compilation, which needs no line for each program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    if caches.why_unusable(caches.folder()):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(caches.folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many programs are small
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

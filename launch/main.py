@@ -5,7 +5,7 @@ import os
 import sys
 
 import musiclm_jax
-from musiclm_jax.launch import failures, interrupts, jax_environment, standard_streams
+from musiclm_jax.launch import caches, failures, interrupts, jax_environment, standard_streams
 
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
@@ -75,6 +75,7 @@ def _run(arguments: list[str]) -> int:
         print(f"musiclm: there is no command {name!r}: use {', '.join(COMMANDS)}, or --help", file=sys.stderr)
         return 2
     jax_environment.put_aside()
+    caches.prepare()
     try:
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
     except KeyboardInterrupt as interrupt:

@@ -208,3 +208,25 @@ def test_settings_of_jax_that_change_music_are_put_aside():
 def test_the_settings_put_aside_are_jax_settings():
     known = {name.upper() for name in jax.config.values}
     assert set(jax_environment.PUT_ASIDE) <= known
+
+
+# As in containers: a home folder that cannot be written (for root too), none at all, or only the cache of the commands.
+@pytest.mark.parametrize("home, kept", [("/proc", False), ("/dev/null", False), ("/proc", True)])
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, home, kept):
+    body = """
+    from musiclm_jax.launch import command
+    command.enable_compilation_cache()
+    import jax, matplotlib.font_manager
+    jax.jit(lambda x: x + 1)(1.0)
+    print(os.environ["NUMBA_CACHE_DIR"], matplotlib.get_cachedir())
+"""
+    cleared = ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR", "JAX_COMPILATION_CACHE_DIR", "MUSICLM_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in cleared}
+    environment |= {"HOME": home, "TMPDIR": str(tmp_path)} | ({"MUSICLM_CACHE": str(tmp_path / "kept")} if kept else {})
+    done = subprocess.run(program(body), capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0 and all(place.startswith(str(tmp_path)) for place in done.stdout.split())
+    if kept:
+        assert done.stderr == "" and list((tmp_path / "kept").glob("*-cache"))
+    else:
+        assert done.stderr.count("\n") == 1 and f"{home}/.cache/musiclm_jax cannot be written (" in done.stderr
+        assert "set MUSICLM_CACHE to a folder that can" in done.stderr and list(tmp_path.iterdir()) == []
