@@ -15,8 +15,7 @@ from musiclm_jax.evaluation.evaluate import EvaluationSet
 from musiclm_jax.tasks import evaluation
 from musiclm_jax.tasks.musiccaps_builder import CLIPS_FOLDER, CSV_NAME, MISSING, MusicCaps, clip_files, read_captions
 
-# The dataset's splits, and all captions as in the paper's table.
-SPLITS = {"train": "train", "test": "test", "all": "train+test"}
+SPLITS = ("train", "test", "all")  # the dataset's splits, and all captions as in the paper's table
 
 
 @seqio.map_over_dataset
@@ -40,12 +39,14 @@ def prepare(data_dir: str | os.PathLike) -> tuple[tfds.core.DatasetBuilder, list
       The builder, prepared in data_dir/prepared, and remarks on the CSV file.
 
     Raises:
-      ValueError: if there is no usable CSV file.
+      ValueError: if there is no usable CSV file, or it has no usable row.
     """
     folder = local_path(data_dir)
     if not (folder / CSV_NAME).is_file():
         raise ValueError(f"{folder} has no {CSV_NAME}: put the public captions of MusicCaps there")
-    _, remarks = read_captions(folder / CSV_NAME)
+    rows, remarks = read_captions(folder / CSV_NAME)
+    if not rows:
+        raise ValueError(f"{folder / CSV_NAME} has no captions{': ' * bool(remarks)}{'; '.join(remarks)}")
     files = [(path.name, path.stat().mtime, path.stat().length) for path in clip_files(folder).values()]
     state = hashlib.sha256((folder / CSV_NAME).read_bytes() + repr(sorted(files)).encode()).hexdigest()[:16]
     builder = MusicCaps(data_dir=str(folder / "prepared" / state))
@@ -83,8 +84,11 @@ def musiccaps_task(
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: expected {', '.join(SPLITS)}")
     builder, remarks = prepare(data_dir)
+    splits = splits_of(builder)
+    if split not in splits:
+        raise ValueError(f"{data_dir}: split {split!r} of {CSV_NAME} has no captions: use {' or '.join(splits)}")
     source = seqio.TfdsDataSource(
-        f"{builder.name}:{builder.version}", tfds_data_dir=str(builder.data_path.parent.parent), splits=SPLITS
+        f"{builder.name}:{builder.version}", tfds_data_dir=str(builder.data_path.parent.parent), splits=splits
     )
 
     @functools.cache
@@ -108,10 +112,16 @@ def musiccaps_task(
     return evaluation_set()
 
 
+def splits_of(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
+    """Returns TFDS's names of the splits that have captions, and of all together."""
+    present = [name for name in ("train", "test") if name in builder.info.splits]
+    return {name: name for name in present} | {"all": "+".join(present)}
+
+
 def clip_states(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, str]:
     """Returns by id what is known of the clip: "" if it is there, `MISSING`, or why it cannot be read."""
     kept = tfds.decode.PartialDecoding({"ytid": True, "clip": True})
-    rows = builder.as_dataset(split=SPLITS[split], decoders=kept).as_numpy_iterator()
+    rows = builder.as_dataset(split=splits_of(builder)[split], decoders=kept).as_numpy_iterator()
     return {row["ytid"].decode(): row["clip"].decode() for row in rows}
 
 

@@ -94,8 +94,11 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
 
     # TFDS would look for a folder with the module's name, which differs from the source folder's.
     pkg_dir_path = epath.Path(__file__).parent
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.1": "Reads TRUE as Excel writes it; leaves out empty splits.",
+        "1.0.0": "First release.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Put {CSV_NAME} into manual_dir, and the clips that you have into manual_dir/{CLIPS_FOLDER}, named <ytid>.wav "
         "(or .flac, .mp3, .ogg)."
@@ -127,13 +130,14 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        """Splits the captions by AudioSet's training and evaluation segments."""
+        """Splits the captions by AudioSet's training and evaluation segments; TFDS refuses an empty split."""
         rows, _ = read_captions(dl_manager.manual_dir / CSV_NAME)
         files = clip_files(dl_manager.manual_dir)
-        return {
-            "train": self._generate_examples([row for row in rows if not row["is_audioset_eval"]], files),
-            "test": self._generate_examples([row for row in rows if row["is_audioset_eval"]], files),
+        splits = {
+            "train": [row for row in rows if not row["is_audioset_eval"]],
+            "test": [row for row in rows if row["is_audioset_eval"]],
         }
+        return {name: self._generate_examples(own, files) for name, own in splits.items() if own}
 
     def _generate_examples(self, rows, files) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields the rows under their ids, each with its clip."""

@@ -57,6 +57,26 @@ def test_clips_that_are_added_later_are_scored(tmp_path):
     assert before.version != after.version
 
 
+@pytest.mark.parametrize("count, columns", [(1, musiccaps_folder.COLUMNS), (5, ("ytid", "caption"))])
+@pytest.mark.parametrize("segment", ["True", "False"])
+def test_a_file_may_hold_one_row_few_columns_or_one_split(tmp_path, count, columns, segment):
+    lines = [row | {"is_audioset_eval": segment} for row in musiccaps_folder.rows()[:count]]
+    folder = musiccaps_folder.write(tmp_path, lines, columns)
+    present = "test" if segment == "True" and "is_audioset_eval" in columns else "train"
+    for split in (present, "all"):
+        found = musiccaps.musiccaps_task(str(folder), split, **MULAN_ALONE)
+        assert sorted(item.id for item in found.items) == sorted(musiccaps_folder.IDS[:count])
+        assert len(dict(found.references())) == count
+    absent = {"test": "train", "train": "test"}[present]
+    with pytest.raises(ValueError, match=f"split '{absent}' of musiccaps-public.csv has no captions: use {present} or"):
+        musiccaps.musiccaps_task(str(folder), absent, **MULAN_ALONE)
+
+
+def test_a_file_without_a_usable_row_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no captions: 1 rows of .* without id or caption"):
+        musiccaps.musiccaps_task(str(musiccaps_folder.write(tmp_path, [{"ytid": "a"}])))
+
+
 def test_invalid_folders_and_splits_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no musiccaps-public\.csv"):
         musiccaps.musiccaps_task(str(tmp_path))
