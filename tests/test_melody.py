@@ -130,7 +130,7 @@ def test_tokens_match_the_windows(learner):
     later = melody.embed(SMALL, variables, audio[:, 72_000 : 72_000 + 96_000])
     np.testing.assert_allclose(embedded[:, 1], later[:, 0], atol=1e-5)
     points = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
-    with pytest.raises(ValueError, match=r"embeddings are \(7, 12\), expected \[n, 12\] with n of at least"):
+    with pytest.raises(ValueError, match="7 windows of renditions for codebooks of"):
         melody.fit_quantizer(SMALL, variables, points[:7], None, jax.random.key(0))
     variables = melody.fit_quantizer(SMALL, variables, points, None, jax.random.key(0), iterations=2)
     codes = melody.tokens(SMALL, variables, audio)

@@ -309,3 +309,12 @@ def test_learner_refuses_broken_frames():
     state = jax.eval_shape(learner.init, jax.random.key(0))
     with pytest.raises(ValueError, match="multiple of 960"):
         jax.eval_shape(learner.eval_step, state, {"audio": jnp.zeros((1, 1000))}, jax.random.key(0))
+
+
+def test_a_batch_too_small_to_start_the_codes_from_is_told_in_the_users_terms():
+    learner = _learner(dataclasses.replace(SMALL, codebook_size=50))
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    message = r"2 crops with 20 latent frames .*codebook_size = 50 .*raise BATCH_SIZE to 3 or more.*SECONDS"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(learner.warm_start, state, {"audio": jnp.zeros((2, 20 * 960))}, jax.random.key(0))
+    jax.eval_shape(learner.warm_start, state, {"audio": jnp.zeros((3, 20 * 960))}, jax.random.key(0))

@@ -235,9 +235,7 @@ def kmeans(
     """
     n, d = x.shape
     if n < num_clusters:
-        raise ValueError(
-            f"kmeans: {n} vectors cannot fill {num_clusters} clusters: pass more vectors or ask for fewer clusters"
-        )
+        raise ValueError(f"kmeans: {n} vectors cannot fill {num_clusters} clusters: give more data or fewer clusters")
     subset_key, start_key, loop_key = jax.random.split(key, 3)
     subset = jax.random.choice(subset_key, n, (min(n, 16 * num_clusters),), replace=False)
     centroids = _kmeans_plus_plus(start_key, x[subset], num_clusters)

@@ -109,10 +109,12 @@ def fit_quantizer(
       ValueError: if there are fewer windows than a codebook has entries, or pitch classes are missing.
     """
     points = jnp.asarray(embeddings, jnp.float32)
-    if points.ndim != 2 or len(points) < config.codebook_size:
+    if points.ndim != 2:
+        raise ValueError(f"embeddings are {points.shape}, expected [n, {config.embedding_dim}]")
+    if len(points) < config.codebook_size:
         raise ValueError(
-            f"embeddings are {points.shape}, expected [n, {config.embedding_dim}] with n of at least codebook_size = "
-            f"{config.codebook_size}"
+            f"{len(points)} windows of renditions for codebooks of {config.codebook_size} entries: give more "
+            "renditions, or train with a smaller MelodyConfig.codebook_size"
         )
     levels = config.num_quantizers - config.chroma_parts
     rvq = quantization.RVQConfig(levels, config.codebook_size, config.embedding_dim)

@@ -87,10 +87,15 @@ def fit_quantizer(
       ValueError: if the embeddings are not pairs, or there are fewer pairs than codebook entries.
     """
     audio, text = (np.asarray(x, np.float64) for x in (audio_embeddings, text_embeddings))
-    if audio.shape != text.shape or audio.ndim != 2 or len(audio) < config.codebook_size:
+    if audio.shape != text.shape or audio.ndim != 2:
         raise ValueError(
             f"audio embeddings {audio.shape} and text embeddings {text.shape}: expected pairs "
-            f"[n, {config.embedding_dim}] with n of at least codebook_size = {config.codebook_size}"
+            f"[n, {config.embedding_dim}]"
+        )
+    if len(audio) < config.codebook_size:
+        raise ValueError(
+            f"{len(audio)} clips with captions for codebooks of {config.codebook_size} entries: give more clips, or "
+            "train with a smaller MulanConfig.codebook_size"
         )
     audio_mean, text_mean = audio.mean(axis=0), text.mean(axis=0)
     audio_map, text_map = correlated_directions(audio - audio_mean, text - text_mean, ridge, power)

@@ -203,7 +203,18 @@ class W2vBertLearner:
 
         The quantizer's linear layer then computes the log posterior of a Gaussian mixture with the centroids as means.
         This is not in the paper: in a short training, most steps would pass before the codes describe the music.
+
+        Raises:
+          ValueError: if the batch has fewer latents than there are codes.
         """
+        rows, frames = batch["audio"].shape[0], batch["audio"].shape[-1] // FRAME_SAMPLES
+        if rows * frames < self.config.codebook_size:
+            raise ValueError(
+                f"a batch of {rows} crops with {frames} latent frames each is too small to start "
+                f"W2vBertConfig.codebook_size = {self.config.codebook_size} codes from: raise BATCH_SIZE to "
+                f"{-(-self.config.codebook_size // max(frames, 1))} or more, lengthen the crops (SECONDS), or lower "
+                "codebook_size"
+            )
         model = W2vBert(self.config)
         mel = mel_frames(self.config, batch["audio"])
         params = dict(state.params)

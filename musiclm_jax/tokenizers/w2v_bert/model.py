@@ -368,7 +368,10 @@ def fit_kmeans(config: W2vBertConfig, variables: Variables, batches: Iterable[ja
     """
     x = np.concatenate([np.asarray(batch, np.float32).reshape(-1, batch.shape[-1]) for batch in batches])
     if len(x) < config.num_clusters:
-        raise ValueError(f"{len(x)} feature frames for {config.num_clusters} clusters: give more audio")
+        raise ValueError(
+            f"{len(x)} feature frames for {config.num_clusters} clusters: give more clips, or "
+            "train with a smaller W2vBertConfig.num_clusters"
+        )
     x = x[:: -(-len(x) // config.kmeans_frames)]
     mean, std = x.mean(0), x.std(0) + 1e-5
     fitted = {
