@@ -147,6 +147,7 @@ def test_minimizes_a_quadratic(name):
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"schedule": "cosine", "warmup_steps": 10, "total_steps": 10}, "total_steps is 10, expected more than warmup"),
+        ({"schedule": "cosine", "warmup_steps": 100, "total_steps": 20}, r"give --gin.OptimizerConfig.warmup_steps=2$"),
     ],
 )
 def test_bad_values_have_a_clear_error(fields, message):

@@ -54,7 +54,8 @@ class OptimizerConfig:
         if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"OptimizerConfig.total_steps is {self.total_steps}, expected more than warmup_steps "
-                f"({self.warmup_steps}), so that steps remain for the cosine"
+                f"({self.warmup_steps}), so that steps remain for the cosine: for a short run, also give "
+                f"--gin.OptimizerConfig.warmup_steps={max(self.total_steps, 1) // 10}"
             )
 
     def make_schedule(self) -> optax.Schedule:
