@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -7,6 +8,10 @@ import time
 
 import pytest
 from installed_copy import problem
+
+# PyTorch's builds for GPUs bring triton. Releases from 3.7 on crash the process if TensorFlow 2.21 is imported first.
+if importlib.util.find_spec("triton"):
+    import triton  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent
 # benchmarks/ is not installed with the package. At the end of the path, so that `musiclm_jax` stays the installed one.
