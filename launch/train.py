@@ -35,6 +35,11 @@ from musiclm_jax.training.divergence import DivergedError
 from musiclm_jax.training.learner import Learner
 from musiclm_jax.training.trainer import RunConfig
 
+if __name__ == "__main__":  # here, since `musiclm` imports this module: what gin registers below, it would know twice
+    from musiclm_jax.launch.main import main as musiclm
+
+    sys.exit(musiclm(["train", *sys.argv[1:]]))
+
 GIN_FOLDER = "musiclm_jax/gin_configs/"  # as gin files include one another
 USAGE = """musiclm train --gin_file=soundstream_tiny.gin --model_dir=DIR [--gin.NAME=VALUE ...]
 
@@ -316,11 +321,3 @@ def config_files(learner: Learner) -> dict[str, str]:
     described = dataclasses.asdict(learner)
     content = {"family": learner.family, "config": described.pop("config"), "learner": described}
     return {"config.json": json.dumps(content, indent=2) + "\n", "config.gin": gin.config_str()}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from musiclm_jax.launch.main import main as musiclm
-
-    sys.exit(musiclm(["train", *sys.argv[1:]]))

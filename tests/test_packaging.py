@@ -75,3 +75,10 @@ def test_an_installed_copy_must_be_what_the_checkout_installs(tmp_path):
     (package / "trainer.py").unlink()
     (checkout / "tasks" / "fine.py").write_text("new")
     assert "tasks/fine.py is not installed" in difference()
+
+
+def test_python_m_runs_the_training_command():
+    """`musiclm` imports the module again: gin must not know its names twice."""
+    command = [sys.executable, "-m", "musiclm_jax.launch.train", "--gin_file=fine_tiny.gin", "--gin.BATCH_SIZE=none"]
+    done = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.endswith("give --gin.BATCH_SIZE=None\n"), done.stderr
