@@ -41,6 +41,15 @@ def bundle(given: str) -> str:
     return name
 
 
+def text(given: str) -> str:
+    """Checks an argument that is stored as text; a `type` for `Parser`."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:  # the bytes of another encoding, as Python has them
+        raise argparse.ArgumentTypeError(f"{given!a} is not UTF-8: set the terminal to UTF-8") from error
+    return given
+
+
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports errors in one line."""
 

@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> int:
         type=command.local_path,
         help="folder of another system's clips, named by id (default: generate with the bundle)",
     )
-    parser.add_argument("--system", help="name of the system in the report (default: the bundle or the folder)")
+    parser.add_argument(
+        "--system", type=command.text, help="name of the system in the report (default: the bundle or the folder)"
+    )
     args, bindings = parser.parse_with_bindings(arguments)
     command.enable_compilation_cache()
     parse_gin(args.gin_file or ["evaluate.gin"], args.gin_bindings + bindings)

@@ -5,6 +5,10 @@ Python exceptions still propagate.
 """
 
 import os
+import sys
+
+if sys.flags.optimize > 1:
+    raise ValueError("python -OO (PYTHONOPTIMIZE=2) removes docstrings that TensorFlow needs: start Python without -OO")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _STDERR = 2  # the file descriptor, which C++ writes to

@@ -26,7 +26,7 @@ RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's argument parser."""
-    p = command.Parser("tokenize", __doc__.splitlines()[0].split(": ")[1])
+    p = command.Parser("tokenize", "convert audio records or a folder of audio files to token records for the stages")
     p.add_argument(
         "--bundle",
         type=command.bundle,

@@ -107,7 +107,7 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=__doc__,
+            description="MusicCaps: the public captions, and the clips that the user has.",
             features=tfds.features.FeaturesDict(
                 {
                     "ytid": tfds.features.Text(),

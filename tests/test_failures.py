@@ -1,5 +1,6 @@
 """What ends a command, and what does not: standard streams that fail, signals, exceptions of any kind."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -230,3 +231,34 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, home, kept):
     else:
         assert done.stderr.count("\n") == 1 and f"{home}/.cache/musiclm_jax cannot be written (" in done.stderr
         assert "set MUSICLM_CACHE to a folder that can" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+LATIN = "caf\udce9"  # what Python makes of the bytes that a terminal in Latin-1 sends
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", LATIN],
+        ["generate", "jazz", "--at", "0:15", LATIN],
+        ["generate", "--mix", f"{LATIN}:1", "jazz:1"],
+        ["listen", "--a", "a", "--b", "b", "--output", "c", "--listener", LATIN],
+        ["evaluate", "--output", "a", "--system", LATIN],
+    ],
+)
+def test_texts_that_are_not_utf8_are_refused_in_one_line(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(SystemExit):
+        assert main.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert r"'caf\udce9' is not UTF-8: set the terminal to UTF-8" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["tokenize", "--help"], ["generate", "--help"], ["train", "--help"]])
+def test_python_without_docstrings(arguments):
+    done = subprocess.run([sys.executable, "-OO", "-m", "musiclm_jax.launch.main", *arguments], capture_output=True)
+    if arguments[0] == "train":
+        assert done.returncode == 2 and b"start Python without -OO" in done.stderr and done.stderr.count(b"\n") == 1
+    else:
+        assert done.returncode == 0 and b"usage: musiclm" in done.stdout

@@ -166,11 +166,13 @@ def check_texts(texts: Sequence[str]) -> None:
     """Checks that texts are valid prompts.
 
     Raises:
-      ValueError: if one is not a string, is empty or is too long; the message is one line.
+      ValueError: if one is not a string, is empty or too long, or has no UTF-8; the message is one line.
     """
     for prompt in texts:
         if not isinstance(prompt, str):
             raise ValueError(f"prompt {prompt!r} is a {type(prompt).__name__}: give a string")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # bytes of another encoding
+            raise ValueError(f"prompt {prompt[:40]!a} is not UTF-8: set the terminal to UTF-8")
         if not any(character.isalnum() for character in prompt):
             raise ValueError(f"prompt {prompt[:40]!r} contains no words: describe the music in a few words")
         if len(prompt) > MAX_PROMPT_CHARACTERS:
