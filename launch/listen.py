@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--pairs", type=int, default=0, help="number of pairs, drawn by the seed (default: all)")
     p.add_argument("--seed", type=int, default=0, help="seed of the order and the sides (default: 0)")
-    p.add_argument("--listener", default="", help="name stored with the answers; each listener hears all pairs")
+    p.add_argument(
+        "--listener", type=command.text, default="", help="name stored with the answers; each listener hears all pairs"
+    )
     p.add_argument("--port", type=int, default=8765, help="port of the page; 0 for any free port (default: 8765)")
     p.add_argument("--no_browser", action="store_true", help="only print the address of the page")
     p.add_argument(
