@@ -19,10 +19,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command.
+    """Runs the command. Files that cannot be used are named, and the others described.
 
     Raises:
-      ValueError: if a file or the bundle cannot be used.
+      ValueError: if some of the files, or the bundle, cannot be used.
     """
     args = parser().parse_args(arguments)
     if args.top < 1:
@@ -31,12 +31,26 @@ def main(arguments: list[str]) -> int:
     from musiclm_jax.data import audio
     from musiclm_jax.generation.describe import describe
 
-    sounds = [audio.load(path) for path in args.files]
     bundle = bundles.load(args.bundle)
     command.enable_compilation_cache()
-    for path, sound in zip(args.files, sounds, strict=True):
-        print(f"{path}: {len(sound) / audio.SAMPLE_RATE:.1f} s", file=sys.stderr)
-        print_description(path, describe(bundle, sound), args.top, args.tokens)
+    failed = []
+    for path in args.files:
+        try:
+            sound = audio.load(path)
+            print(f"{path}: {len(sound) / audio.SAMPLE_RATE:.1f} s", file=sys.stderr)
+            description = describe(bundle, sound)
+        except bundles.BundleError:
+            raise
+        except ValueError as error:
+            reason = str(error) if isinstance(error, audio.AudioError) else f"{path}: {error}"
+            if len(args.files) == 1:
+                raise ValueError(reason) from error
+            failed.append(path)
+            print(f"left out: {reason}", file=sys.stderr)
+            continue
+        print_description(path, description, args.top, args.tokens)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(args.files)} files were left out: {', '.join(failed)}")
     return 0
 
 

@@ -331,6 +331,17 @@ def test_describe_refuses_files_that_are_not_audio(run, tmp_path, name, content,
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
 
 
+def test_describe_goes_on_after_a_file_that_cannot_be_used(run, tmp_path):
+    audio.write(tmp_path / "a.wav", miniature.tone(1.0))
+    audio.write(tmp_path / "silent.wav", np.zeros(24_000, np.float32))
+    names = [tmp_path / name for name in ("none.wav", "silent.wav", "a.wav")]
+    code, out, err = run("describe", *names, "--bundle", miniature.path())
+    assert code == 2 and out.startswith(f"{names[2]} (1.0 s)\n")
+    assert f"left out: {names[0]}: no such sound file\n" in err
+    assert f"left out: {names[1]}: the recording is silent" in err
+    assert err.endswith(f"musiclm describe: 2 of 3 files were left out: {names[0]}, {names[1]}\n")
+
+
 def test_progress_shows_the_time_left(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
