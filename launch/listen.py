@@ -71,12 +71,14 @@ def main(arguments: list[str]) -> int:
     for name in ("pairs", "seed"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} {getattr(args, name)}: give 0 or more")
-    output = pathlib.Path(args.output).expanduser()
-    if not output.parent.is_dir() or output.is_dir():
-        raise ValueError(f"--output {args.output}: expected a file in an existing folder")
+    from musiclm_jax.data import audio
     from musiclm_jax.evaluation import listening_test
     from musiclm_jax.evaluation.listening_test.server import Server
 
+    output = pathlib.Path(args.output)
+    audio.check_output(output, force=True)
+    if output.exists():  # answers are added
+        output.open("ab").close()
     captions = listening_test.read_captions(args.captions) if args.captions else None
     trials = listening_test.make_trials(args.a, args.b, captions, args.seed)
     if args.pairs > len(trials):

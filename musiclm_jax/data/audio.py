@@ -276,9 +276,9 @@ def check_output(path: str | os.PathLike, force: bool = False) -> None:
     if not folder.is_dir():
         raise AudioError(f"{path}: there is no folder {folder}: create it first")
     try:
-        # Permission bits do not tell the truth for root or on read-only mounts; a real file does.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        # Permission bits do not tell the truth for root or on read-only mounts, nor that the disk is full; a file does.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(1 << 16))
     except OSError as error:
         raise AudioError(f"{path}: cannot write into {folder} ({error.strerror})") from error
 
