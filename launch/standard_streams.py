@@ -1,6 +1,7 @@
 """Standard output and standard error that never end a command: what cannot be printed is lost, the work is not."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ class SteadyStream:
     def __init__(self, stream: TextIO | None):
         self.error: Exception | None = None
         self._stream = stream
-        if getattr(stream, "errors", None) not in _REPLACING and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors not in _REPLACING:
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:

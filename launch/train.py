@@ -22,7 +22,7 @@ import gin
 import jax
 
 from musiclm_jax import bundles
-from musiclm_jax.data import files
+from musiclm_jax.data import files, text_files
 from musiclm_jax.data.datasets import TaskDataset, TaskSpec, fake_batch
 from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.launch import command, gin_bindings
@@ -148,6 +148,8 @@ def parse_gin(gin_files: list[str], bindings: list[str]) -> None:
         if not path.is_file():
             names = ", ".join(sorted(p.name for p in package.glob("*.gin")))
             raise ValueError(f"there is no gin file {file!r} here or in the package, which has {names}")
+        if text_files.read(path).encode() != path.read_bytes():
+            raise ValueError(f"{path}: gin reads UTF-8 without a byte-order mark: save it so")
         paths.append(str(path))
     gin.clear_config()
     bindings = [checked_binding(binding) for binding in bindings]

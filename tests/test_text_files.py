@@ -9,7 +9,7 @@ from musiclm_jax.corpus import human_captions
 from musiclm_jax.data import text_files
 from musiclm_jax.evaluation import listening_test
 from musiclm_jax.evaluation.listening_test import answers
-from musiclm_jax.launch import generate, tokenize
+from musiclm_jax.launch import generate, tokenize, train
 from musiclm_jax.tasks import musiccaps_builder
 
 MARKED = [
@@ -101,3 +101,17 @@ def test_answers_that_an_editor_saved_are_still_answers(tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match=r"/nowhere/a.txt: cannot be read as text \(No such file"):
         text_files.read("/nowhere/a.txt")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (codecs.BOM_UTF8 + b"train.total_steps = 3\n", "gin reads UTF-8 without a byte-order mark"),
+        ("train.total_steps = 3\n".encode("utf-16"), "gin reads UTF-8 without a byte-order mark"),
+        ("# caf\u00e9\n".encode("cp1252"), "line 1 is not UTF-8"),
+    ],
+)
+def test_gin_files_in_other_encodings_are_named(tmp_path, content, message):
+    (tmp_path / "own.gin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"own\.gin: .*{message}"):
+        train.parse_gin([str(tmp_path / "own.gin")], [])
