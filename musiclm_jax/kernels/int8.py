@@ -7,7 +7,6 @@ activation scales (arXiv 2206.01861, section 4.1). Embeddings, norms and biases 
 each step reads too, is bfloat16, whose rounding is finer than that of the activations it is computed from.
 """
 
-
 import jax
 import jax.numpy as jnp
 
