@@ -147,10 +147,12 @@ def _plot_distributions(scores: Sequence[Scores]) -> bytes:
         edges = np.linspace(joined.min(), joined.max() + 1e-9, 30)
         for row, found in zip(scores, values, strict=True):
             if found:
-                axis.hist(found, edges, histtype="step", density=True, label=row.system)
+                # matplotlib leaves out labels that begin with "_", hence the space.
+                axis.hist(found, edges, histtype="step", density=True, label=f" {row.system}")
         axis.set_title(name, fontsize=9)
         axis.set_yticks([])
-        axis.legend(fontsize=7)
+        if any(values):
+            axis.legend(fontsize=7)
     return _png(figure)
 
 

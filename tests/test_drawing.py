@@ -8,7 +8,8 @@ import miniature
 import numpy as np
 import pytest
 
-from musiclm_jax.launch import drawing, generate
+from musiclm_jax.evaluation import evaluate
+from musiclm_jax.launch import drawing, evaluation_page, generate
 
 ODD = [
     "a $5 bill",
@@ -42,3 +43,11 @@ def test_a_dollar_is_drawn_and_begins_no_mathematics():
     with matplotlib.rc_context({"text.parse_math": True, "text.usetex": True}):  # the user's own settings
         np.testing.assert_array_equal(drawn("$a$"), drawn("$a$"))
         assert matplotlib.rcParams["text.usetex"]
+
+
+@pytest.mark.parametrize("system, values", [("ours", {}), ("_ours", {"a": 1.0, "b": 2.0})])
+def test_histograms_without_values_or_with_any_name_warn_of_nothing(system, values):
+    scores = [evaluate.Scores(name, (), {"KLD x": values, "MCC y": {"a": 0.5}}, {}) for name in (system, "noise")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluation_page._plot_distributions(scores).startswith(b"\x89PNG")
