@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from musiclm_jax.data import files
-from musiclm_jax.launch import caches
+from musiclm_jax.launch import caches, jax_environment
 
 
 def local_path(given: str) -> str:
@@ -69,12 +69,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def enable_compilation_cache() -> None:
-    """Caches compiled programs on disk, so that a command starts faster the second time.
+    """Caches compiled programs on disk, so that a command starts faster the second time; call it before JAX is used.
 
     The folder is `caches.folder()`. If it cannot be written, JAX does not cache.
     """
     import jax
 
+    jax_environment.quiet_libtpu()
     # A disk that is full later on costs a repeated compilation, which needs no line for each program.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if caches.why_unusable(caches.folder()):

@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pack.pack(pathlib.Path(args.output).expanduser())
         return 0
     # Imported late: TensorFlow takes seconds to import, and --help should be instant.
+    from musiclm_jax.launch import quiet_tensorflow  # noqa: F401
+
+    # isort: split
     from musiclm_jax.corpus import build, build_renditions
 
     worker = (args.worker, args.workers)

@@ -49,6 +49,9 @@ def main(arguments: list[str]) -> int:
         if getattr(args, name) < least:
             raise ValueError(f"--{name} {getattr(args, name)}: give {least} or more")
     output = pathlib.Path(args.output).expanduser() if args.output else None
+    from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
+
+    # isort: split
     from musiclm_jax import bundles
     from musiclm_jax.data import audio, records
     from musiclm_jax.evaluation.diagnose import Clips, diagnose

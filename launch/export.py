@@ -81,6 +81,8 @@ def main(arguments: list[str]) -> int:
 
     if args.bundle in bundles.shipped():
         raise ValueError(f"--bundle {args.bundle} is a bundle of the package: a folder of that name is ./{args.bundle}")
+    if args.corpus:
+        from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
     learner, state = read_run(args.model_dir, "stage" if args.family in STAGE_PARTS else args.family, args.best)
     folder = pathlib.Path(args.bundle)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Settings of JAX in the environment: those that a command cannot follow are put aside, with a line."""
+"""Settings of JAX in the environment: those that a command cannot follow are put aside, and libtpu is kept quiet."""
 
 import os
 import sys
@@ -38,3 +38,15 @@ def put_aside() -> None:
     found = [f"{name}={os.environ.pop(name)}" for name in PUT_ASIDE if name in os.environ]
     if found:
         print(f"musiclm: {', '.join(found)} in the environment is not used: it would change results", file=sys.stderr)
+
+
+def quiet_libtpu() -> None:
+    """Spares the lines in which libtpu says that there is no TPU, where it is installed for `musiclm plan` alone.
+
+    Call it before JAX looks for devices. On machines with a TPU it does nothing.
+    """
+    from jax._src import hardware_utils  # what JAX itself asks; importing JAX takes a second
+
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0] == 0:
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -13,7 +13,7 @@ import gin
 import jax
 
 from musiclm_jax.data import audio, files
-from musiclm_jax.launch import command, train
+from musiclm_jax.launch import command, jax_environment, train
 from musiclm_jax.planning import plan as planning
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.training import partitioning
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
         audio.check_output(args.json, force=True)
     # Compile for the TPU without using one; keep libtpu from looking for a device.
     jax.config.update("jax_platforms", "cpu")
+    jax_environment.quiet_libtpu()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     no_data = ["DATA_DIR = 'not read'"]

@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> int:
     tokenizers = Tokenizers.from_bundle(bundle)
     if args.sung and tokenizers.melody is None:
         raise ValueError(f"--sung: the bundle {bundle.path} has no melody model: give another bundle, or remove --sung")
+    from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
+
     corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
     jobs = list(shard_jobs(corpus, output, args))
     output.mkdir(parents=True, exist_ok=True)

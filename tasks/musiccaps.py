@@ -4,6 +4,7 @@ import collections
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 
 import seqio
@@ -51,6 +52,8 @@ def prepare(data_dir: str | os.PathLike) -> tuple[tfds.core.DatasetBuilder, list
     state = hashlib.sha256((folder / CSV_NAME).read_bytes() + repr(sorted(files)).encode()).hexdigest()[:16]
     builder = MusicCaps(data_dir=str(folder / "prepared" / state))
     config = tfds.download.DownloadConfig(manual_dir=str(folder), verify_ssl=False)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=config)
     return builder, remarks
 
