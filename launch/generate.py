@@ -332,7 +332,7 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
     """Plots the log-mel spectrogram of audio `[samples]` at 24 kHz to a PNG file."""
     import jax.numpy as jnp
 
-    from musiclm_jax.data import spectrogram
+    from musiclm_jax.data import files, spectrogram
     from musiclm_jax.data.tokens import SAMPLE_RATE
     from musiclm_jax.launch import drawing
 
@@ -352,7 +352,8 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
         )
         axes.set(xlabel="s", ylabel="Hz", title=title if len(title) < 90 else title[:87] + "...")
         figure.colorbar(picture, label="dB")
-        figure.savefig(path, dpi=100, bbox_inches="tight")
+        with files.naming(path):
+            figure.savefig(path, dpi=100, bbox_inches="tight")
 
 
 def _mel(hz: float) -> float:

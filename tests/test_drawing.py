@@ -51,3 +51,10 @@ def test_histograms_without_values_or_with_any_name_warn_of_nothing(system, valu
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert evaluation_page._plot_distributions(scores).startswith(b"\x89PNG")
+
+
+def test_a_plot_on_a_full_disk_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '\S+a\.png'"):
+        generate.draw_spectrogram(miniature.tone(), path, "a tone")
