@@ -1,4 +1,4 @@
-"""The training loop: interrupted == uninterrupted bit for bit, signals, divergence, progress."""
+"""The training loop: interrupted and uninterrupted runs are bit-identical; signals, divergence, progress."""
 
 import dataclasses
 import gzip
@@ -45,7 +45,7 @@ def test_learns_and_reports(tmp_path, capsys):
 
 @pytest.mark.parametrize("first", [3, 10, 14])
 def test_resumed_in_process_equals_uninterrupted(tmp_path, first):
-    """Stopped within an epoch, at a checkpoint, and at the end of an epoch (7 batches)."""
+    """Stops within an epoch, at a checkpoint, and at the end of an epoch (7 batches)."""
     whole, parts = ToyData(), ToyData()
     expected = run(tmp_path / "whole", 19, whole)
     run(tmp_path / "parts", first, parts)
@@ -80,7 +80,7 @@ def read_until(process, text):
 
 
 def losses(folder):
-    """The loss of each step, from all event files of a run; steps that were taken twice must agree."""
+    """Reads the loss of each step from all event files of a run; repeated steps must agree."""
     found = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
         events = event_accumulator.EventAccumulator(str(file), size_guidance={event_accumulator.TENSORS: 0})
@@ -101,7 +101,7 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
 
     process = start(tmp_path, seconds=0.2)
     resumed = int(re.search(r"from step (\d+) ", read_until(process, "resuming")).group(1))
-    assert resumed in (5, 10), "the last whole checkpoint; 10 may have been half written"
+    assert resumed in (5, 10), "the last complete checkpoint; that of step 10 may be incomplete"
     read_until(process, "step 16/30")
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=900)[0]
@@ -117,7 +117,7 @@ def test_killed_and_terminated_equals_uninterrupted(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_equals_uninterrupted(tmp_path):
-    """Three while the run begins, the others some steps later: in steps, evaluations and checkpoints."""
+    """Three kills while the run starts, the others some steps later: during steps, evaluations and checkpoints."""
     rng = np.random.default_rng(0)
     for number in range(10):
         process = start(tmp_path, seconds=0.05, total_steps=150)
@@ -137,11 +137,11 @@ def test_killed_at_ten_random_moments_equals_uninterrupted(tmp_path):
     assert found == losses(tmp_path / "whole") and len(found) == 150
 
 
-def test_divergence_stops_keeps_sound_checkpoints_and_the_batch(tmp_path):
+def test_divergence_stops_the_run_and_keeps_good_checkpoints_and_the_batch(tmp_path):
     message = r"loss not finite at step 13 \(epoch 1, batch 5\).*after step 15 .*last sound checkpoint is step 10"
     with pytest.raises(DivergedError, match=message):
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
-    with pytest.raises(DivergedError, match="at step 13"):  # again, over what the first one left
+    with pytest.raises(DivergedError, match="at step 13"):  # again, overwriting the first one's files
         run(tmp_path, 30, learner=ToyLearner(nan_at=12))
     assert checkpoints.load(tmp_path)[0] == 10
     assert checkpoints.load(tmp_path / "diverged")[0] == 15
@@ -164,7 +164,7 @@ class Planted(ToyData):
             yield {"x": np.full_like(batch["x"], np.nan)} if (epoch, index) == (0, 2) else batch
 
 
-def test_a_nan_in_the_data_is_found_there(tmp_path):
+def test_a_nan_in_the_data_is_located(tmp_path):
     with pytest.raises(DivergedError, match=r"at step 3 \(epoch 0, batch 2\).*last sound checkpoint is none"):
         run(tmp_path, 30, Planted(), log_period=4)
     assert np.isnan(np.load(tmp_path / "diverged" / "batch_3-process_0.npz")["x"]).all()
@@ -187,7 +187,7 @@ def test_warm_start_sees_the_first_batch_once(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class KeyLearner(ToyLearner):
-    """Its loss is a number drawn with the step's key, as dropout is."""
+    """Its loss is drawn with the step's key, like dropout."""
 
     def train_step(self, state, batch, key):
         state, _ = super().train_step(state, batch, key)
@@ -202,7 +202,7 @@ def test_every_step_has_a_key_of_its_own_and_can_be_traced(tmp_path):
     (trace,) = (tmp_path / "plugins" / "profile").glob("*/perfetto_trace.json.gz")
     text = gzip.decompress(trace.read_bytes()).decode()
     assert set(re.findall(r'"step_num": ?"(\d+)"', text)) == {"2", "3"}
-    assert list(trace.parent.glob("*.xplane.pb")), "what TensorBoard reads"
+    assert list(trace.parent.glob("*.xplane.pb")), "files that TensorBoard reads"
     with pytest.raises(ValueError, match=r"profile_steps is \(5, 2\), expected the first and the last step"):
         run(tmp_path, 6, profile_steps=(5, 2))
 
@@ -213,20 +213,20 @@ def test_a_step_copies_nothing_implicitly(tmp_path, monkeypatch):
         run(tmp_path, 3)
 
 
-def test_seeds_decide_the_run(tmp_path):
+def test_seeds_determine_the_run(tmp_path):
     states = [run(tmp_path / str(number), 3, seed=seed) for number, seed in enumerate((0, 0, 1))]
     assert_equal_states(states[0], states[1])
     assert not np.array_equal(states[0].params["w"], states[2].params["w"])
 
 
-def test_time_alone_can_call_for_a_checkpoint(tmp_path):
+def test_time_alone_can_trigger_a_checkpoint(tmp_path):
     run(tmp_path, 3, ToyData(0.05), checkpoint_period=1000, checkpoint_minutes=0.001 / 60)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert steps == [1, 2, 3]
 
 
 class Empty(ToyData):
-    """No batch at all."""
+    """Has no batches."""
 
     def epoch(self, epoch, skip):
         return iter(())
