@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import flax.errors
+import hangup
 import jax
 import pytest
 
@@ -104,11 +105,16 @@ def test_a_signal_within_a_callback_is_not_swallowed(tmp_path, name):
     gc.callbacks.append(within)
     gc.collect()
     try:
-        time.sleep(10)
+        time.sleep(100)
     finally:
         print("cleared up")
 """
-    done = subprocess.run(program(body), capture_output=True, text=True, timeout=9)
+    done = subprocess.run(
+        [*hangup.BEFORE, *program(body)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
     number = {"SIGINT": 2, "SIGTERM": 15, "SIGHUP": 1}[name]
     assert done.returncode == 128 + number and done.stdout == "cleared up\n"
     assert done.stderr == "\nmusiclm fake: interrupted\n"

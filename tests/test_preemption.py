@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import hangup
 import pytest
 
 from musiclm_jax.training import checkpoints, preemption
@@ -18,7 +19,7 @@ def start(folder, *before):
     """Starts a training of 200 steps of 0.1 s, which writes a checkpoint every 5."""
     script = pathlib.Path(__file__).parent / "toy_run.py"
     return subprocess.Popen(
-        [*before, sys.executable, script, folder, str(STEPS), "0.1"],
+        [*hangup.BEFORE, *before, sys.executable, script, folder, str(STEPS), "0.1"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
