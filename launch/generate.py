@@ -336,7 +336,7 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
     from musiclm_jax.data.tokens import SAMPLE_RATE
     from musiclm_jax.launch import drawing
 
-    title = title.encode(errors="backslashreplace").decode()  # matplotlib refuses what is no UTF-8
+    title = title.encode(errors="backslashreplace").decode()  # matplotlib refuses text that is not UTF-8
     config = spectrogram.LogMelConfig(num_mels=128, window=1024)
     mel = np.asarray(spectrogram.log_mel(jnp.asarray(audio[None]), config))[0]
     decibel = 20 / np.log(10) * mel

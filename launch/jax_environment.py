@@ -1,4 +1,4 @@
-"""Settings of JAX in the environment: those that a command cannot follow are put aside, and libtpu is kept quiet."""
+"""Settings of JAX in the environment: removes those that would change results, and keeps libtpu quiet."""
 
 import os
 import sys
@@ -37,11 +37,11 @@ def put_aside() -> None:
     """Removes these settings from the environment, for this process and those that it starts. Call it before JAX."""
     found = [f"{name}={os.environ.pop(name)}" for name in PUT_ASIDE if name in os.environ]
     if found:
-        print(f"musiclm: {', '.join(found)} in the environment is not used: it would change results", file=sys.stderr)
+        print(f"musiclm: {', '.join(found)} in the environment is ignored: it would change results", file=sys.stderr)
 
 
 def quiet_libtpu() -> None:
-    """Spares the lines in which libtpu says that there is no TPU, where it is installed for `musiclm plan` alone.
+    """Silences libtpu's messages about a missing TPU, where it is installed only for `musiclm plan`.
 
     Call it before JAX looks for devices. On machines with a TPU it does nothing.
     """

@@ -178,7 +178,7 @@ def checked_binding(binding: str) -> str:
     except (ValueError, SyntaxError):
         meant = value.capitalize() if value.lower() in ("true", "false", "none") else f"\"'{value}'\""
         raise ValueError(
-            f"--gin.{name}={value}: {value or 'nothing'} is no value in gin's syntax, in which texts have quotes: "
+            f"--gin.{name}={value}: {value or 'nothing'} is not a value in gin's syntax, where texts have quotes: "
             f"give --gin.{name}={meant}"
         ) from None
     return binding

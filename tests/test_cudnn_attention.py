@@ -1,5 +1,7 @@
 """cuDNN's attention: the same function as the blocks, by XLA here; that it lowers for CUDA, without a GPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,13 @@ VALID[1, 5:20] = False
 
 def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+GPU = AbstractDevice(device_kind="some chip", num_cores=1, platform="gpu")
+
+
+def mesh_of(device):
+    return AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
 
 
 QKV, TABLE, WEIGHT = random(0, 3, ROWS, HEADS, LENGTH, CHANNELS), random(1, 8, HEADS), random(2, ROWS, HEADS, LENGTH, 1)
@@ -56,16 +65,36 @@ def test_it_lowers_for_cuda_with_its_gradient(monkeypatch):
     def of(qkv):
         return jnp.sum(loss(cudnn_attention, qkv, TABLE)[1].astype(jnp.float32))
 
-    exported = jax.export.export(jax.jit(jax.grad(of)), platforms=["cuda"], disabled_checks=[
-        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaScaleBiasSoftmax"),
-        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaScaleBiasSoftmaxBackward"),
-    ])(jnp.asarray(QKV, jnp.bfloat16))  # fmt: skip
+    calls = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in calls]
+    with jax.sharding.use_abstract_mesh(mesh_of(GPU)):
+        gradient = jax.export.export(jax.jit(jax.grad(of)), platforms=["cuda"], disabled_checks=checks)
+        exported = gradient(jnp.asarray(QKV, jnp.bfloat16))
     assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in exported.mlir_module()
 
 
 def test_float32_is_refused_with_what_to_set():
-    with pytest.raises(ValueError, match=r"activations are float32: set TransformerConfig.dtype to 'bfloat16'"):
+    with (
+        jax.sharding.use_abstract_mesh(mesh_of(GPU)),
+        pytest.raises(ValueError, match=r"activations are float32: set TransformerConfig.dtype to 'bfloat16'"),
+    ):
+        jax.eval_shape(lambda: loss(cudnn_attention, QKV, TABLE))
+
+
+def test_without_a_gpu_the_error_says_what_to_set():
+    with pytest.raises(ValueError, match="needs NVIDIA GPUs, but the devices are cpus: set it to 'auto'"):
         loss(cudnn_attention, QKV, TABLE)
+
+
+def test_the_layer_computes_the_same_with_it_as_with_the_blocks(monkeypatch):
+    monkeypatch.setattr(layers, "cudnn_attention", functools.partial(cudnn_attention, implementation="xla"))
+    x = random(3, ROWS, LENGTH, 32)
+    by_distance = layers.distance_bias(TABLE, layers.saturation_distance(8, 20) + 1, 20)
+    blocks, cudnn = layers.Attention(HEADS, 16), layers.Attention(HEADS, 16, kernel="cudnn")
+    params = blocks.init(jax.random.key(0), x, by_distance, VALID)
+    expected = blocks.apply(params, x, by_distance, VALID)
+    for own, other in zip(cudnn.apply(params, x, by_distance, VALID), expected, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), own, other)
 
 
 def test_auto_follows_the_devices_of_the_mesh():
@@ -73,6 +102,5 @@ def test_auto_follows_the_devices_of_the_mesh():
     assert layers.attention_kernel("cudnn") == "cudnn"
     for platform, kernel in (("tpu", "flash"), ("gpu", "blocks")):
         device = AbstractDevice(device_kind="some chip", num_cores=1, platform=platform)
-        mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
-        with jax.sharding.use_abstract_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(mesh_of(device)):
             assert layers.attention_kernel("auto") == kernel

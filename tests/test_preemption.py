@@ -1,38 +1,22 @@
 """Signals, and readers of standard output that leave: a training saves before it ends."""
 
 import os
-import pathlib
 import re
 import signal
 import subprocess
-import sys
 
 import hangup
 import pytest
+import toy_run
 
 from musiclm_jax.training import checkpoints, preemption
 
 STEPS = 200
 
 
-def start(folder, *before):
+def started(folder, *before):
     """Starts a training of 200 steps of 0.1 s, which writes a checkpoint every 5."""
-    script = pathlib.Path(__file__).parent / "toy_run.py"
-    return subprocess.Popen(
-        [*hangup.BEFORE, *before, sys.executable, script, folder, str(STEPS), "0.1"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu"),
-    )
-
-
-def read_until(process, text):
-    for line in process.stdout:
-        if text in line:
-            return line
-    raise AssertionError(process.stderr.read())
+    return toy_run.start(folder, STEPS, 0.1, before=(*hangup.BEFORE, *before), stderr=subprocess.PIPE)
 
 
 def saved_steps(folder):
@@ -41,8 +25,8 @@ def saved_steps(folder):
 
 
 def test_a_lost_connection_is_told_twice_and_saves(tmp_path):
-    process = start(tmp_path)
-    read_until(process, f"step 7/{STEPS}")
+    process = started(tmp_path)
+    toy_run.read_until(process, f"step 7/{STEPS}")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
     out, err = process.communicate(timeout=60)
@@ -52,8 +36,8 @@ def test_a_lost_connection_is_told_twice_and_saves(tmp_path):
 
 
 def test_a_reader_that_leaves_saves(tmp_path):
-    process = start(tmp_path)
-    read_until(process, f"step 7/{STEPS}")
+    process = started(tmp_path)
+    toy_run.read_until(process, f"step 7/{STEPS}")
     process.stdout.close()  # as `train | head` does
     err = process.stderr.read()
     process.wait(timeout=60)

@@ -9,6 +9,7 @@ import pytest
 from musiclm_jax.stages.layout import assemble, coarse_stage, fine_stage
 from musiclm_jax.stages.learner import StageLearner, hide_frames
 from musiclm_jax.stages.transformer import TransformerConfig
+from musiclm_jax.training import learner as learners
 from musiclm_jax.training.optimizers import OptimizerConfig
 from musiclm_jax.training.partitioning import make_mesh, state_sharding, unbox
 
@@ -157,6 +158,13 @@ def test_dropout_is_only_used_in_training(state, batch, evaluate):
     still = dataclasses.replace(LEARNER, config=dataclasses.replace(LEARNER.config, dropout=0.0))
     loss = jax.jit(still.train_step)(state, batch, jax.random.key(0))[1]["loss"]
     np.testing.assert_allclose(loss, evaluate(state, batch, jax.random.key(0))["loss"], rtol=1e-5)
+
+
+def test_the_first_line_of_a_run_names_the_attention():
+    config = dataclasses.replace(LEARNER.config, attention="auto")
+    learner, mesh = dataclasses.replace(LEARNER, config=config), make_mesh(devices=jax.devices()[:1])
+    line = learners.summary(learner, learners.abstract_state(learner, mesh), mesh)
+    assert line.startswith("stage: ") and line.endswith(", attention 'blocks'")
 
 
 def test_state_carries_the_names_of_logical_axes():

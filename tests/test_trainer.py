@@ -2,20 +2,17 @@
 
 import dataclasses
 import gzip
-import os
-import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
+import toy_run
 from tensorboard.backend.event_processing import event_accumulator
-from toy_run import ToyData, ToyLearner, WarmLearner, run
+from toy_run import ToyData, ToyLearner, WarmLearner, read_until, run
 
 from musiclm_jax.training import checkpoints, partitioning, trainer
 from musiclm_jax.training.divergence import DivergedError
@@ -62,21 +59,7 @@ def test_a_finished_run_does_nothing_more(tmp_path):
 
 
 def start(tmp_path, seconds, total_steps=30):
-    script = pathlib.Path(__file__).parent / "toy_run.py"
-    return subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "run"), str(total_steps), str(seconds)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu"),
-    )
-
-
-def read_until(process, text):
-    for line in process.stdout:
-        if text in line:
-            return line
-    raise AssertionError(f"the run ended without {text!r}")
+    return toy_run.start(tmp_path / "run", total_steps, seconds)
 
 
 def losses(folder):

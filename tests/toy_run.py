@@ -4,6 +4,8 @@ Usage: python toy_run.py MODEL_DIR TOTAL_STEPS SECONDS_PER_STEP
 """
 
 import dataclasses
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -96,6 +98,26 @@ def run(model_dir, total_steps, data=None, learner=None, **overrides) -> ToyStat
         model_dir,
         trainer.RunConfig(total_steps=total_steps, **arguments),
     )
+
+
+def start(model_dir, total_steps, seconds, before=(), stderr=subprocess.STDOUT) -> subprocess.Popen:
+    """Starts `run` in another process, with batches that take some seconds; `before` is put in front of the command."""
+    return subprocess.Popen(
+        [*before, sys.executable, __file__, model_dir, str(total_steps), str(seconds)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu"),
+    )
+
+
+def read_until(process: subprocess.Popen, text: str) -> str:
+    """Returns the first line of the run that contains `text`."""
+    for line in process.stdout or ():
+        if text in line:
+            return line
+    raise AssertionError(f"the run ended without {text!r}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def load(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE, longest: float
     """Reads a sound file of any rate, channel count and format as mono audio.
 
     libsndfile reads wav, flac, ogg, opus, mp3 and aiff; the program ffmpeg reads anything else, if it is installed. The
-    content decides about the format, not the name. A line on standard error says if the end or a part of the file is
+    content decides the format, not the name. A line on standard error says if the end or a part of the file is
     missing, or if its channels cancel each other and only the loudest is used.
 
     Args:

@@ -74,7 +74,7 @@ def check_bucket(url: str | os.PathLike) -> None:
 
 
 def shown(path: str | os.PathLike) -> str:
-    r"""Returns a path as text that encodes as UTF-8: bytes that are no UTF-8 become "\xe9", different for each name."""
+    r"""Returns a path as UTF-8 text; other bytes become escapes such as "\xe9", so that names stay distinct."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -163,7 +163,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     """
     try:
         with replaced(path) as partial:
-            # A name that is no UTF-8 becomes \udce9, which JSON reads again.
+            # A name that is not UTF-8 becomes \udce9, which JSON reads again.
             partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -214,7 +214,7 @@ def locked(folder: pathlib.Path, task: str, wait: bool = False) -> Iterator[None
             if error.errno not in _NO_LOCKS:
                 raise
         if left := os.read(file, 1000).decode(errors="replace").strip():
-            print(f"{folder}: {left} was killed while it wrote here; going on in its place", file=sys.stderr)
+            print(f"{folder}: {left} was killed while it wrote here; this process takes over", file=sys.stderr)
         with contextlib.suppress(OSError):  # a full disk: the task itself says what cannot be written
             os.truncate(file, 0)
             os.pwrite(file, f"{task} on {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)

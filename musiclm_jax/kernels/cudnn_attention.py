@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.kernels.block_attention import causal_bias
-from musiclm_jax.kernels.flash_attention import MASKED
+from musiclm_jax.kernels.flash_attention import MASKED, lowering_platform
 
 EXTRA_CHANNELS = 8  # cuDNN wants a multiple of 8 channels; the first carries the mask
 LENGTH_MULTIPLE = 64  # sequences are padded to a multiple of it: the gradient of the bias needs an even length
@@ -40,8 +40,13 @@ def cudnn_attention(
       [b, h, l, c] in the dtype of v.
 
     Raises:
-      ValueError: if the dtype is not bfloat16.
+      ValueError: if the devices are not GPUs, or the dtype is not bfloat16.
     """
+    if implementation == "cudnn" and (platform := lowering_platform()) != "gpu":
+        raise ValueError(
+            f"TransformerConfig.attention is 'cudnn', which needs NVIDIA GPUs, but the devices are {platform}s: "
+            "set it to 'auto'"
+        )
     if implementation == "cudnn" and q.dtype != jnp.bfloat16:
         raise ValueError(
             f"TransformerConfig.attention is 'cudnn', which needs bfloat16, but the activations are {q.dtype}: "

@@ -33,7 +33,7 @@ _PATTERN = re.compile(r"[*?\[\\]")
 class Position:
     """Position of a process in its data: the epoch, from 0, and the examples that were read in it.
 
-    Examples are counted over all processes (a step adds the batch size), so that a run can go on with another batch
+    Examples are counted over all processes (a step adds the batch size), so that a run can continue with another batch
     size or number of processes. Each process reads its own shards, so epochs may differ in length between processes.
     """
 

@@ -33,7 +33,7 @@ def check(
     """
     if step > total_steps:
         raise ValueError(
-            f"{model_dir} is at step {step:,} already, total_steps is {total_steps:,}: give more steps to go on, or "
+            f"{model_dir} is at step {step:,} already, total_steps is {total_steps:,}: give more steps to continue, or "
             "another model_dir"
         )
     before = {name: _read(model_dir / name) for name in (CONFIG, MODEL, DATA)}
