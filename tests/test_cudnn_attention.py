@@ -1,6 +1,7 @@
 """cuDNN's attention: the same function as the blocks, by XLA here; that it lowers for CUDA, without a GPU."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,8 @@ def test_without_a_gpu_the_error_says_what_to_set():
 
 
 def test_the_layer_computes_the_same_with_it_as_with_the_blocks(monkeypatch):
-    monkeypatch.setattr(layers, "cudnn_attention", functools.partial(cudnn_attention, implementation="xla"))
+    by_xla = mock.Mock(side_effect=functools.partial(cudnn_attention, implementation="xla"))
+    monkeypatch.setattr(layers, "cudnn_attention", by_xla)
     x = random(3, ROWS, LENGTH, 32)
     by_distance = layers.distance_bias(TABLE, layers.saturation_distance(8, 20) + 1, 20)
     blocks, cudnn = layers.Attention(HEADS, 16), layers.Attention(HEADS, 16, kernel="cudnn")
@@ -95,6 +97,7 @@ def test_the_layer_computes_the_same_with_it_as_with_the_blocks(monkeypatch):
     expected = blocks.apply(params, x, by_distance, VALID)
     for own, other in zip(cudnn.apply(params, x, by_distance, VALID), expected, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), own, other)
+    by_xla.assert_called_once()
 
 
 def test_auto_follows_the_devices_of_the_mesh():
