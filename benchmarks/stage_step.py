@@ -33,6 +33,7 @@ VARIANTS = {
     "4 heads": {"attention_block_size": 240, "num_heads": 4},
     "scan over layers": {"attention_block_size": 240, "scan_layers": True},
     "dropout 0.1": {"attention_block_size": 240, "dropout": 0.1},
+    "products rounded to bfloat16": {"attention_block_size": 240, "round_products": True},
     OWN_GRADIENTS: {"attention_block_size": 240},
 }
 

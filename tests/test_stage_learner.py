@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -199,3 +200,26 @@ def test_nothing_large_of_the_papers_state_is_replicated(optimizer):
     ]
     assert not large
     assert sum(any(sharding.spec) for sharding in shardings) > 10
+
+
+def dot_operands(jaxpr) -> list[tuple[str, ...]]:
+    """Returns the operands' dtypes of all matrix products, those of nested programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(tuple(str(operand.aval.dtype) for operand in equation.invars))
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            found += dot_operands(inner)
+    return found
+
+
+def test_round_products_rounds_all_products_of_the_model(state, batch):
+    rounding = dataclasses.replace(LEARNER, config=dataclasses.replace(LEARNER.config, round_products=True))
+    key = jax.random.key(0)
+    exact, near = (dot_operands(jax.make_jaxpr(one.train_step)(state, batch, key).jaxpr) for one in (LEARNER, rounding))
+    assert not any("bfloat16" in pair for pair in exact)
+    # 5 products of a layer, 2 of attention, the logits; each with 2 gradients. The rest is the bias by distance.
+    assert near.count(("bfloat16", "bfloat16")) == 3 * (5 + 2 + 1)
+    assert len(near) == len(exact) and near.count(("float32", "float32")) == len(near) - 24 <= 4
+    one, other = (float(jax.jit(x.train_step)(state, batch, key)[1]["loss"]) for x in (LEARNER, rounding))
+    assert one != other and one == pytest.approx(other, rel=1e-2)

@@ -378,7 +378,7 @@ class Bootstrap:
     def _save_stage(self, name: str, state: Any, storage: str = "float16") -> None:
         learner = self.learners[name]
         # Bundles run on any machine.
-        config = dataclasses.replace(learner.config, dtype="float32", scan_layers=False)
+        config = dataclasses.replace(learner.config, dtype="float32", scan_layers=False, round_products=False)
         self._save(name, StageModelConfig(learner.stage, config), learner.variables(state), storage)
 
     def _save(self, name: str, config: Any, variables: Any, storage: str = "float16") -> None:

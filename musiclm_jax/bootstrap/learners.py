@@ -48,8 +48,8 @@ def _learner(name: str, described: dict[str, Any], sizes: Sizes, vocab: pathlib.
     learner = config_from_json(CLASSES[name], {"config": described["config"]} | described["learner"], name)
     learner = dataclasses.replace(learner, optimizer=constant(learner.optimizer))
     if isinstance(learner, StageLearner):
-        config = dataclasses.replace(learner.config, dtype=sizes.dtype, scan_layers=True)
-        return dataclasses.replace(learner, config=config)
+        execution = {name: getattr(sizes, name) for name in ("dtype", "scan_layers", "round_products")}
+        return dataclasses.replace(learner, config=dataclasses.replace(learner.config, **execution))
     if isinstance(learner, SoundStreamLearner):
         vectors = sizes.batch[name] * sizes.seconds[name] * ACOUSTIC.frame_rate
         codec = dataclasses.replace(

@@ -1,6 +1,7 @@
 """Sizes of a bootstrap: amount of data, batch sizes, shares of the time."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ class Sizes:
     human_texts: int = 2  # at most this many of them are people's sentences about other music with the same facts
     caption_share: float = 0.75  # of the stages' rows, see `resident.draw_tokens`
     dtype: str = "bfloat16"  # of activations, where it is safe
+    scan_layers: bool = True  # TransformerConfig.scan_layers in training
+    round_products: bool = False  # TransformerConfig.round_products in training
     discriminators: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"discriminator_channels": 16, "discriminator_windows": (2048, 1024, 512)}
     )  # fields of SoundStreamConfig
@@ -54,6 +57,15 @@ class Sizes:
     )  # fmt: skip
 
 
+def multiplies_bfloat16() -> bool:
+    """Returns whether this machine's CPU has instructions for products of bfloat16 (as Linux tells)."""
+    try:
+        words = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(words))
+
+
 def cpu() -> Sizes:
     """Returns sizes for two CPU cores and 16 GB of memory."""
     batch = {"soundstream": 6, "w2v_bert": 32, "mulan": 64, "semantic": 16, "coarse": 8, "fine": 8}
@@ -65,6 +77,8 @@ def cpu() -> Sizes:
         texts=5,
         human_texts=1,
         dtype="float32",
+        scan_layers=False,
+        round_products=multiplies_bfloat16(),
         discriminators={},
         batch=batch | {"semantic_melody": 16, "decoder": 4},
         seconds={"soundstream": 1.0, "w2v_bert": 3.2, "mulan": 5.0, "decoder": 1.0},

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from musiclm_jax.kernels.flash_attention import MASKED
+from musiclm_jax.kernels.rounded_products import rounded_einsum
 
 
 def causal_bias(by_distance: jax.Array, rows: int, offset: int) -> jax.Array:
@@ -35,6 +36,7 @@ def block_attention(
     valid: jax.Array,
     block_size: int,
     remat: bool = False,
+    rounded: bool = False,
 ) -> jax.Array:
     """Computes causal softmax attention, one block of queries at a time.
 
@@ -51,6 +53,7 @@ def block_attention(
       valid: bool [b, l], keys that may be attended to.
       block_size: queries per block; 0 for a single block.
       remat: recompute each block's scores in the backward pass, so that only one block's scores exist at a time.
+      rounded: round the operands of the products to bfloat16, see `rounded_einsum`.
 
     Returns:
       [b, h, l, c] in the dtype of v.
@@ -67,17 +70,24 @@ def block_attention(
         end = min(start + block, length)
         first = max(0, start - near)  # earlier keys are more than `near` away from every query of the block
         bias = diagonal[:, : end - start, near - (start - first) : near + end - start]
-        attend = jax.checkpoint(_attend, static_argnums=5) if remat else _attend
-        outputs.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end], first))
+        attend = jax.checkpoint(_attend, static_argnums=(5, 6)) if remat else _attend
+        own = (q[:, :, start:end], k[:, :, :end], v[:, :, :end], bias, padding[..., :end])
+        outputs.append(attend(*own, first, rounded))
     return jnp.concatenate(outputs, axis=2)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int) -> jax.Array:
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, padding: jax.Array, first: int, rounded: bool
+) -> jax.Array:
     """Attends in one block: adds `bias` [h, rows, keys - first] from key `first` on and `padding` [b, 1, 1, keys]."""
-    scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + padding
-    scores = _add_bias(scores, jnp.pad(bias, ((0, 0), (0, 0), (first, 0))))
+    of_keys, of_values = "bhqc,bhkc->bhqk", "bhqk,bhkc->bhqc"
+    if rounded:
+        scores = rounded_einsum(of_keys, q, k)
+    else:
+        scores = jnp.einsum(of_keys, q, k, preferred_element_type=jnp.float32)
+    scores = _add_bias(scores + padding, jnp.pad(bias, ((0, 0), (0, 0), (first, 0))))
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkc->bhqc", weights, v)
+    return rounded_einsum(of_values, weights, v) if rounded else jnp.einsum(of_values, weights, v)
 
 
 @jax.custom_vjp

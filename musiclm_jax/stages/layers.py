@@ -16,6 +16,7 @@ from musiclm_jax.kernels.block_attention import block_attention
 from musiclm_jax.kernels.cudnn_attention import cudnn_attention
 from musiclm_jax.kernels.flash_attention import MASKED, flash_attention, lowering_platform
 from musiclm_jax.kernels.int8 import SCALE, int8_product
+from musiclm_jax.kernels.rounded_products import rounded_einsum
 from musiclm_jax.kernels.transposed import TRANSPOSED, transposed_product
 
 ATTENTIONS = ("auto", "blocks", "flash", "cudnn")
@@ -130,7 +131,12 @@ def _normal(fan_in: int) -> nn.initializers.Initializer:
 
 
 def linear(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    fan_in: int,
+    rounded: bool = False,
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns the function that multiplies by a module's kernel, from [b, l, fan_in] to [b, l, f].
 
@@ -140,6 +146,7 @@ def linear(
       shape: shape of the kernel; the product of its leading axes is fan_in.
       axes: logical names of the kernel's axes.
       fan_in: number of input features.
+      rounded: round the operands to bfloat16 (`rounded_einsum`), except those of a kernel laid out for decoding.
     """
     if module.has_variable("params", name + TRANSPOSED):
         laid_out = module.get_variable("params", name + TRANSPOSED)
@@ -148,6 +155,8 @@ def linear(
             return lambda x: int8_product(x, laid_out, scale)
         return lambda x: transposed_product(x.reshape(-1, fan_in), laid_out.astype(x.dtype)).reshape(*x.shape[:-1], -1)
     kernel = module.param(name, nn.with_logical_partitioning(_normal(fan_in), axes), shape)
+    if rounded:
+        return lambda x: rounded_einsum("bld,df->blf", x, kernel.reshape(fan_in, -1))
     return lambda x: product(x, kernel.reshape(fan_in, -1).astype(x.dtype))
 
 
@@ -182,14 +191,15 @@ class GatedMlp(nn.Module):
 
     d_ff: int
     dropout: float
+    rounded: bool = False  # products, see `linear`
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps [b, l, d] to [b, l, d]."""
         d = x.shape[-1]
-        gate = linear(self, "gate", (d, self.d_ff), ("embed", "mlp"), d)
-        up = linear(self, "up", (d, self.d_ff), ("embed", "mlp"), d)
-        down = linear(self, "down", (self.d_ff, d), ("mlp", "embed"), self.d_ff)
+        gate = linear(self, "gate", (d, self.d_ff), ("embed", "mlp"), d, self.rounded)
+        up = linear(self, "up", (d, self.d_ff), ("embed", "mlp"), d, self.rounded)
+        down = linear(self, "down", (self.d_ff, d), ("mlp", "embed"), self.d_ff, self.rounded)
         hidden = jax.nn.gelu(gate(x), approximate=True) * up(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         hidden = dropout(self.dropout)(hidden, deterministic=deterministic)
@@ -219,6 +229,7 @@ class Attention(nn.Module):
     block_size: int
     remat: bool = False
     kernel: str = "blocks"  # one of `ATTENTIONS`, when there is no cache
+    rounded: bool = False  # products, see `linear`; of attention only in blocks
 
     @nn.compact
     def __call__(
@@ -244,8 +255,8 @@ class Attention(nn.Module):
         d = x.shape[-1]
         channels = d // self.num_heads
         heads = self.num_heads
-        qkv = linear(self, "qkv", (d, heads, 3, channels), ("embed", "heads", None, "kv"), d)
-        out = linear(self, "out", (heads, channels, d), ("heads", "kv", "embed"), d)
+        qkv = linear(self, "qkv", (d, heads, 3, channels), ("embed", "heads", None, "kv"), d, self.rounded)
+        out = linear(self, "out", (heads, channels, d), ("heads", "kv", "embed"), d, self.rounded)
         # Matrix products with the heads leading in the flattened axis: with an einsum, XLA would transpose the kernels
         # in every decoding step, and heads that do not lead could not be sharded.
         projected = qkv(x)
@@ -267,7 +278,8 @@ class Attention(nn.Module):
             if kernel == "cudnn":
                 attended = cudnn_attention(q, wide_k, wide_v, by_distance, valid)
             else:
-                attended = block_attention(q, wide_k, wide_v, by_distance, valid, self.block_size, self.remat)
+                options = (self.block_size, self.remat, self.rounded)
+                attended = block_attention(q, wide_k, wide_v, by_distance, valid, *options)
         else:
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), (0, 0, position, 0))
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), (0, 0, position, 0))

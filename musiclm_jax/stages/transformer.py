@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.kernels.flash_attention import SAVED
+from musiclm_jax.kernels.rounded_products import rounded_einsum
 from musiclm_jax.kernels.transposed import few_on_cpu
 from musiclm_jax.stages.layers import (
     ATTENTIONS,
@@ -51,6 +52,7 @@ class TransformerConfig:
     relative_buckets: int = 32  # rows of T5's bias table, shared by all layers
     relative_max_distance: int = 128  # further distances share the last bucket
     dtype: str = "float32"  # of activations, one of DTYPES; parameters and softmax are float32
+    round_products: bool = False  # operands of matrix products to bfloat16; faster on CPUs with AVX512-BF16 or AMX
     scan_layers: bool = True  # one compiled layer in a loop (compiles fast) or all unrolled (runs faster on CPUs)
     remat: str = "none"  # what the backward pass recomputes, one of REMAT_POLICIES (jax.checkpoint_policies)
     attention: str = "blocks"  # one of ATTENTIONS: 'flash' is for TPUs, 'cudnn' for GPUs, 'auto' see `attention_kernel`
@@ -113,11 +115,13 @@ class Block(nn.Module):
             config.attention_block_size,
             config.remat_attention,
             kernel=config.attention,
+            rounded=config.round_products,
             name="attention",
         )
         branch, keys_values = attention(RMSNorm(name="attention_norm")(x), by_distance, valid, cache, position)
         x = x + dropout(config.dropout)(branch, deterministic=deterministic)
-        branch = GatedMlp(config.d_ff, config.dropout, name="mlp")(RMSNorm(name="mlp_norm")(x), deterministic)
+        mlp = GatedMlp(config.d_ff, config.dropout, config.round_products, name="mlp")
+        branch = mlp(RMSNorm(name="mlp_norm")(x), deterministic)
         x = x + dropout(config.dropout)(branch, deterministic=deterministic)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), keys_values if keep else None
 
@@ -349,7 +353,12 @@ def hidden_states(
 
 
 def level_logits(
-    params: Params, hidden: jax.Array, first_id: int | jax.Array, levels: int, codebook_size: int
+    params: Params,
+    hidden: jax.Array,
+    first_id: int | jax.Array,
+    levels: int,
+    codebook_size: int,
+    rounded: bool = False,
 ) -> jax.Array:
     """Computes logits over the codes of each position's own level, so that no other id can be sampled.
 
@@ -359,6 +368,7 @@ def level_logits(
       first_id: id of code 0 of the first of these levels.
       levels: number of levels q.
       codebook_size: number of codes k per level.
+      rounded: round the product's operands to bfloat16.
 
     Returns:
       float32 [b, t, q, k], divided by sqrt(d) as in T5 with a shared table.
@@ -367,6 +377,10 @@ def level_logits(
     table = jax.lax.dynamic_slice_in_dim(params["embedding"], first_id, levels * codebook_size)
     table = table.reshape(levels, codebook_size, d).astype(hidden.dtype)
     hidden = hidden * jnp.asarray(d**-0.5, hidden.dtype)
+    if rounded:
+        by_level = hidden.transpose(2, 0, 1, 3).reshape(levels, -1, d)  # an order in which XLA rounds on CPUs
+        logits = rounded_einsum("qnd,qkd->qnk", by_level, table)
+        return logits.reshape(levels, *hidden.shape[:2], codebook_size).transpose(1, 2, 0, 3)
     return jnp.einsum("btqd,qkd->btqk", hidden, table, preferred_element_type=jnp.float32)
 
 
@@ -395,7 +409,8 @@ def target_logits(
     rows, frames, levels = lm.target_codes.shape
     hidden = hidden[:, stage.condition_length() :].reshape(rows, frames, levels, -1)
     first_id = stage.vocabulary.offset(target.stream, target.first_level)
-    return level_logits(params, hidden, first_id, levels, stage.stream(target.stream).codebook_size)
+    codes = stage.stream(target.stream).codebook_size
+    return level_logits(params, hidden, first_id, levels, codes, config.round_products)
 
 
 def step_logits(params: Params, hidden: jax.Array, first_id: jax.Array, codebook_size: int) -> jax.Array:
