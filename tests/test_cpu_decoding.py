@@ -99,7 +99,7 @@ print(sum(hits), cpu_decoding.transposed_product_numba(ones, ones)[0, 0])
 """
 
 
-@pytest.mark.parametrize("folder", ["cache", "/proc/cannot_be_written"])
+@pytest.mark.parametrize("folder", ["cache", pytest.param("/proc/cannot_be_written", marks=pytest.mark.slow)])
 def test_compiled_operations_are_cached_if_possible(tmp_path, folder):
     environment = os.environ | {
         "PYTHONPATH": str(pathlib.Path(cpu_decoding.__file__).parents[2]),

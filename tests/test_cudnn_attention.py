@@ -40,7 +40,7 @@ def loss(attention, qkv, table, *more):
 
 
 def test_it_is_the_function_of_the_blocks():
-    gradient = jax.grad(loss, argnums=(1, 2), has_aux=True)
+    gradient = jax.jit(jax.grad(loss, argnums=(1, 2), has_aux=True), static_argnums=(0, 3))
     ours, attended = gradient(cudnn_attention, QKV, TABLE, "xla")
     theirs, expected = gradient(block_attention, QKV, TABLE, 16)
     np.testing.assert_allclose(attended, expected, rtol=1e-4, atol=1e-5)

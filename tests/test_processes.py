@@ -121,27 +121,32 @@ def loss_of(line):
     return float(re.search(r"held out after \d+ steps: .*? loss ([\d.]+)", line).group(1))
 
 
-def test_processes_take_the_steps_of_one_and_stop_and_resume_together(arguments, tmp_path, capsys):
-    """One test, since processes start slowly: two start a run, two resume a run of one, one resumes at the end."""
-    out = finish(start([*arguments, f"--model_dir={tmp_path / 'two'}"], 2, 4))
-    assert "mesh {'data': 2, 'fsdp': 2, 'tensor': 2}" in out[0] and "step" not in out[1], "only process 0 reports"
-    step, found = checkpoints.load(tmp_path / "two")
-    assert step == STEPS
-
+def train_alone(arguments, folder):
+    """Takes the same steps in this process, with the data of two hosts; returns the final state."""
     train.parse_gin([arguments[0].split("=")[1]], [a.removeprefix("--gin.") for a in arguments[1:-3]])
     bound = gin.get_bindings("train")
     gin.clear_config()
     data = [Joined(bound["task"], split, shuffle) for split, shuffle in (("train", True), ("validation", False))]
     run = trainer.RunConfig(total_steps=STEPS, eval_steps=9, log_period=1)
-    expected = trainer.train(bound["learner"], *data, tmp_path / "one", run, mesh=partitioning.make_mesh(1))
+    return trainer.train(bound["learner"], *data, folder, run, mesh=partitioning.make_mesh(1))
+
+
+def test_two_processes_take_the_steps_of_one(arguments, tmp_path, capsys):
+    out = finish(start([*arguments, f"--model_dir={tmp_path / 'two'}"], 2, 4))
+    assert "mesh {'data': 2, 'fsdp': 2, 'tensor': 2}" in out[0] and "step" not in out[1], "only process 0 reports"
+    step, found = checkpoints.load(tmp_path / "two")
+    assert step == STEPS
+    expected = train_alone(arguments, tmp_path / "one")
     for one, other in zip(jax.tree.leaves(expected.params), jax.tree.leaves(found["params"]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     assert loss_of(out[0]) == pytest.approx(loss_of(capsys.readouterr().out), rel=1e-3)
 
-    # Two processes resume a run of one process on other devices; a signal to one of them stops both.
-    folder = f"--model_dir={tmp_path / 'one'}"
+
+@pytest.mark.slow
+def test_two_processes_resume_a_run_of_one_and_a_signal_to_one_stops_both(arguments, tmp_path, capsys):
+    train_alone(arguments, tmp_path / "one")
     longer = [a.replace(f"TRAIN_STEPS={STEPS}", "TRAIN_STEPS=100000") for a in arguments]
-    processes = start([*longer, folder], 2, 2)
+    processes = start([*longer, f"--model_dir={tmp_path / 'one'}"], 2, 2)
     read_until(processes[0], f"resuming from step 5 (epoch 0, example {5 * BATCH})")
     read_until(processes[0], "step 20/")
     processes[1].send_signal(signal.SIGTERM)
@@ -151,6 +156,7 @@ def test_processes_take_the_steps_of_one_and_stop_and_resume_together(arguments,
     assert checkpoints.load(tmp_path / "one")[0] == stopped
 
     # 20 and 30 examples in batches of 4 give epochs of 5 and 7 batches, so the processes were in different epochs.
+    folder = f"--model_dir={tmp_path / 'one'}"
     assert main.main(["train", *arguments[:-3], f"--gin.TRAIN_STEPS={stopped + 1}", folder]) == 0
     epoch, batch = min(((stopped - 1) // length, (stopped - 1) % length + 1) for length in (5, 7))
     resumed = f"resuming from step {stopped} (epoch {epoch}, example {BATCH * batch})"
