@@ -15,7 +15,7 @@ from musiclm_jax.bundles import encode
 from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.generation import conditions, generate, prompts, windows
 from musiclm_jax.generation.generate import Request
-from musiclm_jax.generation.pipeline import Pipeline
+from musiclm_jax.generation.pipeline import Pipeline, decode_audio
 from musiclm_jax.stages import layout
 from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.tokenizers import mulan, soundstream
@@ -79,12 +79,29 @@ def test_a_piece_depends_only_on_prompt_seed_and_number(bundle, music):
     assert not np.array_equal(other_seed.tokens["semantic"], alone.tokens["semantic"])
 
 
-def test_best_of_keeps_the_most_similar_candidate(bundle, music):
-    best = generate.generate(bundle, ["a slow piano"], seconds=SECONDS, seed=3, best_of=2)
-    assert len(best) == 1
-    assert best[0].similarity == pytest.approx(max(m.similarity for m in music[:2]), abs=1e-5)
-    chosen = max(music[:2], key=lambda m: m.similarity)
-    np.testing.assert_array_equal(best[0].tokens["acoustic"], chosen.tokens["acoustic"])
+def test_best_of_keeps_the_candidate_whose_coarse_levels_are_closest_to_the_text(bundle, music):
+    part, coarse = bundle.mulan(), bundle.part("coarse").config.stage.target.levels
+    wanted = mulan.embed_text(*part, ["a slow piano", "jig on the fiddle"])
+    for prompt, candidates in (("a slow piano", music[:2]), ("jig on the fiddle", music[2:4])):
+        [best] = generate.generate(bundle, [prompt], seconds=SECONDS, seed=3, best_of=2)
+        codes = np.stack([candidate.tokens["acoustic"][:, :coarse] for candidate in candidates])
+        heard = mulan.embed_audio(*part, decode_audio(bundle.part("soundstream"), codes)[:, :26_400])
+        text = wanted[0 if prompt == "a slow piano" else 1]
+        scores = np.asarray(heard @ text)
+        assert abs(scores[0] - scores[1]) > 1e-4, "the test can tell them apart"
+        chosen = candidates[int(scores.argmax())]
+        for name in chosen.tokens:
+            np.testing.assert_array_equal(best.tokens[name], chosen.tokens[name])
+        assert best.similarity == pytest.approx(chosen.similarity, abs=1e-5)
+
+
+def test_pieces_of_several_candidates_do_not_depend_on_the_batch(bundle):
+    options = {"seconds": SECONDS, "seed": 3, "best_of": 2, "num_samples": 3}
+    one_by_one = generate.generate(bundle, ["a slow piano"], batch_size=2, **options)
+    together = generate.generate(bundle, ["a slow piano"], batch_size=4, **options)
+    assert [piece.sample for piece in together] == [0, 1, 2]
+    for one, other in zip(one_by_one, together, strict=True):
+        np.testing.assert_array_equal(one.tokens["acoustic"], other.tokens["acoustic"])
 
 
 def test_options_reach_their_stages():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.bundles import Bundle
-from musiclm_jax.data.tokens import ACOUSTIC, SAMPLE_RATE, STAGES
+from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 from musiclm_jax.generation import conditions
 from musiclm_jax.generation.conditions import Condition
 from musiclm_jax.generation.pipeline import Pipeline
@@ -132,17 +132,51 @@ def pieces(
             # Pad a short last group to full size, so that the compiled programs are reused.
             filled = group + group[-1:] * (min(group_size, len(own)) - len(group))
             rows = [(asked[c], s * request.best_of + n) for c, s in filled for n in range(request.best_of)]
-            tokens = pipeline.tokens([condition for condition, _ in rows], *_keys(request, rows), progress)
-            progress("audio", 0, 1)
-            audio = np.concatenate(list(pipeline.audio(Frames(tokens[ACOUSTIC.name]))), axis=1)
-            new = audio[:, pipeline.known_samples :]
-            similarity = conditions.similarities(bundle.mulan(), [condition for condition, _ in rows], new)
-            progress("audio", 1, 1)
-            for index, (c, s) in enumerate(group):
-                first = index * request.best_of
-                best = first + int(np.argmax(similarity[first : first + request.best_of]))
-                streams = {name: codes[best] for name, codes in tokens.items()}
-                yield GeneratedMusic(audio[best], streams, float(similarity[best]), asked[c].label, request.seed, s)
+            for (c, s), piece in zip(group, _finished(bundle, pipeline, rows, progress), strict=False):
+                audio, tokens, similarity = piece
+                yield GeneratedMusic(audio, tokens, similarity, asked[c].label, request.seed, s)
+
+
+def _finished(
+    bundle: Bundle, pipeline: Pipeline, rows: Sequence[tuple[Condition, int]], progress: Progress
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], float]]:
+    """Generates a batch of pieces, `best_of` candidates each.
+
+    Args:
+      bundle: provides MuLan.
+      pipeline: for the request.
+      rows: conditions and numbers of the candidates; those of a piece follow one another.
+      progress: called while the stages run.
+
+    Yields:
+      Audio `[samples]`, tokens and similarity of each piece.
+    """
+    request, asked = pipeline.request, [condition for condition, _ in rows]
+    keys, semantic_keys = _keys(request, rows)
+    semantic, coarse = pipeline.coarse_tokens(asked, keys, semantic_keys, progress)
+    kept = np.arange(len(rows))
+    if request.best_of > 1:
+        # Candidates are compared by their coarse levels, which already tell what plays; only the best get fine levels.
+        progress("candidates", 0, 1)
+        _, similarity = _heard(bundle, pipeline, asked, coarse)
+        best = similarity.reshape(-1, request.best_of).argmax(axis=1)
+        kept = kept[:: request.best_of] + best
+        progress("candidates", 1, 1)
+    asked, acoustic = [asked[row] for row in kept], pipeline.acoustic_tokens(coarse[kept], keys[kept], progress)
+    progress("audio", 0, 1)
+    audio, similarity = _heard(bundle, pipeline, asked, acoustic)
+    progress("audio", 1, 1)
+    for index, (row, condition) in enumerate(zip(kept, asked, strict=True)):
+        tokens = {MULAN.name: condition.codes[0], SEMANTIC.name: semantic[row], ACOUSTIC.name: acoustic[index]}
+        yield audio[index], tokens, float(similarity[index])
+
+
+def _heard(
+    bundle: Bundle, pipeline: Pipeline, asked: Sequence[Condition], codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the audio `[batch, samples]` of acoustic codes, and the similarity of the new music to its prompt."""
+    audio = np.concatenate(list(pipeline.audio(Frames(codes))), axis=1)
+    return audio, conditions.similarities(bundle.mulan(), asked, audio[:, pipeline.known_samples :])
 
 
 def stream(
@@ -168,7 +202,7 @@ def stream(
     check(bundle, prompts, request, streamed=True)
     [condition] = _conditions(bundle, prompts, request)
     pipeline = Pipeline.of(bundle, request)
-    acoustic = pipeline.acoustic([condition], *_keys(request, [(condition, 0)]))
+    acoustic = pipeline.streamed_acoustic([condition], *_keys(request, [(condition, 0)]))
     done = 0
     for block in pipeline.audio(acoustic, STREAMED_SECONDS):
         done += block.shape[1]

@@ -79,10 +79,10 @@ class Pipeline:
         """Samples in the piece."""
         return self.known_samples + round(self.request.seconds * SAMPLE_RATE)
 
-    def tokens(
+    def coarse_tokens(
         self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array, progress: Progress
-    ) -> dict[str, np.ndarray]:
-        """Generates all tokens of a batch, one stage after another.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Generates the semantic and coarse codes of a batch, the semantic ones first.
 
         Args:
           asked: the condition of each row; all change at the same times.
@@ -91,57 +91,59 @@ class Pipeline:
           progress: called while the stages run.
 
         Returns:
-          int32 "mulan" `[batch, 12]`, "semantic" `[batch, t]`, "acoustic" `[batch, 2 t, 12]`.
+          int32 semantic codes `[batch, t]` and coarse codes `[batch, 2 t, levels]`.
         """
-        at_once = max(1, FINE_ROWS // len(asked))
-        semantic, acoustic = self._codes(asked, keys, semantic_keys, at_once, progress, whole=True)
-        return {
-            MULAN.name: np.stack([condition.codes[0] for condition in asked]),
-            SEMANTIC.name: semantic.until(self.frames)[..., 0],
-            ACOUSTIC.name: acoustic.until(ACOUSTIC_PER_SEMANTIC * self.frames),
-        }
+        semantic, coarse = self._coarse(asked, keys, semantic_keys, progress)
+        semantic.until(windows.semantic_frames(self.parts["coarse"], self.frames))
+        return semantic.until(self.frames)[..., 0], coarse.until(ACOUSTIC_PER_SEMANTIC * self.frames)
 
-    def acoustic(self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array) -> Frames:
-        """Returns lazily generated acoustic tokens `[batch, 2 t, 12]`; arguments as in `tokens`."""
-        return self._codes(asked, keys, semantic_keys, 1, windows.silent, whole=False)[1]
+    def acoustic_tokens(self, coarse: np.ndarray, keys: jax.Array, progress: Progress) -> np.ndarray:
+        """Generates the fine codes for a batch of coarse codes.
 
-    def _codes(
-        self,
-        asked: Sequence[Condition],
-        keys: jax.Array,
-        semantic_keys: jax.Array,
-        at_once: int,
-        progress: Progress,
-        whole: bool,
+        Args:
+          coarse: int32 `[batch, 2 t, levels]`, from `coarse_tokens`.
+          keys: random keys `[batch]`, as for `coarse_tokens`.
+          progress: called while the stage runs.
+
+        Returns:
+          The codes of all levels, int32 `[batch, 2 t, 12]`.
+        """
+        at_once = max(1, FINE_ROWS // len(coarse))
+        return self._acoustic(Frames(coarse), len(coarse), keys, at_once, progress).until(coarse.shape[1])
+
+    def streamed_acoustic(self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array) -> Frames:
+        """Returns lazily generated acoustic tokens `[batch, 2 t, 12]`; arguments as in `coarse_tokens`."""
+        _, coarse = self._coarse(asked, keys, semantic_keys, windows.silent)
+        return self._acoustic(coarse, len(asked), keys, 1, windows.silent)
+
+    def _coarse(
+        self, asked: Sequence[Condition], keys: jax.Array, semantic_keys: jax.Array, progress: Progress
     ) -> tuple[Frames, Frames]:
-        """Returns all semantic and acoustic codes, known ones included; `whole` finishes each stage before the next."""
+        """Returns lazily generated semantic and coarse codes, known ones included."""
         starts = (0, *(start + self.known_frames for start in asked[0].starts[1:]))
         over_time = Conditions(starts, np.stack([condition.codes for condition in asked], axis=1), self.melody)
         levels = self.parts["coarse"].config.stage.target.levels
         in_all = windows.semantic_frames(self.parts["coarse"], self.frames)
         known_semantic = _repeated(self.known.semantic[:in_all], len(asked))
-        known_acoustic = _repeated(self.known.acoustic, len(asked))
-
         made = windows.generate_semantic(
             self.parts["semantic"], over_time, known_semantic, in_all, self.request, semantic_keys, progress
         )
-        semantic = Frames(known_semantic, made)
-        if whole:
-            semantic.until(in_all)
-        known_coarse = known_acoustic[..., :levels]
+        semantic, known = Frames(known_semantic, made), _repeated(self.known.acoustic[:, :levels], len(asked))
         made = windows.generate_coarse(
-            self.parts["coarse"], over_time, semantic, known_coarse, self.frames, self.request, keys, progress
+            self.parts["coarse"], over_time, semantic, known, self.frames, self.request, keys, progress
         )
-        coarse, frames = Frames(known_coarse, made), ACOUSTIC_PER_SEMANTIC * self.frames
-        if whole:
-            coarse.until(frames)
+        return semantic, Frames(known, made)
+
+    def _acoustic(self, coarse: Frames, rows: int, keys: jax.Array, at_once: int, progress: Progress) -> Frames:
+        """Returns lazily generated acoustic codes, known ones included; `at_once` windows per batch."""
+        known, frames = _repeated(self.known.acoustic, rows), ACOUSTIC_PER_SEMANTIC * self.frames
         new = windows.generate_acoustic(
-            self.parts["fine"], coarse, known_acoustic, frames, self.request, keys, at_once, progress
+            self.parts["fine"], coarse, known, frames, self.request, keys, at_once, progress
         )
-        return semantic, Frames(known_acoustic, new)
+        return Frames(known, new)
 
     def audio(self, acoustic: Frames, seconds: float = DECODED_SECONDS) -> Iterator[np.ndarray]:
-        """Decodes acoustic tokens; yields float32 `[batch, samples]`, `seconds` at a time (the last may be shorter)."""
+        """Decodes acoustic tokens of all or the first levels; yields `[batch, samples]`, at most `seconds` at a time."""
         config, variables = self.parts["soundstream"]
         frames, context = ACOUSTIC_PER_SEMANTIC * self.frames, None
         block = min(round(seconds * ACOUSTIC.frame_rate), frames)

@@ -1,7 +1,7 @@
 """Matrix products of float32 arrays whose operands are rounded to bfloat16, summed in float32.
 
-TPUs compute float32 products this way by default. CPUs with bfloat16 instructions gain speed (benchmarks/stage_step.py),
-but XLA's CPU compiler ignores `jax.default_matmul_precision`, so operands are rounded here.
+TPUs compute float32 products this way by default. CPUs with bfloat16 instructions gain speed from it
+(benchmarks/stage_step.py), but XLA's CPU compiler ignores `jax.default_matmul_precision`, so operands are rounded here.
 """
 
 import functools
