@@ -143,7 +143,7 @@ class Pipeline:
         return Frames(known, new)
 
     def audio(self, acoustic: Frames, seconds: float = DECODED_SECONDS) -> Iterator[np.ndarray]:
-        """Decodes acoustic tokens of all or the first levels; yields `[batch, samples]`, at most `seconds` at a time."""
+        """Decodes acoustic tokens of all or the first levels to `[batch, samples]`, at most `seconds` at a time."""
         config, variables = self.parts["soundstream"]
         frames, context = ACOUSTIC_PER_SEMANTIC * self.frames, None
         block = min(round(seconds * ACOUSTIC.frame_rate), frames)

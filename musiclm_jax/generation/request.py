@@ -27,8 +27,8 @@ class Request:
       seconds: length of each piece; when a recording is continued, length of the new music.
       seed: the same seed gives the same music.
       num_samples: pieces per prompt.
-      best_of: candidates per piece. Their coarse tokens are decoded, and the one whose MuLan embedding is closest to the
-        prompt's is kept.
+      best_of: candidates per piece. Their coarse tokens are decoded, and the one closest to the prompt by MuLan's
+        embeddings is kept.
       temperature: for the semantic, coarse and fine stages.
       top_k: top-k sampling; 0 turns it off.
       top_p: nucleus (top-p) sampling; 1 turns it off.
