@@ -31,6 +31,7 @@ LEARNERS = {
     "stage": "musiclm_jax.stages.learner:StageLearner",
 }
 STAGE_PARTS = (*STAGES, "semantic_melody")  # the last is the semantic stage with a melody
+RUN = {"family": str, "config": dict, "learner": dict}  # in config.json of a run
 BATCH_SIZE = 16  # clips per batch in fits to the corpus
 MAX_TAGS, MAX_CAPTIONS = 120, 96  # candidates for `musiclm describe`
 
@@ -121,9 +122,11 @@ def read_run(model_dir: str, family: str, best: bool = False) -> tuple[Any, Any]
     files.check_bucket(model_dir)
     path = checkpoints.run_folder(model_dir) / "config.json"
     try:
-        described = json.loads(path.read_text())
+        described = files.from_json(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give the model_dir of a `musiclm train` run") from error
+    if not isinstance(described, dict) or not all(isinstance(described.get(name), kind) for name, kind in RUN.items()):
+        raise ValueError(f"{path} is not that of a `musiclm train` run, or damaged: give the model_dir of a run")
     if described["family"] != family:
         raise ValueError(f"{model_dir} holds a training run of {described['family']}, not of {family}")
     module, name = LEARNERS[family].split(":")

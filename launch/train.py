@@ -175,7 +175,7 @@ def checked_binding(binding: str) -> str:
         return binding
     try:
         ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two if it is nested too deeply
         meant = value.capitalize() if value.lower() in ("true", "false", "none") else f"\"'{value}'\""
         raise ValueError(
             f"--gin.{name}={value}: {value or 'nothing'} is not a value in gin's syntax, where texts have quotes: "
@@ -197,6 +197,8 @@ def one_line_errors(bindings: Sequence[str] = ()) -> Iterator[None]:
         yield
     except tokenize.TokenError as error:
         raise ValueError(f"a gin value is incomplete ({error.args[0]}): close all quotes and brackets") from error
+    except (MemoryError, RecursionError) as error:  # of Python's parser
+        raise ValueError("a gin value is nested too deeply: write it in fewer brackets") from error
     except (ValueError, TypeError, SyntaxError, AttributeError, RuntimeError, OSError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         place = next((line[3:].split(" (<")[0] for line in lines[1:] if line.startswith("In ")), "")

@@ -63,7 +63,7 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
             continue
         values = {column: row.get(column) or default for column, default in OPTIONAL_COLUMNS.items()}
         try:
-            found[name] = {
+            own = {
                 "ytid": name,
                 "caption": caption,
                 "start_s": int(float(values["start_s"])),
@@ -74,8 +74,12 @@ def read_captions(path: epath.PathLike) -> tuple[list[dict[str, Any]], list[str]
                 "is_balanced_subset": text_files.is_true(values["is_balanced_subset"]),
                 "is_audioset_eval": text_files.is_true(values["is_audioset_eval"]),
             }
-        except (ValueError, SyntaxError, TypeError):
+            np.array([own["start_s"], own["end_s"], own["author_id"]], np.int32)  # as TFDS stores them
+        # ast raises the last two for text that is nested too deeply, and int() an OverflowError for infinity.
+        except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
             unreadable.append(str(number))
+        else:
+            found[name] = own
     if left_out:
         remarks.append(
             f"{len(left_out)} rows of {path.name} without id or caption, or with an id twice, were left out: line "

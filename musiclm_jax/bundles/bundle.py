@@ -18,6 +18,8 @@ import importlib
 import json
 import os
 import pathlib
+import sys
+import types
 import typing
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from musiclm_jax.data import files
+from musiclm_jax.data import files, wordpiece
 from musiclm_jax.kernels.rounding import rounded
 
 FORMAT_VERSION = 1
@@ -125,7 +127,13 @@ class Bundle:
         """
         if "mulan with text" not in self._parts:
             config, variables = self.part("mulan")
-            vocab = np.frombuffer(self.file("vocab.txt").read_bytes(), np.uint8)
+            path = self.file("vocab.txt")
+            content = path.read_bytes()
+            try:
+                wordpiece.check(content, config.vocab_size)
+            except ValueError as error:
+                raise BundleError(f"bundle {self.path}: {path.name} is damaged ({error})") from error
+            vocab = np.frombuffer(content, np.uint8)
             variables = variables | {"text": self.part("text_encoder").variables["text"], "vocab": vocab}
             self._parts["mulan with text"] = Part(config, variables)
         return self._parts["mulan with text"]
@@ -157,7 +165,7 @@ def load(bundle: str | os.PathLike = "tiny") -> Bundle:
             f"({', '.join(shipped()) or 'which has none'})"
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = files.from_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {folder}: config.json is damaged ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("parts"), dict):
@@ -182,17 +190,19 @@ def _load_part(bundle: Bundle, part: str) -> Part:
     if _json_sha256(entry["config"]) != entry["config_sha256"]:
         raise BundleError(f"{where}: its config was changed after the export and no longer describes the weights")
     path = bundle.file(f"{part}.safetensors")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    size = path.stat().st_size
+    # The size first: a file of another size is not read into memory.
+    data = path.read_bytes() if size == entry.get("bytes", size) else None
+    if data is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise BundleError(
-            f"{where}: {path.name} is damaged or from another export ({len(data)} bytes, expected {entry.get('bytes')},"
-            " and its sha256 differs): install or export the bundle again"
+            f"{where}: {path.name} is damaged or from another export ({size} bytes, expected {entry.get('bytes')}, and "
+            "its sha256 differs): install or export the bundle again"
         )
     try:
-        tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise BundleError(f"{where}: {path.name} is not a safetensors file ({error})") from error
-    return Part(config, unpack(tensors))
+        variables = unpack(safetensors.numpy.load(data))
+    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise BundleError(f"{where}: {path.name} is not a safetensors file of weights ({error})") from error
+    return Part(config, variables)
 
 
 def save_part(bundle: str | os.PathLike, part: str, config: Any, variables: dict, storage: str = "float16") -> int:
@@ -302,19 +312,29 @@ def pack(variables: dict, storage: str = "float16") -> dict[str, np.ndarray]:
 
 
 def unpack(tensors: dict[str, np.ndarray]) -> dict:
-    """Converts named tensors to nested dicts of JAX arrays; floating-point arrays become float32."""
+    """Converts named tensors to nested dicts of JAX arrays; floating-point arrays become float32.
+
+    Raises:
+      ValueError: if a tensor has the name of a group of tensors, or its scale has another shape.
+    """
     variables: dict = {}
     for name, array in tensors.items():
         if name.endswith(SCALE_SUFFIX):
             continue
-        if name + SCALE_SUFFIX in tensors:
-            array = array.astype(np.float32) * tensors[name + SCALE_SUFFIX]
+        if (scale := tensors.get(name + SCALE_SUFFIX)) is not None:
+            if scale.shape != (*array.shape[:-1], 1):  # NumPy would broadcast some others, to any size
+                raise ValueError(f"{name} has the shape {array.shape}, its scale {scale.shape}")
+            array = array.astype(np.float32) * scale
         elif array.dtype == np.float16:
             array = array.astype(np.float32)
         *parents, last = name.split("/")
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name} is below another tensor")
+        if last in node:
+            raise ValueError(f"{name} is above another tensor")
         node[last] = jax.device_put(array)  # jnp.asarray compiles a program for each shape
     return variables
 
@@ -338,27 +358,44 @@ def config_from_json(config_class: type, values: Any, where: str) -> Any:
       where: beginning of error messages.
 
     Raises:
-      BundleError: if a field is unknown or missing, or the dataclass rejects a value.
+      BundleError: if a field is unknown, missing or of another type, or the dataclass rejects a value.
     """
     if not isinstance(values, dict):
         raise BundleError(f"{where}: its config must be a table, got {type(values).__name__}")
     kinds = typing.get_type_hints(config_class)
     if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(config_class)}):
         raise BundleError(f"{where}: {config_class.__name__} has no field {', '.join(unknown)}: from another release?")
-    arguments = {}
-    for name, value in values.items():
-        kind = kinds[name]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            value = config_from_json(kind, value, f"{where}: {name}")
-        arguments[name] = _tuples(value)
+    arguments = {name: _of_kind(kinds[name], value, f"{where}: {name}") for name, value in values.items()}
     try:
         return config_class(**arguments)
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{where}: {error}") from error
+    except Exception as error:  # of any kind, for values that no release has written
+        raise BundleError(f"{where}: {error or repr(error)}") from error
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def _of_kind(kind: Any, value: Any, where: str) -> Any:
+    """Converts a value of JSON to the type of a field.
+
+    Raises:
+      BundleError: if it is of another type, or a number that is too large.
+    """
+    members = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):  # of a type and None
+        return None if value is None else _of_kind(members[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return config_from_json(kind, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        own = members[:1] * len(value) if members[-1] is Ellipsis else members
+        if len(own) == len(value):
+            return tuple(_of_kind(member, item, where) for member, item in zip(own, value, strict=True))
+    elif isinstance(kind, type) and issubclass(kind, tuple) and isinstance(value, list):  # a NamedTuple
+        fields = typing.get_type_hints(kind)
+        if len(fields) == len(value):
+            return kind(*(_of_kind(field, item, where) for field, item in zip(fields.values(), value, strict=True)))
+    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # not NaN or infinity
+        return value
+    elif type(value) is kind and (kind is not int or abs(value) < 2**31):
+        return value
+    raise BundleError(f"{where} is {value!r:.80}, expected {getattr(kind, '__name__', kind)}")
 
 
 def _config_class(part: str) -> Any:

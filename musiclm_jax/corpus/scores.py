@@ -359,7 +359,7 @@ def load_scores(cache: pathlib.Path, progress: Callable[[str], None] = print) ->
     for name, reader in readers.items():
         path = cache / f"{name}-v{CACHE_VERSION}.json"
         if path.exists():
-            rows = files.read_json(path, "delete it, and it is made again")
+            rows = files.read_json(path, "delete it, and it is made again", list)
             found = [
                 Score(**{**r, "meter": tuple(r["meter"]), "notes": np.array(r["notes"], np.float32)}) for r in rows
             ]

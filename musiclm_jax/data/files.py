@@ -169,18 +169,34 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def read_json(path: pathlib.Path, advice: str) -> Any:
+def from_json(text: str | bytes) -> Any:
+    """Reads JSON.
+
+    Raises:
+      ValueError: if it is not JSON, or nested more deeply than Python can read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: pathlib.Path, advice: str, kind: type = dict) -> Any:
     """Reads a JSON file.
 
     Args:
       path: the file.
       advice: what to do if it is damaged, for the message.
+      kind: type of its content.
 
     Raises:
       ValueError: if it cannot be read; names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, expected a {kind.__name__}")
+        return content
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or cannot be read ({error}): {advice}") from error
 

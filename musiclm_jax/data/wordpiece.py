@@ -47,6 +47,21 @@ def _tokenizer(vocab: bytes) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def check(vocab: bytes, size: int) -> None:
+    """Checks the content of a `vocab.txt`.
+
+    Args:
+      vocab: the content.
+      size: rows of the text encoder's embedding.
+
+    Raises:
+      ValueError: if it is not UTF-8, lacks BERT's special pieces, or has more pieces than the encoder.
+    """
+    count = _tokenizer(vocab).get_vocab_size()
+    if count > size:
+        raise ValueError(f"it has {count} pieces, the text encoder {size}")
+
+
 def tokenize_texts(vocab: bytes, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Converts texts to lower-case WordPiece ids with [CLS] and [SEP]; longer texts are truncated.
 

@@ -1,12 +1,12 @@
 """Describes a recording as the models hear it: nearest tags and captions (MuLan), tokens, and codebook use."""
 
 import dataclasses
-import json
 
 import numpy as np
 
 from musiclm_jax.bundles import Bundle, BundleError
 from musiclm_jax.bundles.encode import SAMPLES_PER_SEMANTIC_FRAME, Tokenizers
+from musiclm_jax.data import files
 from musiclm_jax.data.samples import is_silent
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tokenizers import mulan
@@ -101,11 +101,13 @@ def read_candidates(bundle: Bundle) -> dict[str, list[str]]:
     """
     path = bundle.file(CANDIDATES_FILE)
     try:
-        candidates = json.loads(path.read_text(encoding="utf-8"))
-        texts = [text for name in ("tags", "captions") for text in candidates[name]]
+        candidates = files.from_json(path.read_text(encoding="utf-8"))
+        lists = [candidates[name] for name in ("tags", "captions")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"bundle {bundle.path}: {CANDIDATES_FILE} is damaged ({error!r})") from error
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+    texts = [text for own in lists if isinstance(own, list) for text in own]
+    usable = all(isinstance(own, list) for own in lists) and all(isinstance(t, str) and t.strip() for t in texts)
+    if not texts or not usable:
         raise BundleError(f"bundle {bundle.path}: {CANDIDATES_FILE} must hold lists of texts, tags and captions")
     return candidates
 

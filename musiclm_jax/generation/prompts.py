@@ -53,6 +53,8 @@ class Story:
             if len(section.weights) != len(section.texts) or not all(0 < w < math.inf for w in section.weights):
                 raise ValueError(f"weights are {section.weights}: give each of {len(section.texts)} texts more than 0")
         starts = [section.start for section in self.sections]
+        if not all(math.isfinite(start) for start in starts):
+            raise ValueError(f"the sections of the story begin at {starts} s: give finite times")
         if starts[0] != 0:
             raise ValueError(f"the story begins at {clock(starts[0])}: begin it at 0:00")
         for earlier, later in itertools.pairwise(starts):

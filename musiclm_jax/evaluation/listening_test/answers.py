@@ -74,7 +74,7 @@ def read(path: str | os.PathLike) -> list[Answer]:
         if not line.strip():
             continue
         try:
-            answers.append(_answer(json.loads(line)))
+            answers.append(_answer(files.from_json(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}: not a listening test's answer ({error}): use another file or delete the line"

@@ -1,7 +1,6 @@
 """Blind pairs: clips of two systems with the same id, in random order and with random sides."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data import text_files
+from musiclm_jax.data.files import from_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _json_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: the file is neither .csv nor .jsonl ({error})") from error
         if not isinstance(row, dict):
