@@ -268,12 +268,10 @@ def corpus_batches(
     Yields:
       (clips so far, total clips, batch).
     """
-    import tensorflow as tf
-
     from musiclm_jax.data import records
 
     paths = records.shard_paths(corpus, "train")
-    count = sum(1 for _ in tf.data.TFRecordDataset(paths))
+    count = sum(1 for path in paths for _ in records.serialized_records(path))
     total = min(clips, count) if clips else count
     drawn = np.zeros(count, bool)
     drawn[np.random.default_rng(seed).choice(count, total, replace=False)] = True

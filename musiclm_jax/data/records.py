@@ -4,25 +4,23 @@ Shards are named `<split>-00000-of-00016.tfrecord`; the splits are train, valida
 16-bit PCM at 24 kHz. Token records hold raw codes; stages/layout.py adds the vocabulary offsets inside the jitted step.
 """
 
+import contextlib
 import os
-import pathlib
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 
 from musiclm_jax.data import files, tokens
 from musiclm_jax.data.samples import FULL_SCALE, from_pcm16, to_pcm16
+from musiclm_jax.data.shards import check_whole as check_whole  # re-exported, as those below
+from musiclm_jax.data.shards import shard_path as shard_path
+from musiclm_jax.data.shards import shard_paths as shard_paths
 from musiclm_jax.data.tokens import MISSING_PITCH
-from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE  # re-exported
+from musiclm_jax.data.tokens import PITCH_CLASS_RATE as PITCH_CLASS_RATE
 from musiclm_jax.data.tokens import SPLITS as SPLITS
-
-_HEADER, _FOOTER = 12, 4  # bytes before and after a record of a TFRecord file
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord$")
 
 _AUDIO_FEATURES = {
     "id": tf.io.FixedLenFeature([], tf.string),
@@ -53,6 +51,7 @@ _TOKEN_FEATURES = {
     "held_out_pair": tf.io.FixedLenFeature([], tf.int64),
 }
 
+_CODES = ("semantic", "acoustic", "mulan", "melody", "caption_mulan")
 _RENDITION_FEATURES = {
     "id": tf.io.FixedLenFeature([], tf.string),
     "renditions": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
@@ -241,7 +240,16 @@ def parse_token_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       int64 semantic `[t]`, acoustic `[2 t, 12]`, mulan `[12]`, melody `[72]` or `[0]`, caption_mulan `[n, 12]`;
       string caption `[n]`.
     """
-    return tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
+    fields = tf.io.parse_single_example(serialized, _TOKEN_FEATURES)
+    frames, melody = tf.shape(fields["semantic"])[0], tf.shape(fields["melody"])[0]
+    ratio = tokens.ACOUSTIC.frame_rate // tokens.SEMANTIC.frame_rate
+    checks = [
+        tf.debugging.assert_equal(tf.shape(fields["acoustic"])[0], ratio * frames, "acoustic and semantic lengths"),
+        tf.debugging.assert_equal(melody * (tokens.MELODY.quantizers - melody), 0, "the number of melody codes"),
+        *(tf.debugging.assert_non_negative(fields[name], f"{name} codes") for name in _CODES),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):  # None if it is not in a graph
+        return {name: tf.identity(value) for name, value in fields.items()}
 
 
 def rendition_example(*, id: str, renditions: np.ndarray, players: Sequence[str], composition: str) -> bytes:
@@ -280,64 +288,13 @@ def parse_rendition_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       PCM, so that only the renditions that are drawn need converting.
     """
     fields = tf.io.parse_single_example(serialized, _RENDITION_FEATURES)
-    fields["renditions"] = tf.io.decode_raw(fields["renditions"], tf.int16)
-    return fields
-
-
-def shard_path(folder: str | os.PathLike, split: str, index: int, count: int) -> pathlib.Path:
-    """Returns the path of shard `index` of `count`."""
-    return pathlib.Path(folder).expanduser() / f"{split}-{index:05d}-of-{count:05d}.tfrecord"
-
-
-def shard_paths(folder: str | os.PathLike, split: str) -> list[str]:
-    """Returns the sorted paths of a split's shards.
-
-    Raises:
-      ValueError: if the split has no shards or some of them are missing (an unfinished build).
-    """
-    if files.is_url(folder):
-        files.check_bucket(folder)
-        root: epath.Path | pathlib.Path = epath.Path(folder)
-    else:
-        root = files.local_path(folder)  # pathlib takes the folder as it is, epath as a pattern
-    paths = sorted(str(path) for path in root.glob(f"{split}-*.tfrecord") if _SHARD.search(path.name))
-    if not paths:
-        raise ValueError(
-            f"{root} holds no shards of split {split!r}: expected {split}-00000-of-NNNNN.tfrecord; build them first"
-        )
-    expected = int(paths[0].removesuffix(".tfrecord").rsplit("-", 1)[1])
-    if len(paths) != expected:
-        raise ValueError(
-            f"{root} holds {len(paths)} shards of split {split!r}: expected {expected}; run the same build again"
-        )
-    return paths
-
-
-def check_whole(path: str | os.PathLike) -> int:
-    """Checks that a TFRecord file ends with a complete record; reads only the lengths of the records.
-
-    Returns:
-      The number of records.
-
-    Raises:
-      ValueError: if the last record is incomplete.
-    """
-    size, position, count = os.path.getsize(path), 0, 0
-    file = os.open(path, os.O_RDONLY)
-    try:
-        while position + _HEADER <= size:
-            # A record consists of its length, a checksum of the length, its data and a checksum of the data.
-            (length,) = struct.unpack("<Q", os.pread(file, 8, position))
-            position += _HEADER + length + _FOOTER
-            count += 1
-    finally:
-        os.close(file)
-    if position != size:
-        raise ValueError(
-            f"{path} is cut off within record {max(count - (position > size), 0)} or is not a TFRecord file: write it "
-            "again"
-        )
-    return count
+    count = tf.shape(fields["renditions"])[0]
+    checks = [
+        tf.debugging.assert_greater_equal(count, 2, "the number of renditions"),
+        tf.debugging.assert_equal(tf.shape(fields["players"])[0], count, "the numbers of players and renditions"),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):  # None if it is not in a graph
+        return {**fields, "renditions": tf.io.decode_raw(fields["renditions"], tf.int16)}
 
 
 def _plain(value: tf.Tensor) -> Any:
@@ -350,26 +307,67 @@ def _plain(value: tf.Tensor) -> Any:
 
 
 def read_audio_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields audio records in order: strings as str, lists of strings as list, audio as float32 `[samples]`."""
-    for serialized in tf.data.TFRecordDataset(list(paths)):
-        yield _audio_record(serialized)
+    """Yields audio records in order: strings as str, lists of strings as list, audio as float32 `[samples]`.
 
-
-def _audio_record(serialized: tf.Tensor) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in parse_audio_example(serialized).items()}
+    Raises:
+      ValueError: if a record is damaged or of another kind; names the file.
+    """
+    return _read(paths, parse_audio_example)
 
 
 def read_token_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields token records in order: codes as int64 arrays, strings as str, captions as list of str."""
-    for serialized in tf.data.TFRecordDataset(list(paths)):
-        yield {name: _plain(value) for name, value in parse_token_example(serialized).items()}
+    """Yields token records in order: codes as int64 arrays, strings as str, captions as list of str.
+
+    Raises:
+      ValueError: as `read_audio_records`.
+    """
+    return _read(paths, parse_token_example)
 
 
 def read_rendition_records(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields passages in order: strings as str, players as list, float32 `[renditions, samples]`."""
-    for serialized in tf.data.TFRecordDataset(list(paths)):
-        fields = {name: _plain(value) for name, value in parse_rendition_example(serialized).items()}
+    """Yields passages in order: strings as str, players as list, float32 `[renditions, samples]`.
+
+    Raises:
+      ValueError: as `read_audio_records`.
+    """
+    for fields in _read(paths, parse_rendition_example):
         yield fields | {"renditions": from_pcm16(fields["renditions"])}
+
+
+def _read(paths: Sequence[str], parse: Callable[[tf.Tensor], dict[str, tf.Tensor]]) -> Iterator[dict[str, Any]]:
+    """Yields parsed records in order."""
+    for path in paths:
+        with _naming(path):
+            for serialized in serialized_records(path):
+                yield _plain_fields(parse(serialized))
+
+
+def serialized_records(path: str) -> tf.data.Dataset:
+    """Opens a shard.
+
+    Raises:
+      ValueError: as `check_whole`.
+    """
+    if not files.is_url(path):
+        check_whole(path)  # a record that claims to be larger than the memory would end the process
+    return tf.data.TFRecordDataset(path)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turns errors of TensorFlow about records into a ValueError that names their file."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+        reason = str(getattr(error, "message", error)).strip().splitlines()[0]
+        reason = re.split(r"}} |::\w+: ", reason)[-1].split(" [Op:")[0]
+        raise ValueError(
+            f"{path} has a record that is damaged or of another kind ({reason}): write it again"
+        ) from error
+
+
+def _plain_fields(fields: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in fields.items()}
 
 
 def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed: int) -> list[dict[str, Any]]:
@@ -379,10 +377,18 @@ def sample_audio_records(folder: str | os.PathLike, split: str, count: int, seed
       Records like those of `read_audio_records`, in their order on disk; all clips if there are no more than `count`.
     """
     rng = np.random.default_rng(seed)
-    kept: list[tuple[int, tf.Tensor]] = []  # parsed after the draw: parsing takes most of the time
-    for index, serialized in enumerate(tf.data.TFRecordDataset(shard_paths(folder, split))):
-        if len(kept) < count:
-            kept.append((index, serialized))
-        elif (slot := int(rng.integers(0, index + 1))) < count:
-            kept[slot] = (index, serialized)
-    return [_audio_record(serialized) for _, serialized in sorted(kept, key=lambda item: item[0])]
+    kept: list[tuple[int, str, tf.Tensor]] = []  # parsed after the draw: parsing takes most of the time
+    index = 0
+    for path in shard_paths(folder, split):
+        with _naming(path):
+            for serialized in serialized_records(path):
+                if len(kept) < count:
+                    kept.append((index, path, serialized))
+                elif (slot := int(rng.integers(0, index + 1))) < count:
+                    kept[slot] = (index, path, serialized)
+                index += 1
+    drawn = []
+    for _, path, serialized in sorted(kept, key=lambda item: item[0]):
+        with _naming(path):
+            drawn.append(_plain_fields(parse_audio_example(serialized)))
+    return drawn

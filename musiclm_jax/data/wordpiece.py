@@ -57,9 +57,9 @@ def check(vocab: bytes, size: int) -> None:
     Raises:
       ValueError: if it is not UTF-8, lacks BERT's special pieces, or has more pieces than the encoder.
     """
-    count = _tokenizer(vocab).get_vocab_size()
-    if count > size:
-        raise ValueError(f"it has {count} pieces, the text encoder {size}")
+    last = max(_tokenizer(vocab).get_vocab().values())
+    if last >= size:
+        raise ValueError(f"line {last + 1} is beyond the {size} pieces of the text encoder")
 
 
 def tokenize_texts(vocab: bytes, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:

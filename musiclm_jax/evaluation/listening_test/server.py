@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_jax.data import audio as sound
+from musiclm_jax.data import files
 from musiclm_jax.data.samples import to_pcm16
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation.listening_test import answers as answer_file
@@ -23,14 +24,16 @@ from musiclm_jax.evaluation.listening_test.answers import SCALE, Answer
 from musiclm_jax.evaluation.listening_test.trials import Trial
 
 HOST = "127.0.0.1"
+NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in the Host header of a request
 SILENT_RMS = 1e-4  # of full scale; a clip below it is left out of loudness matching
 MAX_BODY = 10_000  # maximum size of an answer in bytes
+MAX_SECONDS = 1e6  # time until an answer, as recorded; JSON has no infinity
 # The page only exchanges clips and answers with this server.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
-_CLIP = re.compile(r"/clips/(\d+)/([ab])\.wav")
+_CLIP = re.compile(r"/clips/(\d{1,9})/([ab])\.wav")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -106,6 +109,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds to wait for the rest of a request, and for the next one
+
+    def handle_one_request(self) -> None:
+        """Handles a request; a browser that left, or that sends no request, ends the connection and nothing else."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
+    def parse_request(self) -> bool:
+        """Reads the request, and refuses one for another name than this machine's.
+
+        A page of another site may have a name that suddenly means 127.0.0.1 (DNS rebinding). Its requests carry that
+        name; without this check it could read the captions and answer.
+        """
+        if not super().parse_request():
+            return False
+        host = self.headers.get_all("Host", [])
+        if len(host) == 1 and re.sub(r":\d+$", "", host[0].strip().lower()) in NAMES:
+            return True
+        self.close_connection = True
+        self._send_json(403, {"error": f"the page is {self.server.url}"})
+        return False
 
     def do_GET(self) -> None:
         """Sends the page, the state of the test, or a clip."""
@@ -136,10 +162,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             length = int(self.headers.get("Content-Length", ""))
             if not 0 < length <= MAX_BODY:
                 raise ValueError(f"a body of {length} bytes")
-            fields = json.loads(self.rfile.read(length))
+            fields = files.from_json(self.rfile.read(length))
             number, answer = int(fields["number"]), int(fields["answer"])
-            seconds = max(0.0, float(fields.get("seconds", 0)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            seconds = min(max(0.0, float(fields.get("seconds", 0))), MAX_SECONDS)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             self.close_connection = True
             self._send_json(400, {"error": f"not a valid answer: {error}"})
             return
