@@ -16,7 +16,7 @@ import pytest
 
 from musiclm_jax import bootstrap, bundles
 from musiclm_jax.bootstrap import corpus as bootstrap_corpus
-from musiclm_jax.bootstrap import programs, resident
+from musiclm_jax.bootstrap import kept_tokens, programs, resident
 from musiclm_jax.bootstrap.learners import constant
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes, cpu, rehearsal
 from musiclm_jax.corpus import human_captions
@@ -345,6 +345,54 @@ def test_a_pack_holds_configurations_text_encoder_and_melody(packed, tmp_path):
     assert made.key("a").dtype == made.key("b").dtype and not np.array_equal(
         *map(jax.random.key_data, map(made.key, "ab"))
     )
+
+
+def test_an_interrupted_stage_continues_and_a_finished_one_replaces_it(packed, tmp_path):
+    made = bootstrap.Bootstrap(packed, tmp_path / "out", 1.0, SMALL)
+    made.learners["fine"] = learner = learners()["fine"]
+    initial = resident.unboxed_init(learner, jax.random.key(0))
+    assert made._begun("fine", initial) is initial, "nothing is there yet"
+
+    def state(value: float):
+        return initial.replace(params=jax.tree.map(lambda leaf: jnp.full_like(leaf, value), initial.params))
+
+    def begun() -> set[float]:
+        return {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(made._begun("fine", initial).params)}
+
+    made._save_stage("fine", state(1.0))
+    assert begun() == {1.0}
+    made._save_unfinished("fine", state(2.0))
+    assert begun() == {2.0} and not made._has("coarse", made.unfinished)
+    made._save_stage("fine", state(3.0))
+    assert begun() == {3.0} and not made.unfinished.exists()
+    stored = bundles.load(made.bundle).part("fine").config.transformer
+    assert stored.dtype == "float32" and not stored.round_products
+
+
+def test_tokens_are_kept_for_the_same_clips_and_tokenizers(tmp_path):
+    bundle = bundles.load(miniature.path())
+    own = kept_tokens.settings(SMALL, 0, bundle)
+    path = tmp_path / kept_tokens.FILE
+    assert kept_tokens.load(path, own) is None
+    codes = {"semantic": jnp.arange(8, dtype=jnp.int16).reshape(2, 4), "mulan": jnp.ones((2, 12), jnp.int16)}
+    held_out = {"semantic": jnp.zeros((1, 4), jnp.int16)}
+    kept_tokens.save(path, own, codes, held_out)
+    found = kept_tokens.load(path, own)
+    for one, other in zip(found, (codes, held_out), strict=True):
+        assert {name: value.dtype for name, value in one.items()} == dict.fromkeys(other, np.int16)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    assert kept_tokens.load(path, kept_tokens.settings(SMALL, 1, bundle)) is None, "other clips"
+    fewer = dataclasses.replace(SMALL, texts=2)
+    assert kept_tokens.load(path, kept_tokens.settings(fewer, 0, bundle)) is None, "other texts"
+    for part, depends in (("w2v_bert", True), ("mulan", True), ("coarse", False)):
+        other = bundles.load(miniature.copy(tmp_path / part))
+        other.config["parts"][part]["sha256"] = "0"
+        assert (kept_tokens.load(path, kept_tokens.settings(SMALL, 0, other)) is None) is depends
+
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"tokens.npz is damaged .*: delete it"):
+        kept_tokens.load(path, own)
 
 
 def test_a_bootstrap_needs_no_tensorflow_no_gin_and_no_sound_libraries():

@@ -142,6 +142,17 @@ def test_train_for_stops_in_time_and_lowers_the_rate():
     assert metrics == {"loss": 1.0} and lines
 
 
+def test_train_for_saves_the_state_as_it_goes():
+    def run(state, data, key, first, scale):
+        time.sleep(0.01)
+        return state + 1, {"loss": jnp.float32(1.0)}
+
+    saved: list[int] = []
+    options = {"count": 1, "seconds": 0.6, "say": print, "save": saved.append, "save_every": 0.15}
+    final, _, _ = resident.train_for(run, 0, itertools.repeat({}), jax.random.key(0), **options)
+    assert 1 <= len(saved) <= 4 and saved == sorted(saved) and 0 < saved[0] < final
+
+
 def test_a_loss_that_is_not_finite_ends_the_training():
     def run(state, data, key, first, scale):
         return state, {"loss": jnp.float32(np.nan)}

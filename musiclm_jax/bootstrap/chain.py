@@ -4,9 +4,11 @@ Each part gets a share of the time that is left when it starts, and is saved to 
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
+import shutil
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -17,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax import bundles
-from musiclm_jax.bootstrap import learners, resident
+from musiclm_jax.bootstrap import kept_tokens, learners, resident
 from musiclm_jax.bootstrap.corpus import Corpus
+from musiclm_jax.bootstrap.log import Log
 from musiclm_jax.bootstrap.programs import KEYS, Programs, project
 from musiclm_jax.bootstrap.sizes import TRAININGS, Sizes
 from musiclm_jax.data.tokens import MELODY
@@ -30,19 +33,6 @@ from musiclm_jax.training.learner import check_fits
 LEARNERS_FILE, SEED_BUNDLE = "learners.json", "bundle"  # in the pack: configurations; text encoder and melody model
 STAGES = ("coarse", "semantic", "fine")
 FITTED_BLOCKS = 4  # number of blocks for fitting the clusters
-
-
-class Log:
-    """Prints lines with the seconds since the start, and appends them to a file."""
-
-    def __init__(self, path: pathlib.Path):
-        self._begin, self._file = time.monotonic(), path.open("a", encoding="utf-8")
-
-    def __call__(self, line: str) -> None:
-        """Writes one line."""
-        text = f"[{time.monotonic() - self._begin:6.1f}] {line}"
-        print(text, flush=True)
-        print(text, file=self._file, flush=True)
 
 
 class Bootstrap:
@@ -81,6 +71,7 @@ class Bootstrap:
         self.say = Log(output / "bootstrap.log")
         self.seed_bundle = bundles.load(pack / SEED_BUNDLE)
         self.bundle, self.work = output / "bundle", work or output / "work"
+        self.unfinished = output / "unfinished"  # a bundle with the stage that an interrupted run was training
         self.work.mkdir(parents=True, exist_ok=True)
         self.learners = learners.read(pack / LEARNERS_FILE, sizes, self.seed_bundle.file("vocab.txt"))
         self.draws = {name: learners.draw(name, learner, sizes) for name, learner in self.learners.items()}
@@ -109,7 +100,9 @@ class Bootstrap:
         sizes = self.sizes
         vocab = self.seed_bundle.file("vocab.txt").read_bytes()
         self.say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {sizes.blocks * sizes.block} clips")
-        self.corpus = Corpus(sizes, self.pack, self.work, self.seed, vocab, self.say)
+        self.kept = self._kept_tokens()
+        if self.kept is None:
+            self.corpus = Corpus(sizes, self.pack, self.work, self.seed, vocab, self.say)
         self._compile_ahead()
         for name, train in (
             ("soundstream", self._train_codec),
@@ -121,7 +114,7 @@ class Bootstrap:
             elif name in self._needed():
                 self.made[name] = self._made(name)
         if any(learners.is_stage(name) for name in self.parts):
-            tokens = self._tokenize(*(self.made[name] for name in ("soundstream", "w2v_bert", "mulan")))
+            tokens = self._tokens()
             for name in self.parts:
                 if name in STAGES:
                     self._train_stage(name, tokens)
@@ -129,32 +122,45 @@ class Bootstrap:
                 self._train_melody_stage(tokens)
         if "decoder" in self.parts:
             self._train_decoder(self.made["soundstream"])
-        self.corpus.close()
+        if self.kept is None:
+            self.corpus.close()
         self.say("done")
 
-    def _made(self, name: str) -> Any:
-        """Reads a part's variables from the output's bundle.
+    def _kept_tokens(self) -> tuple[kept_tokens.Tokens, kept_tokens.Tokens] | None:
+        """Returns the tokens that an earlier run left in `work`, if they are all that this one needs."""
+        if not all(learners.is_stage(name) for name in self.parts):
+            return None
+        kept = kept_tokens.load(self.work / kept_tokens.FILE, self._token_settings())
+        return None if kept is None or ("semantic_melody" in self.parts and MELODY.name not in kept[0]) else kept
+
+    def _token_settings(self) -> dict[str, Any]:
+        return kept_tokens.settings(self.sizes, self.seed, bundles.load(self.bundle), self.seed_bundle)
+
+    def _made(self, name: str, folder: pathlib.Path | None = None) -> Any:
+        """Reads a part's variables from the output's bundle, or from that in `folder`.
 
         Raises:
           BundleError: if the part is missing.
         """
-        bundle = bundles.load(self.bundle)
+        bundle = bundles.load(folder or self.bundle)
         return (bundle.mulan() if name == "mulan" else bundle.part(name)).variables
 
-    def _has(self, part: str) -> bool:
-        """Returns whether the output's bundle has a part."""
-        return (self.bundle / "config.json").exists() and bundles.load(self.bundle).has(part)
+    def _has(self, part: str, folder: pathlib.Path | None = None) -> bool:
+        """Returns whether the output's bundle, or that in `folder`, has a part."""
+        folder = folder or self.bundle
+        return (folder / "config.json").exists() and bundles.load(folder).has(part)
 
     def _begun(self, name: str, state: Any) -> Any:
-        """Returns the state with the weights from the output's bundle, or unchanged if the bundle lacks the part.
+        """Returns the state with the weights of an interrupted run or of the output's bundle, or unchanged without any.
 
         Raises:
           ValueError: if the weights have another configuration.
         """
-        if not self._has(name):
+        folder = self.unfinished if self._has(name, self.unfinished) else self.bundle
+        if not self._has(name, folder):
             return state
-        self.say(f"{name}: continues from {self.bundle}")
-        begun = self.learners[name].start_from(state, self._made(name))
+        self.say(f"{name}: continues from {folder}")
+        begun = self.learners[name].start_from(state, self._made(name, folder))
         check_fits("the bundle's model", begun, state)
         return begun
 
@@ -169,15 +175,15 @@ class Bootstrap:
                 programs.training(name)
             if name == "w2v_bert":
                 programs.features()
-        if stages or "mulan" in parts:
+        if self.kept is None and (stages or "mulan" in parts):
             programs.joint()
-        if stages:
+        if stages and self.kept is None:
             programs.tokenizers()
             if "mulan" not in parts:
                 programs.sentences()
         for name in stages:
             programs.training(name)
-        if "semantic_melody" in stages:
+        if "semantic_melody" in stages and self.kept is None:
             programs.melodies(self.seed_bundle.part("melody"))
         if "decoder" in parts:
             programs.training("decoder")
@@ -212,6 +218,8 @@ class Bootstrap:
             count=self.sizes.steps[name],
             seconds=seconds,
             say=lambda line: self.say(f"{name}: {line}"),
+            save=functools.partial(self._save_unfinished, name) if learners.is_stage(name) else None,
+            save_every=self.sizes.save_every,
         )
         return state
 
@@ -323,6 +331,21 @@ class Bootstrap:
         read = project(self.learners["mulan"].config, variables["projection"], vectors)
         return np.asarray(heard), np.asarray(read)
 
+    def _tokens(self) -> dict[str, jax.Array]:
+        """Returns the token streams of all clips, from an earlier run if it left them; sets `held_out`."""
+        if self.kept is not None:
+            self.say(f"tokens: from {self.work / kept_tokens.FILE}")
+            tokens, self.held_out = self.kept
+            return tokens
+        tokens = self._tokenize(*(self.made[name] for name in ("soundstream", "w2v_bert", "mulan")))
+        self._keep(tokens)
+        return tokens
+
+    def _keep(self, tokens: dict[str, jax.Array]) -> None:
+        """Keeps tokens for later runs, on machines where rendering and encoding take a large part of a run."""
+        if self.sizes.keep_tokens:
+            kept_tokens.save(self.work / kept_tokens.FILE, self._token_settings(), tokens, self.held_out)
+
     def _tokenize(self, codec: Any, semantic: Any, joint: Any) -> dict[str, jax.Array]:
         """Computes the token streams of all clips on the accelerator; sets `held_out` to the validation split's."""
         begin, sizes = time.monotonic(), self.sizes
@@ -364,22 +387,33 @@ class Bootstrap:
     def _train_melody_stage(self, tokens: dict[str, jax.Array]) -> None:
         """Trains the semantic stage with melody conditioning, starting from the weights of the plain semantic stage."""
         name, every, begin = "semantic_melody", self.sizes.leads_every, time.monotonic()
-        part, learner, leads = self.seed_bundle.part("melody"), self.learners[name], self.corpus.leads()
-        sung = self.programs.over("melodies")(part.variables, leads)
+        part, learner = self.seed_bundle.part("melody"), self.learners[name]
+        if MELODY.name not in tokens:
+            leads = self.corpus.leads()
+            tokens[MELODY.name] = self.programs.over("melodies")(part.variables, leads)
+            self.say(f"{name}: melodies of {len(leads)} leads in {time.monotonic() - begin:.1f} s")
+            self._keep(tokens)
         data = {key: tokens[key][::every] for key in self.programs.data(name) if key != MELODY.name}
-        data[MELODY.name] = sung
-        self.say(f"{name}: melodies of {len(leads)} leads in {time.monotonic() - begin:.1f} s")
+        data[MELODY.name] = tokens[MELODY.name]
         codebooks, old = {MELODY.name: melody.entries(*part)}, self.learners["semantic"].stage
         begun = stage_weights.carried_over(self._made("semantic")["params"], old, learner.stage, codebooks)
         state = self._initial(name).replace(params=jax.tree.map(jnp.asarray, dict(begun)))
         state = self._trained(name, self._begun(name, state), itertools.repeat(data))
         self._save_stage(name, state, "int8")
 
+    def _save_unfinished(self, name: str, state: Any) -> None:
+        bundles.save_part(self.unfinished, name, *self._stage(name, state), "float16")
+        self.say(f"{name}: saved in {self.unfinished}")
+
     def _save_stage(self, name: str, state: Any, storage: str = "float16") -> None:
+        self._save(name, *self._stage(name, state), storage)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _stage(self, name: str, state: Any) -> tuple[StageModelConfig, Any]:
+        """Returns a stage's configuration for bundles, which run on any machine, and its variables."""
         learner = self.learners[name]
-        # Bundles run on any machine.
         config = dataclasses.replace(learner.config, dtype="float32", scan_layers=False, round_products=False)
-        self._save(name, StageModelConfig(learner.stage, config), learner.variables(state), storage)
+        return StageModelConfig(learner.stage, config), jax.device_get(learner.variables(state))
 
     def _save(self, name: str, config: Any, variables: Any, storage: str = "float16") -> None:
         size = bundles.save_part(self.bundle, name, config, jax.device_get(variables), storage)

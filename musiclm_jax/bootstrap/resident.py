@@ -200,6 +200,8 @@ def train_for(
     seconds: float,
     say: Callable[[str], None],
     every: float = 10.0,
+    save: Callable[[Any], None] | None = None,
+    save_every: float = math.inf,
 ) -> tuple[Any, int, dict[str, float]]:
     """Trains for a given time instead of a number of steps; the learning rate falls linearly to 0 over that time.
 
@@ -212,6 +214,8 @@ def train_for(
       seconds: duration of the training; at least one call is made.
       say: called with lines of progress.
       every: seconds between lines.
+      save: called with the state during the training; must not keep the state, which is donated.
+      save_every: seconds between calls of `save`.
 
     Returns:
       The state, the number of steps, and the mean metrics of the last call.
@@ -219,7 +223,7 @@ def train_for(
     Raises:
       FloatingPointError: if the loss is not finite.
     """
-    begin = said = time.monotonic()
+    begin = said = saved = time.monotonic()
     done, fraction = 0, 0.0
     waiting: list[Any] = []
     latest: dict[str, float] = {}
@@ -239,6 +243,9 @@ def train_for(
             said = time.monotonic()
             rate = (done - count * len(waiting)) / (said - begin)
             say(f"step {done} ({rate:.1f}/s, {100 * fraction:.0f} %): {shown(latest)}")
+        if save is not None and time.monotonic() - saved > save_every:
+            save(state)
+            saved = time.monotonic()
     for metrics in waiting:
         latest = _fetched(metrics)
     say(f"{done} steps in {time.monotonic() - begin:.1f} s: {shown(latest)}")

@@ -1,6 +1,7 @@
 """Sizes of a bootstrap: amount of data, batch sizes, shares of the time."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,8 @@ class Sizes:
     dtype: str = "bfloat16"  # of activations, where it is safe
     scan_layers: bool = True  # TransformerConfig.scan_layers in training
     round_products: bool = False  # TransformerConfig.round_products in training
+    keep_tokens: bool = False  # keep the tokens in the work folder, for later runs that train stages further
+    save_every: float = math.inf  # seconds after which an unfinished stage is saved again
     discriminators: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"discriminator_channels": 16, "discriminator_windows": (2048, 1024, 512)}
     )  # fields of SoundStreamConfig
@@ -79,6 +82,8 @@ def cpu() -> Sizes:
         dtype="float32",
         scan_layers=False,
         round_products=multiplies_bfloat16(),
+        keep_tokens=True,
+        save_every=300.0,
         discriminators={},
         batch=batch | {"semantic_melody": 16, "decoder": 4},
         seconds={"soundstream": 1.0, "w2v_bert": 3.2, "mulan": 5.0, "decoder": 1.0},
@@ -95,6 +100,8 @@ def rehearsal() -> Sizes:
         validation=8,
         workers=2,
         compilers=2,
+        keep_tokens=True,
+        save_every=1.0,
         discriminators={},
         at_once=8,
         texts=4,
