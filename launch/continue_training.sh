@@ -5,8 +5,8 @@
 #
 # WORK/pack holds scores and sound fonts (the first run makes it, which takes minutes; see docs/gpu.md), WORK/bundle the
 # bundle. PARTs are those of `musiclm bootstrap --parts`. By default the first run trains all parts, later runs only the
-# stages, which gain most. Each part is saved when its time is up, so an interrupted run keeps the finished ones. If you
-# retrain a tokenizer, name the stages, too.
+# stages, which gain most. Each part is saved when its time is up, and an unfinished stage every five minutes: the next run
+# continues there. If you retrain a tokenizer, name the stages, too.
 set -euo pipefail
 
 if [[ $# -lt 2 || $1 == -* ]]; then
