@@ -18,6 +18,19 @@ MAPPED = {
 # Read, not imported: whoever builds the package has none of its dependencies.
 VERSION = re.search(r'^__version__ = "(.+)"$', pathlib.Path("musiclm_jax/__init__.py").read_text(), re.MULTILINE)[1]
 
+# What training, evaluation and the preparation of data need, and generation does not.
+TRAIN = [
+    "seqio>=0.0.20,<0.1",
+    "tensorflow>=2.21,<2.22",
+    "tensorflow-text>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "tensorboard>=2.20,<3",
+    "clu>=0.0.12,<0.1",
+    "absl-py>=2.1,<3",
+    "gin-config>=0.5,<0.6",
+]
+CORPUS = [*TRAIN, "music21>=10.5,<11", "pretty_midi>=0.2.10,<0.3"]
+
 setup(
     name="musiclm_jax",
     version=VERSION,
@@ -39,12 +52,6 @@ setup(
         "flax>=0.12,<0.13",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
-        "seqio>=0.0.20,<0.1",
-        "tensorflow>=2.21,<2.22",
-        "tensorflow-text>=2.21,<2.22",
-        "tensorflow-datasets>=4.9.10,<4.10",
-        "tensorboard>=2.20,<3",
-        "clu>=0.0.12,<0.1",
         "librosa>=0.11,<0.12",
         "numba>=0.65,<0.69",
         "soundfile>=0.13,<0.15",
@@ -52,13 +59,13 @@ setup(
         "tokenizers>=0.21,<1",
         "numpy>=2.1,<3",
         "scipy>=1.14,<2",
-        "absl-py>=2.1,<3",
         "etils[epath]>=1.10,<2",
-        "gin-config>=0.5,<0.6",
         "matplotlib>=3.9,<4",
     ],
     extras_require={
+        "train": TRAIN,
         "test": [
+            *CORPUS,
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "dill>=0.3.8,<1",
@@ -69,14 +76,12 @@ setup(
             # Its builds for GPUs bring triton, which crashes if TensorFlow is imported first: see tests/conftest.py.
             "torch>=2.6,<2.14",
             "onnxruntime>=1.20,<2",
-            "music21>=10.5,<11",
-            "pretty_midi>=0.2.10,<0.3",
         ],
-        "corpus": ["music21>=10.5,<11", "pretty_midi>=0.2.10,<0.3"],
-        "tpu": ["jax[tpu]>=0.10,<0.11"],
-        "cuda12": ["jax[cuda12]>=0.10,<0.11"],
-        "cuda13": ["jax[cuda13]>=0.10,<0.11"],
-        "gpu": ["jax[cuda12]>=0.10,<0.11"],
+        "corpus": CORPUS,
+        "tpu": [*TRAIN, "jax[tpu]>=0.10,<0.11"],
+        "cuda12": [*TRAIN, "jax[cuda12]>=0.10,<0.11"],
+        "cuda13": [*TRAIN, "jax[cuda13]>=0.10,<0.11"],
+        "gpu": [*TRAIN, "jax[cuda12]>=0.10,<0.11"],
     },
     entry_points={"console_scripts": ["musiclm = musiclm_jax.launch.main:main"]},
 )

@@ -11,15 +11,15 @@ fresh() {
   export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 }
 
-# readme_commands: the commands in the code blocks of the README's section "Test it", one on a line.
+# readme_commands: the commands in the code blocks of the README's sections "Hear it" and "Test it", one on a line.
 readme_commands() {
-  awk '/^## /{section = $0} section == "## Test it" && /^```/{code = !code; next} section == "## Test it" && code' README.md
+  awk '/^## /{shown = $0 ~ /^## (Hear|Test) it$/} shown && /^```/{code = !code; next} shown && code' README.md
 }
 
 # run_readme PATTERN: runs the README's test commands that match, as they stand.
 run_readme() {
   local found
-  found=$(readme_commands | grep -e "$1") || { echo "README.md: no command under 'Test it' matches '$1'" >&2; exit 1; }
+  found=$(readme_commands | grep -e "$1") || { echo "README.md: no command under 'Hear it' or 'Test it' matches '$1'" >&2; exit 1; }
   echo "+ $found"
   bash -euo pipefail -c "$found"
 }

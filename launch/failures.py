@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import musiclm_jax
+from musiclm_jax.launch import extras
 
 _MEMORY = "there is not enough memory: use a smaller batch size, a shorter piece or recording, or a smaller model"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -42,7 +43,9 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, ValueError | OSError):
         return one_line(error)
     if isinstance(error, ImportError) and not (error.name or "").startswith("musiclm_jax"):
-        return f"a library is missing or damaged: {one_line(error)}: install musiclm_jax again with its dependencies"
+        extra = extras.providing((error.name or "").split(".")[0])
+        what = "musiclm_jax again with its dependencies" if extra is None else f"'musiclm_jax[{extra}]'"
+        return f"a library is missing or damaged: {one_line(error)}: install {what}"
     said = str(error)
     if "RESOURCE_EXHAUSTED" in said or "Out of memory" in said:
         return f"{_MEMORY} ({one_line(error)})"

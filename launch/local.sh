@@ -44,7 +44,7 @@ if [[ -n $dry_run ]]; then
   echo
   exit
 fi
-command -v musiclm >/dev/null || fail "musiclm is not installed here: pip install $(dirname "$0")/.."
+command -v musiclm >/dev/null || fail "musiclm is not installed here: pip install '$(dirname "$0")/..[train]'"
 
 child='' signals=0
 pass_on() {

@@ -5,7 +5,7 @@ import os
 import sys
 
 import musiclm_jax
-from musiclm_jax.launch import caches, failures, interrupts, jax_environment, standard_streams
+from musiclm_jax.launch import caches, extras, failures, interrupts, jax_environment, standard_streams
 
 # name: (module with `main(arguments) -> int | None`, what it does)
 COMMANDS = {
@@ -73,6 +73,9 @@ def _run(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"musiclm: there is no command {name!r}: use {', '.join(COMMANDS)}, or --help", file=sys.stderr)
+        return 2
+    if (lacking := extras.missing(name, rest)) is not None:
+        print(f"musiclm {name}: {lacking}", file=sys.stderr)
         return 2
     jax_environment.put_aside()
     caches.prepare()
