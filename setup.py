@@ -64,6 +64,7 @@ setup(
     ],
     extras_require={
         "train": TRAIN,
+        "hub": ["huggingface_hub>=2.4,<3"],
         "test": [
             *CORPUS,
             "pytest>=8,<10",

@@ -31,7 +31,12 @@ def output_path(given: str) -> str:
 
 
 def bundle(given: str) -> str:
-    """Like `local_path`, for a bundle; a folder with the name of a bundle in the package needs a path, ./tiny."""
+    """Like `local_path`, for a bundle; a folder with the name of a bundle in the package needs a path, ./tiny.
+
+    Addresses on the Hugging Face Hub, hf://OWNER/NAME, stay as they are.
+    """
+    if given.startswith("hf://"):
+        return given
     name = local_path(given)
     if os.path.isdir(name):
         from musiclm_jax.bundles import shipped  # here: it imports JAX

@@ -24,7 +24,7 @@ def load(bundle: "str | os.PathLike" = "tiny") -> "MusicLM":
     """Opens a bundle of models, ready to generate music.
 
     Args:
-      bundle: a folder, or the name of a bundle shipped in the package.
+      bundle: a folder, the name of a bundle shipped in the package, or hf://OWNER/NAME on the Hugging Face Hub.
 
     Raises:
       BundleError: if there is no such bundle, or it is damaged.

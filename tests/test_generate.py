@@ -1,6 +1,9 @@
 """Text to audio: seeds, batches, stories, recordings, streams, bad requests, on a miniature random bundle."""
 
+import base64
 import dataclasses
+import io
+import re
 import subprocess
 import sys
 
@@ -8,10 +11,12 @@ import jax
 import miniature
 import numpy as np
 import pytest
+import soundfile
 
 import musiclm_jax
 from musiclm_jax import bundles
 from musiclm_jax.bundles import encode
+from musiclm_jax.data import audio
 from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.generation import conditions, generate, prompts, windows
 from musiclm_jax.generation.generate import Request
@@ -359,7 +364,7 @@ def test_missing_stage_is_named(tmp_path):
     (folder / "fine.safetensors").unlink()
     with pytest.raises(bundles.BundleError, match=r"fine\.safetensors is missing"):
         heard = []
-        musiclm_jax.load(folder).generate(["piano"], seconds=1.0, progress=lambda *report: heard.append(report))
+        musiclm_jax.load(folder).generate(["piano"], seconds=1.0, on_progress=lambda *report: heard.append(report))
     assert not heard  # before any work
 
 
@@ -370,6 +375,31 @@ def test_incompatible_parts_are_named(tmp_path):
     bundles.save_part(folder, "coarse", dataclasses.replace(config, stage=stage), variables)
     with pytest.raises(bundles.BundleError, match=r"coarse stage knows 4 levels of 32 acoustic codes.* have 12 of 16"):
         musiclm_jax.load(folder).generate(["piano"], seconds=1.0)
+
+
+def test_one_text_needs_no_list_and_streams_as_it_is_generated(music):
+    loaded = musiclm_jax.load(miniature.path())
+    heard: list[tuple] = []
+    options = {"seconds": SECONDS, "seed": 3}
+    [piece] = loaded.generate("a slow piano", on_progress=lambda *report: heard.append(report), **options)
+    np.testing.assert_array_equal(piece.tokens["acoustic"], music[0].tokens["acoustic"])
+    assert {name for name, _, _ in heard} == {"text", "semantic", "coarse", "fine", "audio"}
+    np.testing.assert_allclose(np.concatenate(list(loaded.stream("a slow piano", **options))), piece.audio, atol=1e-4)
+
+
+def test_a_piece_saves_itself_and_plays_in_a_notebook(music, tmp_path):
+    piece = dataclasses.replace(music[0], audio=2 * music[0].audio / np.abs(music[0].audio).max(), prompt="<b>&")
+    gain = piece.save(tmp_path / "piece.wav")
+    read, rate = soundfile.read(tmp_path / "piece.wav")
+    assert rate == 24_000 and gain < 0.5
+    np.testing.assert_allclose(read, gain * piece.audio, atol=1e-4)
+    with pytest.raises(audio.AudioError, match="exists"):
+        piece.save(tmp_path / "piece.wav")
+    page = piece._repr_html_()
+    [encoded] = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page)
+    read, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
+    assert rate == 24_000 and "&lt;b&gt;&amp; (seed 3, sample 0" in page
+    np.testing.assert_allclose(read, piece.audio / 2, atol=1e-4)
 
 
 def test_text_to_audio_imports_no_tensorflow_seqio_or_gin():

@@ -148,12 +148,16 @@ def load(bundle: str | os.PathLike = "tiny") -> Bundle:
     """Opens a bundle.
 
     Args:
-      bundle: a folder, or the name of a bundle shipped in the package. The name means the package's, whatever the
-        current folder holds: a folder of that name is ./tiny.
+      bundle: a folder, the name of a bundle shipped in the package, or hf://OWNER/NAME on the Hugging Face Hub. The
+        name means the package's, whatever the current folder holds: a folder of that name is ./tiny.
 
     Raises:
       BundleError: if there is no such bundle, or its config.json is damaged or of another version.
     """
+    if str(bundle).startswith("hf://"):
+        from musiclm_jax.bundles import hub
+
+        bundle = hub.downloaded(str(bundle))
     try:
         name = files.local_name(bundle)
     except ValueError as error:

@@ -6,8 +6,11 @@ Both use the same pipeline (`pipeline.py`) and windows (`windows.py`), so they p
 A piece depends only on its prompt, the seed and its sample number, not on the other prompts in the batch.
 """
 
+import base64
 import dataclasses
+import html
 import itertools
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.bundles import Bundle
+from musiclm_jax.data import audio as sound
+from musiclm_jax.data import samples
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 from musiclm_jax.generation import conditions
 from musiclm_jax.generation.conditions import Condition
@@ -49,6 +54,28 @@ class GeneratedMusic:
     prompt: str
     seed: int
     sample: int
+
+    def save(self, path: str | os.PathLike, force: bool = False) -> float:
+        """Writes a wav, flac or ogg file, chosen by the extension; see `musiclm_jax.data.audio.write`.
+
+        Args:
+          path: file to write.
+          force: overwrite an existing file.
+
+        Returns:
+          The gain that was applied: 1.0, or less if the audio was too loud.
+
+        Raises:
+          AudioError: if the file cannot be written, or exists and `force` is not set.
+        """
+        return sound.write(path, self.audio, force)
+
+    def _repr_html_(self) -> str:
+        """Returns a player with the prompt below it, for notebooks."""
+        wav = base64.b64encode(samples.wav_bytes(self.audio, SAMPLE_RATE)).decode()
+        about = f"{html.escape(self.prompt)} (seed {self.seed}, sample {self.sample}, similarity {self.similarity:.2f})"
+        player = f'<audio controls src="data:audio/wav;base64,{wav}"></audio>'
+        return f"<figure>{player}<figcaption>{about}</figcaption></figure>"
 
 
 def generate(
