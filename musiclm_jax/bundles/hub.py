@@ -5,7 +5,6 @@ import re
 
 from musiclm_jax.bundles.bundle import BundleError
 
-SCHEME = "hf://"
 FILES = ["config.json", "*.safetensors", "vocab.txt", "tags.json", "*.md"]  # of a bundle; a repository may hold more
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
