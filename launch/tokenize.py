@@ -4,21 +4,22 @@ Works shard by shard: after an interruption, the same command resumes at the fir
 """
 
 import argparse
-import hashlib
 import itertools
 import json
-import os
 import pathlib
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from musiclm_jax.data import files
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.launch import command
+
+if TYPE_CHECKING:
+    from musiclm_jax.data.recordings import Rejected
 
 TOKENIZERS_FILE = "tokenizers.json"  # in a folder of token records: hashes of the weights that made them
 RECORD_FIELDS = ("id", "caption", "instrument", "composition", "held_out_pair")
@@ -80,19 +81,20 @@ def main(arguments: list[str]) -> int:
     tokenizers = Tokenizers.from_bundle(bundle)
     if args.sung and tokenizers.melody is None:
         raise ValueError(f"--sung: the bundle {bundle.path} has no melody model: give another bundle, or remove --sung")
+    from musiclm_jax.data.recordings import Rejected
     from musiclm_jax.launch import quiet_tensorflow  # noqa: F401  before anything imports TensorFlow
 
     corpus, output = pathlib.Path(args.corpus).expanduser(), pathlib.Path(args.output).expanduser()
-    jobs = list(shard_jobs(corpus, output, args))
+    check_corpus(corpus)
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output, "musiclm tokenize"):
-        tokenize_shards(args, bundle, tokenizers, output, jobs)
-    warn_of_empty_splits(output)
-    return 0
+        rejected = Rejected(output)
+        tokenize_shards(args, bundle, tokenizers, output, rejected)
+    return report(output, rejected)
 
 
 def tokenize_shards(
-    args: argparse.Namespace, bundle: Any, tokenizers: Any, output: pathlib.Path, jobs: Sequence[tuple]
+    args: argparse.Namespace, bundle: Any, tokenizers: Any, output: pathlib.Path, rejected: "Rejected"
 ) -> None:
     """Writes the shards that are missing.
 
@@ -101,7 +103,7 @@ def tokenize_shards(
       bundle: the bundle.
       tokenizers: its tokenizers.
       output: folder of the shards; exists.
-      jobs: of `shard_jobs`.
+      rejected: gets the recordings that are left out; saved with each shard.
 
     Raises:
       ValueError: as `main`.
@@ -110,6 +112,7 @@ def tokenize_shards(
 
     check_same_tokenizers(bundle, output, args.sung)
     check_settings(output, settings_of(args), "give another --output, or remove that folder")
+    jobs = list(shard_jobs(pathlib.Path(args.corpus).expanduser(), output, args, rejected))
     kept = reusable(bundle, pathlib.Path(args.reuse).expanduser(), args.sung) if args.reuse else []
     if args.reuse:
         print(f"kept from {args.reuse}: {', '.join(kept) or 'nothing'}", file=sys.stderr)
@@ -134,15 +137,24 @@ def tokenize_shards(
             clips += len(batch)
             rate = clips / (time.monotonic() - start)
             progress(f"tokenize {target.name} ({clips} clips, {rate:.1f}/s)", index, len(todo))
+        rejected.save()  # first: a shard with its name is done, and with it what was left out
         write_shard(target, examples)
     progress(f"tokenize ({clips} clips)", len(todo), len(todo))
 
 
-def warn_of_empty_splits(output: pathlib.Path) -> None:
-    """Says which splits have no clip: training needs clips in each, or to be told otherwise."""
+def report(output: pathlib.Path, rejected: "Rejected") -> int:
+    """Says what the folder holds, what was left out, and which splits are empty; returns the exit code."""
     from musiclm_jax.data import records
 
     counts = {split: sum(map(records.check_whole, output.glob(f"{split}-*.tfrecord"))) for split in records.SPLITS}
+    held = ", ".join(f"{count:,} in {split}" for split, count in counts.items())
+    print(f"{output}: {sum(counts.values()):,} clips ({held})", file=sys.stderr)
+    if left_out := rejected.counts():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        print(f"left out, of so many files: {kinds}; {rejected.path} says which and why", file=sys.stderr)
+    if not any(counts.values()):
+        print(f"musiclm tokenize: no file of the corpus gave a clip: {rejected.path} says why", file=sys.stderr)
+        return 1
     empty = [split for split, count in counts.items() if count == 0]
     if "train" in empty:
         print(f"{output}: no clip in the train split: give more songs, or longer ones", file=sys.stderr)
@@ -152,16 +164,17 @@ def warn_of_empty_splits(output: pathlib.Path) -> None:
             "train without evaluation (--gin.train.eval_split=None)",
             file=sys.stderr,
         )
+    return 0
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what the tokens of a folder depend on besides the weights: options, and names and sizes of the input."""
-    from musiclm_jax.data import audio
+    from musiclm_jax.data import recordings
 
     corpus = pathlib.Path(args.corpus).expanduser()
     if shards := sorted(corpus.glob("*.tfrecord")):
         return {"captions": args.captions, "files": {path.name: path.stat().st_size for path in shards}}
-    songs = sound_files(corpus, audio.READABLE)
+    songs = recordings.sound_files(corpus)
     texts = [path.with_suffix(".txt") for path in songs]
     found = {files.shown(path.relative_to(corpus)): path.stat().st_size for path in [*songs, *texts] if path.exists()}
     own = {"captions": args.captions, "clip_seconds": args.clip_seconds, "shards": args.shards}
@@ -276,83 +289,42 @@ def check_same_tokenizers(bundle: Any, output: pathlib.Path, sung: bool) -> None
         )
 
 
-def shard_jobs(corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namespace) -> Iterator[tuple]:
-    """Yields (path of the token shard, function that yields its clips)."""
-    from musiclm_jax.data import audio, records
+def check_corpus(corpus: pathlib.Path) -> None:
+    """Checks that a folder holds audio records or sound files.
+
+    Raises:
+      ValueError: if it does not.
+    """
+    from musiclm_jax.data import audio, recordings
 
     if not corpus.is_dir():
         raise ValueError(f"--corpus {corpus}: no such folder")
+    if not any(corpus.glob("*.tfrecord")) and not recordings.sound_files(corpus):
+        raise ValueError(
+            f"--corpus {corpus}: contains neither .tfrecord files nor audio files ({', '.join(audio.READABLE)})"
+        )
+
+
+def shard_jobs(
+    corpus: pathlib.Path, output: pathlib.Path, args: argparse.Namespace, rejected: "Rejected"
+) -> Iterator[tuple]:
+    """Yields (path of the token shard, function that yields its clips)."""
+    from musiclm_jax.data import recordings, records
+
     if any(corpus.glob("*.tfrecord")):
         for split in records.SPLITS:
             if any(corpus.glob(f"{split}-*.tfrecord")):
                 for path in records.shard_paths(corpus, split):
                     yield output / pathlib.Path(path).name, lambda path=path: records.read_audio_records([path])
         return
-    songs = sound_files(corpus, audio.READABLE)
-    if not songs:
-        raise ValueError(
-            f"--corpus {corpus}: contains neither .tfrecord files nor audio files ({', '.join(audio.READABLE)})"
-        )
-    for split, own in split_files(songs, corpus).items():
+    songs = recordings.sound_files(corpus)
+    copies = recordings.copies(songs)
+    for copy, original in copies.items():
+        rejected.add(files.shown(copy.relative_to(corpus)), "copy", f"{copy} has the same bytes as {original}")
+    for split, own in recordings.splits([song for song in songs if song not in copies], corpus).items():
         shards = args.shards if split == "train" else 1
         for index in range(shards):
             yield (
                 records.shard_path(output, split, index, shards),
-                lambda mine=own[index::shards]: clips_of_files(mine, corpus, args.clip_seconds),
+                lambda mine=own[index::shards]: recordings.clips(mine, corpus, args.clip_seconds, rejected),
             )
-
-
-def sound_files(corpus: pathlib.Path, suffixes: Collection[str]) -> list[pathlib.Path]:
-    """Returns the sound files below a folder."""
-    return [path for path in files.below(corpus) if path.suffix.lower() in suffixes]
-
-
-def split_files(songs: list[pathlib.Path], corpus: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Splits files by a hash of their names: 1 in 20 for validation, 1 in 20 for test, the rest for training."""
-    splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
-    for path in sorted(songs, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(corpus))).digest()):
-        position = sum(map(len, splits.values())) % 20
-        splits["validation" if position == 1 else "test" if position == 2 else "train"].append(path)
-    return splits
-
-
-def clips_of_files(songs: list[pathlib.Path], corpus: pathlib.Path, clip_seconds: float) -> Iterator[dict]:
-    """Cuts audio files into clips and drops remainders; reports and skips what is unreadable, too short or silent.
-
-    Captions are the lines of a text file next to the audio file (song.wav, song.txt), if there is one.
-    """
-    from musiclm_jax.data import audio, text_files
-    from musiclm_jax.data.samples import is_silent
-    from musiclm_jax.data.tokens import SAMPLE_RATE, SEMANTIC
-
-    samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
-    for path in songs:
-        try:
-            sound = audio.load(path)
-        except audio.AudioError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        if len(sound) < samples:
-            print(f"left out: {path} is shorter than a clip of {clip_seconds:g} s", file=sys.stderr)
-        sidecar = path.with_suffix(".txt")
-        try:
-            captions = text_files.lines(sidecar) if sidecar.exists() else []
-        except ValueError as error:
-            print(f"left out, its captions: {error}", file=sys.stderr)
-            captions = []
-        name = files.shown(path.relative_to(corpus))
-        starts = range(0, len(sound) - samples + 1, samples)
-        audible = [start for start in starts if not is_silent(sound[start : start + samples])]
-        if len(audible) < len(starts):
-            print(
-                f"left out: {len(starts) - len(audible)} of {len(starts)} clips of {path} are silent", file=sys.stderr
-            )
-        for start in audible:
-            yield {
-                "id": f"{name}@{start / SAMPLE_RATE:g}",
-                "audio": sound[start : start + samples],
-                "caption": captions or [""],
-                "instrument": "",
-                "composition": name,
-                "held_out_pair": 0,
-            }

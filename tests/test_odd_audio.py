@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from musiclm_jax.data import audio, samples
+from musiclm_jax.data import audio, recordings, samples
 from musiclm_jax.generation.request import check_recording
-from musiclm_jax.launch import tokenize
 
 RATE = 24_000
 SECONDS = 6
@@ -116,7 +115,7 @@ def test_a_constant_offset_is_silence(tmp_path, capsys):
         check_recording(np.full(RATE, 0.5, np.float32), "--like")
     song = np.concatenate([np.zeros(2 * RATE), np.full(2 * RATE, 0.5), NOISE[: 2 * RATE]])
     soundfile.write(tmp_path / "song.wav", song, RATE)
-    clips = list(tokenize.clips_of_files([tmp_path / "song.wav"], tmp_path, 2.0))
+    clips = list(recordings.clips([tmp_path / "song.wav"], tmp_path, 2.0, recordings.Rejected(tmp_path)))
     assert [clip["id"] for clip in clips] == ["song.wav@4"]
     assert "left out: 2 of 3 clips" in capsys.readouterr().err
 

@@ -6,10 +6,10 @@ import pytest
 import soundfile
 
 from musiclm_jax.corpus import human_captions
-from musiclm_jax.data import text_files
+from musiclm_jax.data import recordings, text_files
 from musiclm_jax.evaluation import listening_test
 from musiclm_jax.evaluation.listening_test import answers
-from musiclm_jax.launch import generate, tokenize, train
+from musiclm_jax.launch import generate, train
 from musiclm_jax.tasks import musiccaps_builder
 
 MARKED = [
@@ -54,9 +54,10 @@ def test_captions_that_cannot_be_read_do_not_stop_a_folder(tmp_path, capsys):
         soundfile.write(tmp_path / f"{name}.wav", [0.1, -0.1] * 12_000, 24_000)
         (tmp_path / f"{name}.txt").write_bytes(content)
     songs = sorted(tmp_path.glob("*.wav"))
-    clips = tokenize.clips_of_files(songs, tmp_path, 1.0)
+    clips = recordings.clips(songs, tmp_path, 1.0, recordings.Rejected(tmp_path))
     assert [clip["caption"] for clip in clips] == [[""], ["a café"], ["jig"]]
-    assert capsys.readouterr().err.startswith(f"left out, its captions: {tmp_path / 'a.txt'}: cannot be read as text")
+    said = f"left out: the captions of a.wav: {tmp_path / 'a.txt'}: cannot be read as text"
+    assert capsys.readouterr().err.startswith(said)
 
 
 ROWS = [("-dQ4x_aaaaa", 'A "calm" café; piano\nand long', "True"), ("abc-def_hij", "an acoustic guitar, slow", "False")]
