@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from musiclm_jax.bundles import hub
 from musiclm_jax.data import files, wordpiece
 from musiclm_jax.kernels.rounding import rounded
 
@@ -154,10 +155,11 @@ def load(bundle: str | os.PathLike = "tiny") -> Bundle:
     Raises:
       BundleError: if there is no such bundle, or its config.json is damaged or of another version.
     """
-    if str(bundle).startswith("hf://"):
-        from musiclm_jax.bundles import hub
-
-        bundle = hub.downloaded(str(bundle))
+    if str(bundle).startswith(hub.SCHEME):
+        try:
+            bundle = hub.downloaded(str(bundle))
+        except hub.HubError as error:
+            raise BundleError(str(error)) from error
     try:
         name = files.local_name(bundle)
     except ValueError as error:

@@ -3,10 +3,13 @@
 import pathlib
 import re
 
-from musiclm_jax.bundles.bundle import BundleError
-
+SCHEME = "hf://"
 FILES = ["config.json", "*.safetensors", "vocab.txt", "tags.json", "*.md"]  # of a bundle; a repository may hold more
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+class HubError(ValueError):
+    """Raised if a bundle cannot be had from the hub; the message is one line for the user."""
 
 
 def downloaded(address: str) -> pathlib.Path:
@@ -16,15 +19,15 @@ def downloaded(address: str) -> pathlib.Path:
       address: hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 
     Raises:
-      BundleError: if the address is wrong, huggingface_hub is not installed, or there is no such bundle to be had.
+      HubError: if the address is wrong, huggingface_hub is not installed, or there is no such bundle to be had.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
-        raise BundleError(f"bundle {address}: expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        raise HubError(f"bundle {address}: expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     try:
         import huggingface_hub
     except ImportError as error:
-        raise BundleError(
+        raise HubError(
             f"bundle {address}: needs huggingface_hub, which is not installed: pip install 'musiclm_jax[hub]'"
         ) from error
     repository, revision = found.groups()
@@ -32,5 +35,5 @@ def downloaded(address: str) -> pathlib.Path:
         folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=FILES)
     except Exception as error:  # of HTTP, of the connection, of the disk: the library has no common class for them
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BundleError(f"bundle {address}: cannot be downloaded ({lines[0].strip()})") from error
+        raise HubError(f"bundle {address}: cannot be downloaded ({lines[0].strip()})") from error
     return pathlib.Path(folder)
