@@ -14,6 +14,7 @@ from etils import epath
 
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data import records, text_files
+from musiclm_jax.data.files import disk_failed
 from musiclm_jax.data.tokens import SAMPLE_RATE
 
 CSV_NAME = "musiccaps-public.csv"
@@ -153,6 +154,8 @@ class MusicCaps(tfds.core.GeneratorBasedBuilder):
                     samples = np.frombuffer(records.pcm_from_audio(np.clip(audio, -1, 1)), np.int16)
                     clip = ""
                 except sound.AudioError as error:
+                    if disk_failed(error):
+                        raise
                     clip = str(error)
             yield row["ytid"], {**row, "clip": clip, "audio": samples}
 

@@ -45,7 +45,7 @@ def read(folder, part=None):
     return bundle
 
 
-@fuzzing.examples(100)
+@fuzzing.examples(40)
 @given(st.sampled_from(PLACES), fuzzing.VALUES)
 def test_any_value_in_a_configuration_is_refused_or_fits(folder, place, value):
     config = sealed(fuzzing.changed(json.loads(json.dumps(CONFIG)), place, value))
@@ -53,7 +53,7 @@ def test_any_value_in_a_configuration_is_refused_or_fits(folder, place, value):
     fuzzing.outcome(read, folder, place[1] if len(place) > 1 else None)
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(30)
 @given(fuzzing.damaged([(miniature.path() / "config.json").read_bytes()]))
 @example(b"[" * 100_000)
 @example(b'{"a":' * 100_000)
@@ -99,7 +99,7 @@ def consistent(draw):
     return weights(header, data)
 
 
-@fuzzing.examples(100)
+@fuzzing.examples(40)
 @given(
     st.builds(weights, HEADERS | st.binary(max_size=50), st.binary(max_size=100))
     | consistent()
@@ -124,7 +124,7 @@ def test_weights_whose_header_makes_no_sense_are_refused(folder, content):
         assert size <= 4 * len(content), f"{size} bytes of a file of {len(content)}"
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(25)
 @given(fuzzing.VALUES | st.fixed_dictionaries({"tags": fuzzing.VALUES, "captions": fuzzing.VALUES}))
 @example({"tags": "ab", "captions": []})
 def test_candidates_of_any_kind_are_refused_or_fit(folder, content):
@@ -135,7 +135,7 @@ def test_candidates_of_any_kind_are_refused_or_fit(folder, content):
         assert isinstance(found["tags"], list) and isinstance(found["captions"], list)
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(15)
 @given(fuzzing.damaged([(miniature.path() / "vocab.txt").read_bytes()]))
 @example(b"")
 @example(b"\xff")

@@ -83,7 +83,7 @@ SHARDS = (
 )
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(25)
 @given(SHARDS)
 @example(record(b"", 2**62))
 @example(record(b"", 2**40))
@@ -100,7 +100,7 @@ def test_token_records(folder, content):
         assert min(own[name].min(initial=0) for name in ("semantic", "acoustic", "mulan", "caption_mulan")) == 0
 
 
-@fuzzing.examples(4)
+@fuzzing.examples(2)
 @given(SHARDS)
 @example(record(b"", 2**62))
 @example(record(features({**TOKENS, "semantic": [-5] * 4})))
@@ -124,7 +124,7 @@ AUDIO = {
 }  # fmt: skip
 
 
-@fuzzing.examples(30)
+@fuzzing.examples(15)
 @given(st.builds(lambda name, own: {**AUDIO, name: own}, st.sampled_from(list(AUDIO)), KINDS))
 @example({**AUDIO, "audio": [b"odd"]})
 @example({})
@@ -183,7 +183,7 @@ def check_sound(path):
     assert (fuzzing.outcome(audio.seconds_of, path) or 0) >= 0
 
 
-@fuzzing.examples(80)
+@fuzzing.examples(40)
 @given(st.data())
 def test_damaged_sound_files(folder, sounds, monkeypatch, data):
     monkeypatch.setenv("PATH", "/nowhere")  # without ffmpeg, which takes most of the time
@@ -192,7 +192,7 @@ def test_damaged_sound_files(folder, sounds, monkeypatch, data):
     check_sound(path)
 
 
-@fuzzing.examples(80)
+@fuzzing.examples(40)
 @given(HEADERS)
 @example(wave(rate=0))
 @example(wave(rate=2**31 - 1))
@@ -205,7 +205,7 @@ def test_headers_of_sound_files(folder, monkeypatch, content):
     check_sound(path)
 
 
-@fuzzing.examples(6)
+@fuzzing.examples(3)
 @given(st.data())
 def test_damaged_sound_files_with_ffmpeg(folder, sounds, data):
     path = folder / "decoded.wav"

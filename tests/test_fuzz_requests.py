@@ -86,7 +86,7 @@ FIELDS = st.builds(
 LENGTHS = st.none() | st.sampled_from(["0", "-1", "99999999999", "9" * 5000, "1e3", "", "\u00b2"]) | st.integers(0, 60)
 
 
-@fuzzing.examples(120)
+@fuzzing.examples(80)
 @given(
     st.builds(request, LINES, st.just("localhost"), HEADERS, st.binary(max_size=20))
     | st.builds(answer, FIELDS | fuzzing.VALUES | st.binary(max_size=20), LENGTHS)
@@ -116,7 +116,7 @@ OTHERS = st.sampled_from(
 OWN = ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8765", "[::1]:80"]
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(40)
 @given(OTHERS | st.none() | st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=20), LINES)
 @example("evil.example", "GET /state HTTP/1.1")
 @example(None, "GET /clips/0/a.wav HTTP/1.0")

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 TIMES = st.from_regex(r"(\d{1,3}:){0,3}\d{0,4}(\.\d*)?", fullmatch=True)
 
 
-@fuzzing.examples(150)
+@fuzzing.examples(60)
 @given(
     fuzzing.damaged([STORY])
     | st.lists(st.tuples(TIMES | st.text(), st.sampled_from(["jazz", "a b", "."])), max_size=4).map(
@@ -57,7 +57,7 @@ def test_stories(folder, content):
         assert starts[0] == 0 and starts == sorted(starts) and all(map(math.isfinite, starts)) and str(found)
 
 
-@fuzzing.examples(100)
+@fuzzing.examples(50)
 @given(fuzzing.damaged([STORY, PROMPTS, b"a jig\n"]) | st.text().map(str.encode))
 def test_prompt_files(folder, content):
     path = folder / "prompts.txt"
@@ -70,7 +70,7 @@ def test_prompt_files(folder, content):
             prompts.language_warnings(stories)
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(40)
 @given(st.lists(st.text() | st.from_regex(r"\w*:[\d.e+-]*", fullmatch=True), max_size=3))
 @example(["jazz:nan", "rock:1"])
 @example(["jazz:1e999"])
@@ -100,7 +100,7 @@ CELLS = st.sampled_from(
 )
 
 
-@fuzzing.examples(150)
+@fuzzing.examples(60)
 @given(
     fuzzing.damaged(TABLES)
     | st.lists(CELLS | st.text(max_size=5), min_size=9, max_size=9).map(
@@ -130,7 +130,7 @@ def row(cells):
     return text.getvalue()
 
 
-@fuzzing.examples(100)
+@fuzzing.examples(60)
 @given(
     fuzzing.damaged([ANSWER, CAPTIONS, ANSWER * 2])
     | fuzzing.VALUES.map(lambda value: json.dumps(value).encode())
@@ -151,7 +151,7 @@ def test_answers_and_captions_in_json_lines(folder, content):
     fuzzing.outcome(read_captions, path, named=path)
 
 
-@fuzzing.examples(60)
+@fuzzing.examples(30)
 @given(fuzzing.VALUES.map(json.dumps).map(str.encode) | st.binary(max_size=20))
 @example(b"[]")
 @example(b"[" * 100_000)
@@ -174,7 +174,7 @@ GIN_VALUES = (
 )
 
 
-@fuzzing.examples(40)
+@fuzzing.examples(25)
 @given(st.builds("{}={}".format, NAMES | st.text(max_size=6), GIN_VALUES))
 @example("BATCH_SIZE=" + "-" * 99_999 + "1")
 @example("BATCH_SIZE=" + "[" * 9_999)
@@ -192,7 +192,7 @@ def test_bindings(binding):
         gin.clear_config()
 
 
-@fuzzing.examples(40)
+@fuzzing.examples(20)
 @given(fuzzing.damaged([b"include 'coarse_tiny.gin'\nBATCH_SIZE = 4\ntrain.learner = @StageLearner()\n# a comment\n"]))
 def test_gin_files(folder, content):
     path = folder / "own.gin"

@@ -16,6 +16,8 @@ from typing import Any
 LOCK = ".lock"  # in a folder in use: the host and the process that write into it
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # also gs:/bucket, which pathlib makes of gs://bucket
 _BUCKETS = "check the name, the network and the credentials, or give a path on this machine"
+# Errors that say what a file is. Others (EIO, a network that is gone) say that a disk fails, and may pass.
+_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without locks
 
 
@@ -103,6 +105,15 @@ def below(folder: pathlib.Path) -> list[pathlib.Path]:
 def partial_path(path: pathlib.Path) -> pathlib.Path:
     """Returns a hidden name next to `path`, for a file that is not complete yet: short, and different in every call."""
     return path.with_name(f".{secrets.token_hex(6)}.partial")
+
+
+def disk_failed(error: BaseException) -> bool:
+    """Returns whether an error, or its cause, is that of a disk that could not be read now, though it may be later.
+
+    Who leaves out unreadable files must not leave out such a file, if the next run would not look at it again.
+    """
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno is not None and cause.errno not in _LASTING
 
 
 @contextlib.contextmanager
@@ -237,6 +248,7 @@ def locked(folder: pathlib.Path, task: str, wait: bool = False) -> Iterator[None
         try:
             yield
         finally:
-            os.truncate(file, 0)
+            with contextlib.suppress(OSError):  # the error of the task is the one to report
+                os.truncate(file, 0)
     finally:
         os.close(file)

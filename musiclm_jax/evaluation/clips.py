@@ -12,6 +12,7 @@ import numpy as np
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
 from musiclm_jax.data import files, samples
+from musiclm_jax.data.files import disk_failed
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.generation.generate import Progress, Request, pieces
@@ -74,6 +75,8 @@ class Clips:
             try:
                 audio = sound.load(path)
             except sound.AudioError as error:
+                if disk_failed(error):
+                    raise
                 self.broken[name] = str(error)
                 continue
             if name not in self.seconds:

@@ -1,0 +1,147 @@
+"""Long runs keep their size: memory, open files and threads stay flat while music is made and models are trained.
+
+The slow tests take MUSICLM_SOAK seconds each, a minute by default; `.ci/nightly` gives them an hour together.
+"""
+
+import dataclasses
+import gc
+import os
+import pathlib
+import signal
+import statistics
+import time
+from collections.abc import Callable
+
+import miniature
+import numpy as np
+import pytest
+import toy_run
+
+from musiclm_jax import bundles
+from musiclm_jax.generation import generate
+from musiclm_jax.training import checkpoints
+
+SECONDS = float(os.environ.get("MUSICLM_SOAK", 60))
+MEBIBYTES = 24  # of growth that is noise: the allocator keeps what it may need again
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a process holds: resident memory in MiB, open files, threads."""
+
+    memory: float
+    files: int
+    threads: int
+
+    @classmethod
+    def now(cls) -> "Size":
+        """Measures this process."""
+        gc.collect()
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return cls(
+            pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+        )
+
+
+def growth(sizes: list[Size]) -> Size:
+    """Returns how much the last third is larger than the middle one, by their medians; the first third is warm-up."""
+    third = len(sizes) // 3
+    assert third >= 3, f"only {len(sizes)} measurements"
+    middle, last = sizes[third : 2 * third], sizes[-third:]
+    return Size(
+        *(
+            statistics.median(getattr(size, name) for size in last)
+            - statistics.median(getattr(size, name) for size in middle)
+            for name in ("memory", "files", "threads")
+        )
+    )
+
+
+def check_flat(sizes: list[Size]) -> None:
+    """Checks that memory, files and threads did not grow."""
+    grown = growth(sizes)
+    assert grown.memory < MEBIBYTES and grown.files < 1 and grown.threads < 1, (
+        f"{grown}, from {sizes[0]} to {sizes[-1]}"
+    )
+    print(f"{len(sizes)} measurements: {sizes[0]} to {sizes[-1]}, growth {grown}")
+
+
+def repeated(work: Callable[[int], None], seconds: float = 0.0, times: int = 9) -> list[Size]:
+    """Measures after each repetition, for at least `seconds` and `times`."""
+    end, sizes = time.monotonic() + seconds, []
+    while time.monotonic() < end or len(sizes) < times:
+        work(len(sizes))
+        sizes.append(Size.now())
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return bundles.load(miniature.path())
+
+
+def piece(bundle, number):
+    music = generate.generate(bundle, [f"a jig of the fiddle {number}"], seconds=1.1, seed=number)
+    assert np.isfinite(music[0].audio).all()
+
+
+def train(folder, seconds=0.0, steps=30) -> list[Size]:
+    """Trains with a checkpoint after every step, for at least `seconds` and `steps`; a signal ends the run."""
+    end, sizes = time.monotonic() + seconds, []
+
+    class Data(toy_run.ToyData):
+        def epoch(self, epoch, skip):
+            for batch in super().epoch(epoch, skip):
+                sizes.append(Size.now())
+                if time.monotonic() > end and len(sizes) == max(len(sizes), steps):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    toy_run.run(folder, 10**6, data=Data(), checkpoint_period=1, eval_period=50, log_period=1)
+    step, _ = checkpoints.load(folder)
+    assert step >= steps - 2, "the last step is saved"
+    return sizes
+
+
+def test_files_and_threads_are_flat(bundle, tmp_path):
+    for sizes in (repeated(lambda number: piece(bundle, number)), train(tmp_path)):
+        grown = growth(sizes)
+        assert grown.files < 1 and grown.threads < 1, sizes
+
+
+@pytest.mark.slow
+def test_generation_keeps_its_size(bundle):
+    check_flat(repeated(lambda number: piece(bundle, number), SECONDS))
+
+
+@pytest.mark.slow
+def test_training_keeps_its_size(tmp_path):
+    check_flat(train(tmp_path, SECONDS))
+
+
+@pytest.mark.parametrize("leaked", ["memory", "files", "threads"])
+def test_a_leak_is_noticed(leaked, tmp_path):
+    import threading
+
+    kept, done = [], threading.Event()
+
+    def leak(number):
+        if leaked == "memory":
+            kept.append(np.ones(2**19))  # 4 MiB
+        elif leaked == "files":
+            kept.append((tmp_path / "file").open("w"))
+        else:
+            threading.Thread(target=done.wait, daemon=True).start()
+
+    try:
+        sizes = repeated(leak, times=30)
+        with pytest.raises(AssertionError, match="Size"):
+            check_flat(sizes)
+        assert getattr(growth(sizes), leaked) == pytest.approx(10 * (4 if leaked == "memory" else 1), rel=0.1)
+    finally:
+        done.set()
+        for own in kept if leaked == "files" else ():
+            own.close()
