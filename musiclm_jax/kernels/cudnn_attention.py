@@ -7,8 +7,10 @@ query, and 0 or `MASKED` in each key.
 
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from musiclm_jax.kernels.block_attention import causal_bias
 from musiclm_jax.kernels.flash_attention import MASKED, lowering_platform
@@ -25,7 +27,7 @@ def cudnn_attention(
     valid: jax.Array,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """Computes causal softmax attention.
+    """Computes causal softmax attention; on a mesh (`partitioning.activation_rules`) rows and heads are sharded.
 
     Args:
       q: queries [b, h, l, c], already scaled; bfloat16 for cuDNN.
@@ -52,6 +54,30 @@ def cudnn_attention(
             f"TransformerConfig.attention is 'cudnn', which needs bfloat16, but the activations are {q.dtype}: "
             "set TransformerConfig.dtype to 'bfloat16', or attention to 'blocks'"
         )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _of_device(q, k, v, by_distance, valid, implementation)
+    # Left to XLA, the devices would exchange the gradient of the dense bias, [h, l, l], in every layer. In here, each
+    # sums its own to [h, near + 1] first.
+    batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
+    rows_heads = PartitionSpec(batch, heads)
+    return jax.shard_map(
+        lambda *own: _of_device(*own, implementation),
+        in_specs=(rows_heads, rows_heads, rows_heads, PartitionSpec(heads), PartitionSpec(batch)),
+        out_specs=rows_heads,
+        check_vma=False,
+    )(q, k, v, by_distance, valid)
+
+
+def _of_device(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    by_distance: jax.Array,
+    valid: jax.Array,
+    implementation: Literal["cudnn", "xla"],
+) -> jax.Array:
+    """Attends to the rows and heads of one device."""
     length, channels = q.shape[2:]
     missing = -length % LENGTH_MULTIPLE
     mask = jnp.where(valid, 0.0, MASKED).astype(k.dtype)[:, None, :, None]
