@@ -70,6 +70,9 @@ def copies(recordings: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Pat
 
     Returns:
       Each copy, and the file that it copies. Files that cannot be read are none.
+
+    Raises:
+      OSError: if the disk fails: the file would be taken for another one.
     """
     by_size: dict[int, list[pathlib.Path]] = {}
     for path in recordings:
@@ -83,7 +86,9 @@ def copies(recordings: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Pat
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
-        except OSError:
+        except OSError as error:
+            if files.disk_failed(error):
+                raise OSError(error.errno, error.strerror, str(path)) from error
             continue
         if first.setdefault(digest, path) != path:
             found[path] = first[digest]
@@ -114,6 +119,9 @@ def clips(
 
     Yields:
       Records as of a corpus: "id", "audio" float32 `[samples]`, "caption", and the other fields.
+
+    Raises:
+      ValueError: if the disk fails: a resumed command would not look at the file again.
     """
     samples = SEMANTIC.frames(clip_seconds) * SAMPLE_RATE // SEMANTIC.frame_rate
     for path in recordings:
@@ -121,6 +129,8 @@ def clips(
         try:
             sound = audio.load(path)
         except audio.AudioError as error:
+            if files.disk_failed(error):
+                raise
             rejected.add(name, "unreadable", str(error))
             continue
         starts = range(0, len(sound) - samples + 1, samples)
@@ -134,6 +144,8 @@ def clips(
         try:
             captions = text_files.lines(sidecar) if sidecar.exists() else []
         except ValueError as error:
+            if files.disk_failed(error):
+                raise
             rejected.add(name, "captions", f"the captions of {name}: {error}")
             captions = []
         for start in audible:
