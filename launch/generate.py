@@ -353,8 +353,8 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
         )
         axes.set(xlabel="s", ylabel="Hz", title=title if len(title) < 90 else title[:87] + "...")
         figure.colorbar(picture, label="dB")
-        with files.naming(path):
-            figure.savefig(path, dpi=100, bbox_inches="tight")
+        with files.replaced(path) as partial:
+            figure.savefig(partial, format="png", dpi=100, bbox_inches="tight")
 
 
 def _mel(hz: float) -> float:
