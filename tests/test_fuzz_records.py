@@ -211,3 +211,13 @@ def test_damaged_sound_files_with_ffmpeg(folder, sounds, data):
     path = folder / "decoded.wav"
     path.write_bytes(data.draw(fuzzing.damaged(sounds) | HEADERS))
     check_sound(path)
+
+
+def test_a_high_rate_does_not_take_more_memory(folder):
+    path = folder / "high.flac"
+    soundfile.write(path, np.zeros(6 * audio.BLOCK), 6 * audio.HIGHEST_RATE)
+    with pytest.raises(audio.AudioError, match=r"longer than 0\.0833333 s"):
+        audio.load(path, longest=0.5)
+    soundfile.write(path, 0.1 * np.ones(6 * audio.BLOCK), audio.HIGHEST_RATE // 2)
+    with pytest.raises(audio.AudioError, match=r"longer than 0\.5 s"):
+        audio.load(path, longest=0.5)

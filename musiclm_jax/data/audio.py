@@ -32,6 +32,7 @@ LOUDEST = 100.0  # times full scale (40 dB): samples beyond it cannot be audio i
 CANCELLED = 0.1  # of the power that unrelated channels would leave: a mix below it has cancelled itself
 LOWEST_RATE = 1000  # Hz; nothing below is music
 TOLERANCE = 0.1  # seconds: encoders pad a stream by less, so a longer gap is a loss
+HIGHEST_RATE = 96_000  # Hz; at higher rates, recordings may have as many samples as at this one
 LONGEST = 2 * 3600.0  # seconds of a recording: a gigabyte at 48 kHz
 BLOCK = 1 << 14  # sampling instants decoded at once
 _ANY_LENGTH = 0x7FFF0000  # sizes in headers from here on mean "unknown": the file was written as a stream
@@ -139,12 +140,14 @@ def _read(path: pathlib.Path, sound: soundfile.SoundFile, longest: float, channe
     """Reads one channel, or the mean of all, to the end or to the first damage; None if nothing can be read."""
     block = np.empty((BLOCK, sound.channels), np.float32)
     energy, mixed, lost = np.zeros(sound.channels), [], ""
+    rate = min(max(sound.samplerate, LOWEST_RATE), HIGHEST_RATE)
     try:
         while len(read := sound.read(out=block)):
             energy += np.square(read, dtype=np.float64).sum(axis=0)
             mixed.append(read.mean(axis=1) if channel is None else read[:, channel].copy())
-            if (len(mixed) - 1) * BLOCK > longest * max(sound.samplerate, LOWEST_RATE):
-                raise AudioError(f"{path}: the recording is longer than {longest:g} s: give an excerpt")
+            if (len(mixed) - 1) * BLOCK > longest * rate:
+                seconds = longest * rate / max(sound.samplerate, LOWEST_RATE)
+                raise AudioError(f"{path}: the recording is longer than {seconds:g} s: give an excerpt")
     except soundfile.LibsndfileError as error:
         lost = _reason(error)
     if not mixed:
@@ -277,7 +280,7 @@ def check_output(path: str | os.PathLike, force: bool = False) -> None:
         raise AudioError(f"{path}: there is no folder {folder}: create it first")
     try:
         # Permission bits do not tell the truth for root or on read-only mounts, nor that the disk is full; a file does.
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=".", buffering=0) as file:
             file.write(bytes(1 << 16))
     except OSError as error:
         raise AudioError(f"{path}: cannot write into {folder} ({error.strerror})") from error
