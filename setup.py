@@ -70,7 +70,7 @@ setup(
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "dill>=0.3.8,<1",
-            "hypothesis>=6.130,<7",
+            "hypothesis>=6.170,<7",
             "ruff>=0.9,<1",
             "mypy>=1.14,<3",
             "transformers>=4.50,<6",
