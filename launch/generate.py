@@ -353,7 +353,7 @@ def draw_spectrogram(audio: np.ndarray, path: str | os.PathLike, title: str) -> 
         )
         axes.set(xlabel="s", ylabel="Hz", title=title if len(title) < 90 else title[:87] + "...")
         figure.colorbar(picture, label="dB")
-        with files.replaced(path) as partial:
+        with files.replaced(pathlib.Path(path)) as partial:
             figure.savefig(partial, format="png", dpi=100, bbox_inches="tight")
 
 
