@@ -3,21 +3,22 @@
 import errno
 import os
 import platform
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
 import musiclm_jax
-from musiclm_jax.launch import extras
+from musiclm_jax.launch import extras, jax_environment
 
-_MEMORY = "there is not enough memory: use a smaller batch size, a shorter piece or recording, or a smaller model"
+_SMALLER = "use a smaller batch size, a shorter piece or recording, or a smaller model"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DAMAGED = "a file that was read is damaged"
 # What is said about kinds of exceptions that are no bugs of this project, by the names of their classes. A kind covers
 # its subclasses. Names, because importing these modules takes seconds.
 _KINDS = {
-    "builtins.MemoryError": _MEMORY,
+    "builtins.MemoryError": f"there is not enough memory: {_SMALLER}",
     "builtins.RecursionError": "the input is nested too deeply",
     "builtins.EOFError": _DAMAGED,
     "zipfile.BadZipFile": _DAMAGED,
@@ -48,11 +49,14 @@ def explained(error: Exception) -> str | None:
         return f"a library is missing or damaged: {one_line(error)}: install {what}"
     said = str(error)
     if "RESOURCE_EXHAUSTED" in said or "Out of memory" in said:
-        return f"{_MEMORY} ({one_line(error)})"
+        return _memory(error)
     if (unusable := _devices_error()) is not None:  # JAX may hide this cause: of platforms it does not know, for one
         chosen = os.environ.get("JAX_PLATFORMS")
         advice = f"JAX_PLATFORMS is {chosen}: unset it or set it to cpu" if chosen else "JAX_PLATFORMS=cpu uses the CPU"
-        return f"the accelerator cannot be used ({one_line(unusable, hint=False)}): {advice}"
+        reason = (*jax_environment.unusable_plugins, one_line(unusable, hint=False))[0]
+        if "cuda" in f"{chosen} {reason}".lower():
+            advice = f"{jax_environment.GPU_ADVICE}. {advice}"
+        return f"the accelerator cannot be used ({reason}): {advice}"
     for kind in type(error).__mro__:
         if (explanation := _KINDS.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
             return f"{explanation} ({one_line(error)})" if said.strip() else explanation
@@ -86,6 +90,19 @@ def one_line(error: Exception, hint: bool = True) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     lines = [line for line in lines if not line.startswith("  In call to configurable")] or lines  # gin's, of any error
     return lines[0] + (" (MUSICLM_TRACEBACK=1 shows more)" if hint and len(lines) > 1 else "")
+
+
+def _memory(error: Exception) -> str:
+    """Returns one line about memory that ran out: how much was asked for, and what to change."""
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    amount = ""
+    if asked is not None:
+        number, unit = float(asked[1].rstrip(".")), asked[2]
+        amount = f" for {number / 2**30:.2g} GiB more" if unit == "bytes" else f" for {number:g} {unit} more"
+    share = ""
+    if "jax" in sys.modules and _devices_error() is None and sys.modules["jax"].default_backend() == "gpu":
+        share = "; XLA takes 75% of a GPU's memory, or the XLA_PYTHON_CLIENT_MEM_FRACTION of it (docs/gpu.md)"
+    return f"there is not enough memory{amount}: {_SMALLER}{share} ({one_line(error)})"
 
 
 def _devices_error() -> Exception | None:

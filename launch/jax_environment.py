@@ -1,5 +1,6 @@
-"""Settings of JAX in the environment: removes those that would change results, and keeps libtpu quiet."""
+"""Settings of JAX in the environment: removes those that would change results, and keeps libtpu and plugins quiet."""
 
+import logging
 import os
 import sys
 
@@ -50,3 +51,35 @@ def quiet_libtpu() -> None:
     if hardware_utils.num_available_tpu_chips_and_device_id()[0] == 0:
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+unusable_plugins: list[str] = []  # why JAX's plugins for accelerators could not start, one line each
+
+
+def shorten_plugin_errors() -> None:
+    """Makes one line of the stack trace that JAX logs if its CUDA plugin cannot start, and keeps the reason.
+
+    JAX then goes on without the GPU. Call it before JAX looks for devices.
+    """
+    logger = logging.getLogger("jax._src.xla_bridge")
+    if _one_line not in logger.filters:
+        logger.addFilter(_one_line)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Returns whether to log a record; shortens those about plugins."""
+    if record.exc_info is None or "plugin configuration error" not in str(record.msg):
+        return True
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else sys.exception()
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    unusable_plugins.append(lines[0])
+    record.exc_info = record.exc_text = None
+    record.msg, record.args = f"musiclm: no GPU can be used ({lines[0]}): the CPU computes. {GPU_ADVICE}", ()
+    # With a platform that the user chose, there is nothing to say, or what uses the devices fails.
+    return getattr(getattr(sys.modules.get("jax"), "config", None), "jax_platforms", None) in (None, "")
+
+
+# The drivers are those of JAX's installation guide.
+GPU_ADVICE = (
+    "nvidia-smi shows the driver and the GPUs; the extra 'cuda12' needs driver 525 or newer, 'cuda13' 580 or newer"
+)

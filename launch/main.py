@@ -78,6 +78,7 @@ def _run(arguments: list[str]) -> int:
         print(f"musiclm {name}: {lacking}", file=sys.stderr)
         return 2
     jax_environment.put_aside()
+    jax_environment.shorten_plugin_errors()
     caches.prepare()
     try:
         return importlib.import_module(COMMANDS[name][0]).main(rest) or 0

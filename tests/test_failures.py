@@ -144,7 +144,18 @@ def error_of_a_library():
     [
         (lambda: MemoryError(), "not enough memory: use a smaller batch size"),
         (lambda: MemoryError("Unable to allocate 7.6 GiB"), "(Unable to allocate 7.6 GiB)"),
-        (lambda: jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), "not enough memory"),
+        (
+            lambda: jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"),
+            "not enough memory: use a",
+        ),
+        (
+            lambda: jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: ... trying to allocate {5 * 2**29} bytes."),
+            "there is not enough memory for 2.5 GiB more: use a smaller batch size",
+        ),
+        (
+            lambda: jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9.5GiB."),
+            "there is not enough memory for 9.5 GiB more: use a smaller batch size",
+        ),
         (
             lambda: jax.errors.JaxRuntimeError("INTERNAL: broken"),
             "the device or its compiler failed (INTERNAL: broken)",
@@ -195,6 +206,46 @@ def test_a_platform_that_is_not_there_is_one_line(platform):
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("musiclm fake: the accelerator cannot be used (")
     assert done.stderr.endswith(f"JAX_PLATFORMS is {platform}: unset it or set it to cpu\n")
+
+
+# What JAX does with a CUDA plugin that cannot start: it logs the exception and goes on without the plugin.
+PLUGIN = """
+    import logging, jax
+    logger = logging.getLogger("jax._src.xla_bridge")
+    try:
+        try:
+            raise OSError("cuInit")
+        except OSError as error:
+            raise RuntimeError("Outdated CUDA installation found.\\nInstalled version: 11080") from error
+    except RuntimeError:
+        logger.exception("Jax plugin configuration error: Exception when calling %s.initialize()", "jax_plugins.cuda")
+    jax.numpy.zeros(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "platforms, code, said",
+    [
+        ("", 0, "musiclm: no GPU can be used (Outdated CUDA installation found.): the CPU computes. nvidia-smi shows"),
+        ("cpu", 0, ""),
+        (
+            "cuda",
+            1,
+            "musiclm fake: the accelerator cannot be used (Outdated CUDA installation found.): nvidia-smi shows",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old_is_one_line(platforms, code, said):
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    done = subprocess.run(program(PLUGIN), capture_output=True, text=True, env=environment)
+    assert done.returncode == code and done.stderr.count("\n") == bool(said), done.stderr
+    assert done.stderr.startswith(said) and ("'cuda12' needs driver 525 or newer" in done.stderr) == bool(said)
+
+
+def test_on_a_gpu_the_share_of_its_memory_is_named(raised, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    _, err = raised(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 1.0GiB"))
+    assert "or the XLA_PYTHON_CLIENT_MEM_FRACTION of it (docs/gpu.md)" in err and err.count("\n") == 1
 
 
 def test_settings_of_jax_that_change_music_are_put_aside():
