@@ -9,7 +9,8 @@ The second command runs every part at toy sizes on a CPU: its figures mean nothi
 "cudnn", "blocks": train steps of the stage (2262 tokens a row) with either attention, in bfloat16 with the settings of
 coarse.gin. "pytorch": the same architecture in PyTorch (pytorch_stage.py). Each has the largest batch that fits, found
 by halving. "decode": steps of the stage with a KV cache, bfloat16, from position 256 to 512, and "musicgen": a step of
-transformers' MusicgenForCausalLM at 512, of the same width and depth. "bundle": whole pieces, text to audio.
+transformers' MusicgenForCausalLM at 512, of the same width and depth. "decode_graphs" is "decode" with the whole loop
+as a CUDA graph, which XLA does not do by itself. "bundle": whole pieces, text to audio.
 
 Every part is a process of its own with a time limit. A part that fails or takes too long is one line; what it had
 measured until then stays, and the others run.
@@ -43,7 +44,9 @@ LIMITS = {  # seconds a part may take, in the order of running
     "musicgen": 50.0,
     "bundle": 90.0,
     "blocks": 80.0,
+    "decode_graphs": 60.0,
 }
+GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"  # else the host reads a loop's condition at every token
 ROWS = (1, 8, 64)  # batches of decoding
 START, END = 256, 512  # positions of decoding: one call of the compiled loop
 LARGEST_BATCH = 32
@@ -287,6 +290,7 @@ PARTS: dict[str, Callable[[Sizes], None]] = {
     "blocks": lambda sizes: jax_training(sizes, "blocks"),
     "pytorch": pytorch_training,
     "decode": measure_decoding,
+    "decode_graphs": measure_decoding,
     "musicgen": measure_musicgen,
     "bundle": measure_bundle,
 }
@@ -297,6 +301,8 @@ def run_part(name: str, rehearsal: bool, seconds: float) -> tuple[dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "found"
         environment = os.environ | {"MUSICLM_BENCHMARK": str(path), "XLA_PYTHON_CLIENT_MEM_FRACTION": MEMORY}
+        if name == "decode_graphs":
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {GRAPHS}"
         if name in ("peak", "pytorch", "musicgen"):  # PyTorch needs memory, too
             environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, *(["--rehearsal"] if rehearsal else [])]
@@ -344,6 +350,8 @@ def figures(found: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
             ratio = theirs[key] / seconds
             name = f"decoding, batch {key.removeprefix('rows_')}: times as fast as MusicGen"
             lines.append(Figure(name, ratio, ">= 3", ratio >= 3))
+    for key, seconds in found.get("decode_graphs", {}).items():
+        lines.append(Figure(f"decoding as a graph, batch {key.removeprefix('rows_')}: ms a step", 1e3 * seconds))
     bundle = found.get("bundle", {})
     if "seconds" in bundle:
         speed = bundle["music"] / bundle["seconds"]
