@@ -5,7 +5,8 @@
 #   launch/slurm.sh --nodes=NODES --gpus_per_node=GPUS --cpus_per_task=CPUS --time=TIME \
 #     --gin_file=semantic.gin --model_dir=/shared/semantic --gin.DATA_DIR="'/shared/tokens'"
 #
-# The job inherits the calling environment: activate one with `musiclm` and jax[cuda12] first.
+# The job inherits the calling environment: activate one with `musiclm` and jax[cuda12] first. XLA's flags for GPUs are
+# those of launch/xla_flags.sh, followed by those in XLA_FLAGS.
 #
 # Options, written --NAME=VALUE:
 #   --nodes           number of nodes
@@ -23,6 +24,8 @@ set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=options.sh
 source "$(dirname "$0")/options.sh"
+# shellcheck source-path=SCRIPTDIR source=xla_flags.sh
+source "$(dirname "$0")/xla_flags.sh"
 
 given='' nodes='' gpus_per_node='' cpus_per_task='' time='' model_dir='' save_seconds=120 dry_run=''
 train=(musiclm train)
@@ -61,6 +64,8 @@ submit+=(
 srun=(srun --kill-on-bad-exit=1 "--cpus-per-task=$cpus_per_task" --gpu-bind=none "${train[@]}")
 script="#!/usr/bin/env bash
 export MUSICLM_DISTRIBUTED=1
+export $(quote "XLA_FLAGS=$(with_xla_gpu_flags)")
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 output=\$(mktemp)
 trap 'rm -f \"\$output\"' EXIT
 $(quote "${srun[@]}") 2>&1 | tee \"\$output\"

@@ -127,7 +127,9 @@ def until(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("script", ["options.sh", "local.sh", "slurm.sh", "gke.sh", "tpu_vm.sh"])
+@pytest.mark.parametrize(
+    "script", ["options.sh", "xla_flags.sh", "local.sh", "gpus.sh", "slurm.sh", "gke.sh", "tpu_vm.sh"]
+)
 def test_script_is_sound(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     if shutil.which("shellcheck"):
@@ -269,6 +271,79 @@ def test_slurm_job(machine):
     words = shlex.split(line)
     assert words[words.index("musiclm") :][: len(TRAINING) + 1] == ["musiclm", *TRAINING]
     assert "export MUSICLM_DISTRIBUTED=1\n" in script
+
+
+def gpu_flags(machine):
+    printed = machine.run("bash", "-c", f"source {LAUNCH / 'xla_flags.sh'}; with_xla_gpu_flags").stdout
+    return printed.split()
+
+
+def test_jaxlib_knows_the_flags_for_gpus(machine):
+    """An unknown flag in XLA_FLAGS ends the process when the first program is compiled."""
+    machine.environment.pop("XLA_FLAGS", None)
+    flags = gpu_flags(machine)
+    assert len(flags) == len(set(flags)) >= 5
+    start = [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client(); print('fine')"]
+    for tried, known in ((flags, True), ([*flags, "--xla_gpu_no_such_flag=true"], False)):
+        done = subprocess.run(start, env=os.environ | {"XLA_FLAGS": " ".join(tried)}, capture_output=True, text=True)
+        assert (done.stdout == "fine\n") == known, done.stderr
+
+
+def test_slurm_job_has_the_flags_for_gpus_and_those_of_the_user_last(machine):
+    machine.environment["XLA_FLAGS"] = "--own='a b'"
+    _, script = commands(machine.launch("slurm", "--dry_run").stdout)
+    machine.fake("srun", '#!/bin/sh\nprintf %s "$XLA_FLAGS $XLA_PYTHON_CLIENT_MEM_FRACTION"\n')
+    ours = gpu_flags(machine)[:-2]
+    machine.environment.pop("XLA_FLAGS")
+    assert machine.run("bash", "-c", script).stdout == " ".join([*ours, "--own='a b'", "0.92"])
+
+
+GPUS = ["--gpus=2", *TRAINING[1:]]
+TOLD = 'printf \'%s\' "$XLA_FLAGS" >"$RECORD.flags"\n'
+
+
+def nvidia_smi(machine, *lines, code=0):
+    machine.fake("nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
+
+
+def test_all_gpus_of_a_machine_train_with_the_flags(machine):
+    machine.fake("musiclm", RECORDER + TOLD)
+    nvidia_smi(machine, "580.95.05", "580.95.05")
+    machine.environment.pop("XLA_FLAGS", None)
+    done = machine.run(LAUNCH / "gpus.sh", *GPUS)
+    assert done.returncode == 0 and machine.called()[0] == [["musiclm", *TRAINING]], done.stderr
+    flags = pathlib.Path(f"{machine.record}.flags")
+    assert flags.read_text().split() == gpu_flags(machine)
+    flags.unlink()
+    printed = machine.run(LAUNCH / "gpus.sh", *GPUS, "--dry_run").stdout
+    assert machine.called()[0] == [] and not flags.exists()
+    assert machine.run("sh", stdin=printed).returncode == 0
+    assert machine.called()[0] == [["musiclm", *TRAINING]] and flags.read_text().split() == gpu_flags(machine)
+
+
+@pytest.mark.parametrize(
+    "lines, code, options, message",
+    [
+        (["580.1"] * 2, 0, TRAINING[1:], "--gpus is '', expected a whole number of 1 or more"),
+        (["580.1"] * 4, 0, GPUS, "--gpus is 2, but nvidia-smi finds 4: set --gpus=4 or choose another machine"),
+        (["470.82.01"] * 2, 0, GPUS, "the driver is 470.82.01, but CUDA 12 needs 525 or newer: update it"),
+        (["no devices were found", "more"], 6, GPUS, "nvidia-smi cannot talk to the driver: no devices were found"),
+        (None, 0, GPUS, "there is no nvidia-smi: this machine has no NVIDIA driver"),
+    ],
+)
+def test_gpus_that_are_not_there_are_one_line(machine, lines, code, options, message):
+    if lines is not None:
+        nvidia_smi(machine, *lines, code=code)
+    elif shutil.which("nvidia-smi"):
+        pytest.skip("this machine has an NVIDIA driver")
+    done = machine.run(LAUNCH / "gpus.sh", *options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert machine.called()[0] == []
+
+
+def test_the_help_of_gpus(machine):
+    done = machine.run(LAUNCH / "gpus.sh", "--help")
+    assert done.returncode == 0 and "--gpus " in done.stdout and "set -euo" not in done.stdout
 
 
 @pytest.mark.parametrize(
