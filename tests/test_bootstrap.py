@@ -390,6 +390,14 @@ def test_tokens_are_kept_for_the_same_clips_and_tokenizers(tmp_path):
         other.config["parts"][part]["sha256"] = "0"
         assert (kept_tokens.load(path, kept_tokens.settings(SMALL, 0, other)) is None) is depends
 
+    for place, depends in (("decoder", False), ("encoder", True)):
+        folder = miniature.copy(tmp_path / place)
+        config, variables = bundles.load(folder).part("soundstream")
+        variables["params"][place] = jax.tree.map(lambda leaf: leaf + 1, variables["params"][place])
+        bundles.save_part(folder, "soundstream", config, variables)
+        found = kept_tokens.load(path, kept_tokens.settings(SMALL, 0, bundles.load(folder)))
+        assert (found is None) is depends, place
+
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"tokens.npz is damaged .*: delete it"):
         kept_tokens.load(path, own)

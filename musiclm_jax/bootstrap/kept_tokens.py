@@ -1,5 +1,6 @@
 """Keeps the tokens of a bootstrap in a file, so that its stages train further without rendering and encoding again."""
 
+import hashlib
 import json
 import pathlib
 import zipfile
@@ -15,7 +16,7 @@ from musiclm_jax.data import files
 
 FILE = "tokens.npz"
 SETTINGS, TRAIN, HELD_OUT = "settings", "train/", "held_out/"  # entries of the file, prefixes of entries
-TOKENIZERS = ("soundstream", "w2v_bert", "mulan", "melody")
+TOKENIZERS = ("w2v_bert", "mulan", "melody")
 Tokens = dict[str, jax.Array]
 
 
@@ -24,7 +25,19 @@ def settings(sizes: Any, seed: int, *bundles: Bundle) -> dict[str, Any]:
     own = {name: getattr(sizes, name) for name in ("blocks", "block", "leads_every", "validation", "texts")}
     own |= {"text_length": sizes.text_length, "human_texts": sizes.human_texts, "seed": seed}
     parts = [(name, part["sha256"]) for bundle in bundles for name, part in bundle.config["parts"].items()]
-    return own | {name: digest for name, digest in parts if name in TOKENIZERS}
+    own |= {name: digest for name, digest in parts if name in TOKENIZERS}
+    return own | {"soundstream": digest for digest in map(_codec_digest, bundles) if digest}
+
+
+def _codec_digest(bundle: Bundle) -> str:
+    """Identifies what makes acoustic tokens; the decoder may be trained further. Empty if the bundle has no codec."""
+    if not bundle.has("soundstream"):
+        return ""
+    variables = bundle.part("soundstream").variables
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((variables["params"]["encoder"], variables["codebooks"])):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def save(path: pathlib.Path, made_with: Mapping[str, Any], tokens: Tokens, held_out: Tokens) -> None:
