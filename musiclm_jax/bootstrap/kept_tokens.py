@@ -26,13 +26,12 @@ def settings(sizes: Any, seed: int, *bundles: Bundle) -> dict[str, Any]:
     own |= {"text_length": sizes.text_length, "human_texts": sizes.human_texts, "seed": seed}
     parts = [(name, part["sha256"]) for bundle in bundles for name, part in bundle.config["parts"].items()]
     own |= {name: digest for name, digest in parts if name in TOKENIZERS}
-    return own | {"soundstream": digest for digest in map(_codec_digest, bundles) if digest}
+    codecs = [_codec_digest(bundle) for bundle in bundles if bundle.has("soundstream")]
+    return own | {"soundstream": codecs}
 
 
 def _codec_digest(bundle: Bundle) -> str:
-    """Identifies what makes acoustic tokens; the decoder may be trained further. Empty if the bundle has no codec."""
-    if not bundle.has("soundstream"):
-        return ""
+    """Identifies what makes acoustic tokens: encoder and codebooks, since the decoder may be trained further."""
     variables = bundle.part("soundstream").variables
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((variables["params"]["encoder"], variables["codebooks"])):
