@@ -1,4 +1,4 @@
-"""`musiclm plan`: estimates the cost of a stage's train step on a TPU topology by compiling it without a TPU."""
+"""`musiclm plan`: estimates the cost of a stage's train step on TPUs or GPUs by compiling it without them."""
 
 import dataclasses
 import json
@@ -17,12 +17,15 @@ from musiclm_jax.launch import command, jax_environment, train
 from musiclm_jax.planning import plan as planning
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.training import partitioning
+from musiclm_jax.training.chips import CHIPS, GPU_KINDS
 
 USAGE = """musiclm plan --gin_file=coarse.gin --topology=v4:4x4x4 [--gin.NAME=VALUE ...]
 
-Takes the gin files and bindings of `musiclm train`; reads no data. The topology describes one slice;
-make_mesh.dcn_data is the number of slices. Needs libtpu: pip install '.[tpu]' in a checkout."""
+Takes the gin files and bindings of `musiclm train`; reads no data. The topology describes one slice of TPUs;
+make_mesh.dcn_data is the number of slices. Or it is one node of GPUs, such as h100:8. Needs the compiler for the chip:
+pip install '.[tpu]' or '.[cuda12]' in a checkout."""
 GIB = 2**30
+PREALLOCATED = 0.75  # of a GPU's memory, by XLA; see docs/gpu.md
 
 
 def main(arguments: list[str]) -> int:
@@ -37,19 +40,22 @@ def main(arguments: list[str]) -> int:
     Raises:
       ValueError: if the input cannot be used; the message has one line.
     """
-    parser = command.Parser("plan", "estimate the training cost of a stage on TPUs you do not have", usage=USAGE)
+    parser = command.Parser(
+        "plan", "estimate the training cost of a stage on TPUs or GPUs you do not have", usage=USAGE
+    )
     parser.add_argument(
         "--gin_file", type=command.local_path, action="append", required=True, help="as for `musiclm train`"
     )
-    parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, ...")
+    parser.add_argument("--topology", required=True, help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, h100:8, ...")
     parser.add_argument("--tokens", type=float, default=1e11, help="tokens of the whole training (default: 1e11)")
     parser.add_argument("--json", type=command.local_path, help="also write the figures to this file")
     args, bindings = parser.parse_with_bindings(arguments)
     if args.json:
         audio.check_output(args.json, force=True)
-    # Compile for the TPU without using one; keep libtpu from looking for a device.
+    # Compile for the chip without using one; keep libtpu and the CUDA plugin from looking for a device.
     jax.config.update("jax_platforms", "cpu")
     jax_environment.quiet_libtpu()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the plugin would report the missing driver
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     no_data = ["DATA_DIR = 'not read'"]
@@ -95,6 +101,9 @@ def report(found: planning.Plan, tokens: float) -> list[str]:
     slices = f"; {found.traffic.slices / 1e9:.2f} to other slices" if found.slices > 1 else ""
     seconds = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in found.seconds.items())
     days = tokens / found.tokens_per_second / 86_400
+    verdict = f"fits: {share:.0%} of HBM" if share <= 1 else f"does not fit: {share:.0%} of HBM. {planning.KNOBS}"
+    if PREALLOCATED < share <= 1 and found.chip in map(CHIPS.get, GPU_KINDS.values()):
+        verdict += f", but XLA takes {PREALLOCATED:.0%} unless XLA_PYTHON_CLIENT_MEM_FRACTION says more, such as 0.95"
     return [
         f"parameters          {found.parameter_count / 1e6:.1f}M on {found.chips} chips",
         f"HBM a chip (GiB)    {found.hbm_bytes / GIB:.2f} of {found.chip.hbm_bytes / GIB:.0f}, {share:.0%}: {memory}",
@@ -105,7 +114,7 @@ def report(found: planning.Plan, tokens: float) -> list[str]:
         f"roofline (ms)       {1e3 * found.step_seconds:.1f}: {seconds}",
         f"MFU at most         {found.mfu:.1%}",
         f"tokens/s at most    {found.tokens_per_second:,.0f}; {tokens:.3g} tokens take {days:.2f} days or more",
-        f"fits: {share:.0%} of HBM" if share <= 1 else f"does not fit: {share:.0%} of HBM. {planning.KNOBS}",
+        verdict,
     ]
 
 

@@ -78,6 +78,7 @@ def test_loops_count_every_iteration_and_slices_only_their_bytes():
         ("replica_groups=mesh['axis_0'=128] {'axis_0'}", 128),
         ("replica_groups=mesh['a'=4,'b'=2,'c'=8] {'a','b'}", 8),
         ("replica_groups=mesh['a'=16] {'a':(1)4}", 4),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([2,2,2]T(1,0,2)) {'axis_0'}", 2),
     ],
 )
 def test_replica_groups_in_every_form(groups, size):
@@ -127,3 +128,37 @@ def test_instructions_that_cannot_be_counted_are_named():
         hlo.traffic(PROGRAM.replace("constant(6)", "parameter(1)"))
     with pytest.raises(ValueError, match="groups of a collective"):
         hlo.traffic(PROGRAM.replace("replica_groups=[2,4]<=[8]", "replica_groups=none"))
+
+
+def test_collectives_and_cudnns_attention_as_gpus_have_them():
+    """Started and ended, several arrays in one, and a call that reads its operands once."""
+    program = """%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (q: bf16[2,8], w: f32[64], v: f32[32]) -> bf16[2,8] {
+  %q = bf16[2,8]{1,0} parameter(0)
+  %w = f32[64]{0} parameter(1)
+  %v = f32[32]{0} parameter(2)
+  %g = ((f32[64]{0}, f32[32]{0}), (f32[512]{0}, f32[256]{0})) all-gather-start(%w, %v), replica_groups=[1,8]<=[8], dimensions={0}
+  %g.1 = (f32[512]{0}, f32[256]{0}) all-gather-done(%g)
+  %s = ((f32[64]{0}, f32[32]{0}), (f32[8]{0}, f32[4]{0})) reduce-scatter-start(%w, %v), replica_groups=[1,8]<=[8], to_apply=%add
+  %s.1 = (f32[8]{0}, f32[4]{0}) reduce-scatter-done(%s)
+  %r = f32[64]{0} all-reduce-start(%w), replica_groups=[1,8]<=[8], to_apply=%add
+  %r.1 = f32[64]{0} all-reduce-done(%r)
+  %c = (bf16[2,8]{1,0}, f32[2]{0}, u8[0]{0}) custom-call(%q, %q), custom_call_target="__cudnn$fmhaScaleBiasSoftmax"
+  ROOT %o = bf16[2,8]{1,0} get-tuple-element(%c), index=0
+}
+"""  # noqa: E501
+    found = hlo.traffic(program)
+    share = 7 / 8
+    assert found.collectives == {
+        "all-gather": share * 4 * (512 + 256),
+        "reduce-scatter": 7 * 4 * (8 + 4),
+        "all-reduce": 2 * share * 4 * 64,
+    }
+    computations, entry = hlo.parse(program)
+    attention = computations[entry]["c"]
+    assert hlo.moved_bytes(attention, computations[entry], computations) == 2 * 32 + (32 + 8)

@@ -97,7 +97,10 @@ def test_kept_activations_are_what_the_scan_stacks():
     "arguments, message",
     [
         (["--topology=v4:4x4y4"], "expected one like v4:4x4x4"),
-        (["--topology=h100:8"], "expected one like v4:4x4x4"),
+        (["--topology=x100:8"], "expected one like v4:4x4x4"),
+        (["--topology=h100:16"], "expected one node of 1 to 8 GPUs, like h100:8"),
+        (["--topology=h100"], "expected one node of 1 to 8 GPUs, like h100:8"),
+        (["--topology=h200:8", "--gin.make_mesh.dcn_data=2"], "only one node of h200 can be planned"),
         (["--topology=v4:4x4x4", "--gin_file=mulan.gin"], "supports the three stages"),
     ],
 )

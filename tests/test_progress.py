@@ -34,6 +34,9 @@ def test_peak_is_the_sum_over_chips():
     assert peak_flops([device("TPU v4", 0, 0, 0), device("TPU v4", 0, 0, 0, slice_index=1)]) == 2 * v4
     assert peak_flops([device("TPU v5 lite", 0, 0, 0)]) == chips.CHIPS["v5e"].flops
     assert peak_flops([types.SimpleNamespace(device_kind="cpu")]) is None
+    # Every process of a node calls its GPU's coordinates (0,).
+    node = [types.SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", id=i, coords=(0,)) for i in range(8)]
+    assert peak_flops(node) == 8 * 989.4e12
 
 
 def test_mfu_is_reported_if_both_figures_are_known():

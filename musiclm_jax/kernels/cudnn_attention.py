@@ -5,6 +5,7 @@ keys of each row it would need a dense [b, h, l, l] array. So the mask is an add
 query, and 0 or `MASKED` in each key.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -62,7 +63,7 @@ def cudnn_attention(
     batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
     rows_heads = PartitionSpec(batch, heads)
     return jax.shard_map(
-        lambda *own: _of_device(*own, implementation),
+        functools.partial(_of_device, implementation=implementation),
         in_specs=(rows_heads, rows_heads, rows_heads, PartitionSpec(heads), PartitionSpec(batch)),
         out_specs=rows_heads,
         check_vma=False,

@@ -249,7 +249,7 @@ def group_size(attributes: str) -> int:
         return int(found.group(2))
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(found.group(1).split(","))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found.group(1))}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found.group(2))
         return math.prod(int(part) if part else sizes[name] for name, part in axes)

@@ -1,4 +1,4 @@
-"""Estimates the training cost of a stage on TPUs you do not have: the step is compiled for their topology on this CPU.
+"""Estimates the training cost of a stage on TPUs or GPUs you do not have: the step is compiled for them on this CPU.
 
 Memory is the figure of XLA's compiler for that chip. FLOPs are counted in the matrix products of the step's jaxpr: a
 scan's body counts as often as it runs, and sharded work is assumed to split evenly. HBM and interconnect traffic are
@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
-from musiclm_jax.planning import hlo
+from musiclm_jax.planning import gpus, hlo
 from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.training import partitioning
 from musiclm_jax.training.chips import CHIPS, TPU_KINDS, Chip
@@ -28,6 +28,8 @@ KNOBS = (
     "TransformerConfig.remat = 'full' keeps fewer activations, StageLearner.microbatches cuts them further, "
     "make_mesh.fsdp splits parameters and optimiser, a smaller BATCH_SIZE or more chips help as well"
 )
+# Matrix products over all scores in cuDNN's attention: two, and five in the backward pass, which recomputes one.
+_CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 class DoesNotFitError(ValueError):
@@ -91,18 +93,23 @@ class Plan:
 
 
 def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], Chip]:
-    """Returns the devices of a TPU topology such as "v4:4x4x4", and their chip.
+    """Returns the devices of a TPU topology such as "v4:4x4x4" or of a node of GPUs such as "h100:8", and their chip.
 
     Args:
-      name: topology of a slice.
+      name: topology of a slice, or see `gpus.devices`.
       slices: number of such slices, connected by the data center's network.
 
     Raises:
-      ValueError: if libtpu is missing, or the topology or the rate of its network between slices is unknown.
+      ValueError: if libtpu or JAX's CUDA plugin is missing, or the topology or the rate of its network between slices
+        is unknown.
     """
     from jax.experimental import topologies
 
     family = name.split(":")[0]
+    if family in gpus.DESCRIPTIONS:
+        if slices > 1:
+            raise ValueError(f"make_mesh.dcn_data is {slices}: only one node of {family} can be planned")
+        return gpus.devices(name)
     if family not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)*", name):
         raise ValueError(f"topology {name!r}: expected one like v4:4x4x4, for one of {', '.join(CHIPS)}")
     if slices > 1 and not CHIPS[family].network_rate:
@@ -148,7 +155,7 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
     with partitioning.activation_rules(mesh):
         step = jax.jit(learner.train_step, donate_argnums=0, out_shardings=(sharding, everywhere))
         traced = step.trace(state, batch, _placed(key, everywhere))
-        compiled, text = _compile(traced.lower())
+        compiled, text = _compile(traced.lower(), devices[0].platform)
     memory = compiled.memory_analysis()
     parameters = sum(map(_bytes_of_a_device, jax.tree.leaves(state.params)))
     whole_state = sum(map(_bytes_of_a_device, jax.tree.leaves(state)))
@@ -184,8 +191,11 @@ def plan(learner: StageLearner, batch_size: int, mesh: Mesh, chip: Chip) -> Plan
     )
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
-    """Compiles a program; returns it and the text that libtpu dumps, since jaxlib cannot read all its instructions."""
+def _compile(lowered: Any, platform: str = "tpu") -> tuple[Any, str]:
+    """Compiles a program; returns it and its text: for TPUs, what libtpu dumps, which jaxlib cannot read in full."""
+    if platform == "gpu":
+        compiled = lowered.compile(compiler_options=gpus.COMPILER_OPTIONS)
+        return compiled, compiled.as_text()
     try:
         with tempfile.TemporaryDirectory() as folder:
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -230,6 +240,11 @@ def matmul_flops(jaxpr: Jaxpr) -> float:
             operand: Any = equation.invars[0].aval
             result: Any = equation.outvars[0].aval
             total += 2.0 * math.prod(operand.shape[axis] for axis in left) * math.prod(result.shape)
+        if (products := _CUDNN_PRODUCTS.get(equation.primitive.name)) is not None:
+            query: Any = equation.invars[0].aval  # [b, l, h, c]
+            rows, length, heads, channels = query.shape
+            total += products * rows * heads * length**2 * channels  # causal: half of the scores
+            continue
         if equation.primitive.name == "pallas_call":
             # The lengths of its loops are unknown, so a kernel states its cost itself. jax.checkpoint leaves kernels in
             # the jaxpr whose results were saved, so that nothing reads them; XLA removes them.

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from musiclm_jax.data.tokens import SAMPLE_RATE
-from musiclm_jax.training.chips import CHIPS, TPU_KINDS
+from musiclm_jax.training.chips import CHIPS, GPU_KINDS, TPU_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,15 @@ class Work:
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
-    """Returns the total peak bfloat16 FLOP/s of the chips, or None if a device's peak is not known (CPUs, GPUs)."""
+    """Returns the total peak bfloat16 FLOP/s of the chips, or None if a device's peak is not known, as of CPUs."""
     chips = {}
     for device in devices:
-        kind = TPU_KINDS.get(device.device_kind)
+        kind = (TPU_KINDS | GPU_KINDS).get(device.device_kind)
         if kind is None:
             return None
-        # Two devices with the same coordinates are the cores of one chip.
-        chips[getattr(device, "slice_index", 0), *device.coords] = CHIPS[kind].flops
+        # Two TPU devices with the same coordinates are the cores of one chip.
+        place = (device.id,) if device.device_kind in GPU_KINDS else (getattr(device, "slice_index", 0), *device.coords)
+        chips[place] = CHIPS[kind].flops
     return sum(chips.values())
 
 
