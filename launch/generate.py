@@ -130,9 +130,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch_size", type=int, default=8, help="pieces generated at once (default: 8)")
     p.add_argument(
         "--weights",
-        choices=("float32", "int8"),
+        choices=("float32", "bfloat16", "int8"),
         default="float32",
-        help="precision of the stages: int8 rounds kernels to 8 bits and speeds up large stages on CPUs",
+        help="precision of the stages: bfloat16 is for accelerators; int8 rounds kernels to 8 bits and speeds up large "
+        "stages on CPUs",
     )
     return p
 

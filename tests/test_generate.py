@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import miniature
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from musiclm_jax.data.tokens import STAGES
 from musiclm_jax.generation import conditions, generate, prompts, windows
 from musiclm_jax.generation.generate import Request
 from musiclm_jax.generation.pipeline import Pipeline, decode_audio
-from musiclm_jax.stages import layout
+from musiclm_jax.stages import decoding, layout
 from musiclm_jax.stages.sampling import Sampling
 from musiclm_jax.tokenizers import mulan, soundstream
 
@@ -174,7 +175,7 @@ def test_finished_pieces_are_yielded_before_the_next_are_generated(bundle):
         ({"guidance": (1.0, 3.0)}, "the coarse stage of this bundle was trained without conditioning dropout"),
         ({"seed": -1}, "seed is -1"),
         ({"vary": "melody"}, "vary is 'melody': give one of all, acoustics"),
-        ({"weights": "int4"}, "weights is 'int4': give one of float32, int8"),
+        ({"weights": "int4"}, "weights is 'int4': give one of float32, bfloat16, int8"),
         ({"like": miniature.tone()}, r"both a text and a recording \(like\)"),
         ({"like": miniature.tone()[:99], "vary": "acoustics"}, "like: the recording lasts 0.00413 s"),
         ({"continue_from": np.zeros(24_000, np.float32)}, "continue_from: the recording is silent"),
@@ -269,6 +270,31 @@ def test_8_bit_weights_are_used_by_the_stages(bundle):
         parts = Pipeline.of(bundle, Request(seconds=SECONDS, weights=weights)).parts
         kernels = [parts[name].variables["params"]["layers_0"]["mlp"]["up_transposed"] for name in STAGES]
         assert [kernel.dtype for kernel in kernels] == [dtype] * 3
+
+
+def test_in_bfloat16_kernels_and_cache_take_half_the_memory(bundle, music):
+    for name, part in Pipeline.of(bundle, Request(seconds=SECONDS, weights="bfloat16")).parts.items():
+        if name == "soundstream":
+            assert {leaf.dtype for leaf in jax.tree.leaves(part.variables)} == {np.dtype(np.float32)}
+            continue
+        layer = part.variables["params"]["layers_0"]
+        assert layer["mlp"]["up_transposed"].dtype == part.variables["params"]["embedding"].dtype == jnp.bfloat16
+        assert layer["mlp_norm"]["scale"].dtype == np.float32
+        exact = decoding.unstacked(bundle.part(name).variables["params"])
+        caches = [
+            decoding._prefill(
+                config, params, jnp.zeros((1, 8), int), jnp.zeros((1, 8, config.d_model)), jnp.ones((1, 8), bool)
+            )
+            for config, params in (
+                (part.config.transformer, part.variables["params"]),
+                (bundle.part(name).config.transformer, exact),
+            )
+        ]
+        for own, other in zip(*map(jax.tree.leaves, caches), strict=True):
+            assert own.dtype == jnp.bfloat16 and other.dtype == np.float32
+            np.testing.assert_allclose(own.astype(np.float32), other, atol=0.05 * np.abs(other).max())
+    (piece,) = generate.generate(bundle, ["a slow piano"], seconds=SECONDS, seed=3, weights="bfloat16")
+    assert np.isfinite(piece.audio).all() and piece.audio.shape == music[0].audio.shape
 
 
 def test_acoustics_alone_vary(bundle, music):

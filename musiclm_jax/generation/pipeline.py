@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from musiclm_jax.bundles import Bundle, BundleError, Part
@@ -16,12 +17,20 @@ from musiclm_jax.generation.conditions import Condition, Known, Melody, known_to
 from musiclm_jax.generation.request import Request
 from musiclm_jax.generation.windows import ACOUSTIC_PER_SEMANTIC, Conditions, Frames, Progress
 from musiclm_jax.kernels.int8 import int8_kernels
+from musiclm_jax.kernels.transposed import TRANSPOSED, change_kernels
 from musiclm_jax.stages import decoding
 from musiclm_jax.tokenizers import soundstream
 
 FINE_ROWS = 64  # batch size limit of the fine stage (rows x windows); each needs memory for its KV cache
 DECODED_SECONDS = 10  # of audio that SoundStream decodes at a time
 _int8_kernels = jax.jit(int8_kernels)
+
+
+@jax.jit
+def _bfloat16_kernels(params: decoding.Params) -> decoding.Params:
+    """Rounds kernels and embeddings; norms and T5's bias stay as they are."""
+    rounded = change_kernels(params, lambda name, kernel: {name + TRANSPOSED: kernel.astype(jnp.bfloat16)})
+    return rounded | {"embedding": params["embedding"].astype(jnp.bfloat16)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +61,14 @@ class Pipeline:
             config, variables = bundle.part(request.part(name))
             check_codebooks(bundle, request.part(name))
             params = decoding.unstacked(variables["params"])
-            parts[name] = Part(config, {"params": params if request.weights == "float32" else _int8_kernels(params)})
+            if request.weights == "int8":
+                params = _int8_kernels(params)
+            elif request.weights == "bfloat16":
+                config = dataclasses.replace(
+                    config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16")
+                )
+                params = _bfloat16_kernels(params)
+            parts[name] = Part(config, {"params": params})
         varied = request.like if request.vary == "acoustics" else None
         recording = request.continue_from if varied is None else varied
         known = known_tokens(bundle, recording, with_acoustic=varied is None)

@@ -16,7 +16,7 @@ MAX_PIECES = 1000  # per request
 MIN_RECORDING_SECONDS = 1.0
 MAX_RECORDING_SECONDS = 300.0
 VARIATIONS = ("all", "acoustics")
-WEIGHTS = ("float32", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Request:
         In the latter case they share the semantic tokens of `like`, which a text may accompany, or of the first piece.
       melody: float32 `[samples]` at 24 kHz: a hummed, sung, whistled or played melody that the music follows from the
         beginning. It is looped if it is shorter than the music. The text says which instrument plays it.
-      weights: precision of the stages' kernels: "float32" as trained, or "int8" (see `int8.py`).
+      weights: precision of the stages' kernels: "float32" as trained, "bfloat16" for accelerators (activations and KV
+        cache, too), or "int8" (see `int8.py`).
     """
 
     seconds: float = 10.0
