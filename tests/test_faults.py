@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 import shutil
 import sys
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -215,10 +216,19 @@ class Trial:
         assert code or left.keys() == self.whole.keys(), what
         assert lasting or disk.failed[0] == "unlink" or not list(folder.rglob("*.partial")), what
 
+        settle(folder)
         code, err = self.run(folder, faults.Disk(folder))
         assert code == 0, f"again: {err} after {what}"
         assert self.results(folder) == self.whole, f"again: {what}"
         shutil.rmtree(folder)
+
+
+def settle(folder):
+    """Waits until nothing changes: in a process that has ended, the threads of a checkpoint would not go on."""
+    before = None
+    while before != (now := sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))):
+        before = now
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class Bundle:
         if "mulan with text" not in self._parts:
             config, variables = self.part("mulan")
             path = self.file("vocab.txt")
-            content = path.read_bytes()
+            content = files.read(path)
             try:
                 wordpiece.check(content, config.vocab_size)
             except ValueError as error:
@@ -198,7 +198,7 @@ def _load_part(bundle: Bundle, part: str) -> Part:
     path = bundle.file(f"{part}.safetensors")
     size = path.stat().st_size
     # The size first: a file of another size is not read into memory.
-    data = path.read_bytes() if size == entry.get("bytes", size) else None
+    data = files.read(path) if size == entry.get("bytes", size) else None
     if data is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise BundleError(
             f"{where}: {path.name} is damaged or from another export ({size} bytes, expected {entry.get('bytes')}, and "

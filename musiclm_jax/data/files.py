@@ -180,6 +180,16 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def read(path: pathlib.Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+      OSError: if it cannot be read; names `path`, which errors of a disk that fails do not.
+    """
+    with naming(path):
+        return path.read_bytes()
+
+
 def from_json(text: str | bytes) -> Any:
     """Reads JSON.
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
+from musiclm_jax.data import files
+
 
 def resolve(path: str) -> pathlib.Path:
     """Finds a file by its path, or by `package:path` inside an installed package, which is not imported.
@@ -30,7 +32,7 @@ def resolve(path: str) -> pathlib.Path:
 
 def read_vocab(path: str) -> bytes:
     """Reads a `vocab.txt` (one piece per line; `package:path` for a file inside a package)."""
-    return resolve(path).read_bytes()
+    return files.read(resolve(path))
 
 
 @functools.lru_cache(maxsize=4)

@@ -282,7 +282,7 @@ def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.C
     handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
     try:
         return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-    except ValueError as error:  # the manager reads the held-out loss of each checkpoint
+    except (ValueError, OSError) as error:  # the manager reads the held-out loss of each checkpoint
         raise ValueError(f"the metrics of a checkpoint in {folder} cannot be read ({reason(error)})") from error
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from musiclm_jax.data import files
 from musiclm_jax.training.checkpoints import Position
 
 CONFIG = "config.gin"  # all settings of a run, one `NAME = VALUE` a line
@@ -37,7 +38,7 @@ def check(
             "another model_dir"
         )
     before = {name: _read(model_dir / name) for name in (CONFIG, MODEL, DATA)}
-    families = [_family(files.get(MODEL, "")) for files in (before, config_files)]
+    families = [_family(found.get(MODEL, "")) for found in (before, config_files)]
     if None not in families and families[0] != families[1]:
         raise ValueError(f"{model_dir} trained {families[0]}, not {families[1]}: give another model_dir")
     if not before[CONFIG] or CONFIG not in config_files:
@@ -87,4 +88,5 @@ def _data(content: str) -> dict[str, str]:
 
 
 def _read(path: epath.Path) -> str:
-    return path.read_text() if path.exists() else ""
+    with files.naming(path):
+        return path.read_text() if path.exists() else ""

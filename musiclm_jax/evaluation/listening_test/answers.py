@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> list[Answer]:
     if not path.is_file():
         raise ValueError(f"{path}: no such answers file")
     answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
+    for number, line in enumerate(files.read(path).decode("utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
