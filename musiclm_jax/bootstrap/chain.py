@@ -258,7 +258,7 @@ class Bootstrap:
         state = self._begun("mulan", state.replace(frozen={"text": jax.tree.map(jnp.copy, self._encoder)}))
         self.corpus.wait(1)
         self._read_texts()
-        state = self._trained("mulan", state, self.corpus.blocks(texts=True))
+        state = self._trained("mulan", state, self._pairs())
         variables, begin = learner.variables(state), time.monotonic()
         self._read_texts()
         count = len(self.corpus.text_vectors)
@@ -321,6 +321,12 @@ class Bootstrap:
         if len(vectors) > before:
             jax.block_until_ready(vectors)
             self.say(f"texts of {len(vectors) - before} blocks encoded in {time.monotonic() - begin:.1f} s")
+
+    def _pairs(self) -> Iterator[resident.Data]:
+        """Cycles through the blocks with sentence vectors, those that arrive during the training included."""
+        for data in self.corpus.blocks(texts=True):
+            self._read_texts()
+            yield data
 
     def _embedded(self, variables: Any, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Computes a block's MuLan embeddings of clips, `[clips, dim]`, and their texts, `[clips, texts, dim]`."""
