@@ -29,7 +29,6 @@ TENSORFLOW_MODULES = {
     "data/records.py",
     "data/datasets.py",
     "data/feature_converter.py",
-    "training/summaries.py",
     "evaluation/embedders/weights.py",
     "evaluation/embedders/trill.py",
 }
