@@ -39,7 +39,7 @@ def report(
     abstract = learners.abstract_state(learner, mesh)
     yield f"dry run of {learners.summary(learner, abstract, mesh)}"
     batch = partitioning.shard_batch(mesh, host_batch)
-    work = Work.of_step(learner, host_batch)
+    work = Work.of_step(learner, batch)
     key = jax.random.key(0)
     try:
         state = learners.init_state(learner, abstract, key)

@@ -31,6 +31,22 @@ class TakenStep:
     metrics: Metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class TakenSteps:
+    """The training steps that one call took."""
+
+    first: int  # number of the first, counted from 1
+    positions: Sequence[Position]  # in this process's data after each step
+    metrics: Metrics  # scalars, or `[steps]` if there are several
+
+    def each(self) -> list[TakenStep]:
+        """Returns the steps one by one; the metrics must be on the host."""
+        return [
+            TakenStep(self.first + i, position, {name: np.ravel(value)[i] for name, value in self.metrics.items()})
+            for i, position in enumerate(self.positions)
+        ]
+
+
 def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any) -> None:
     """Stops a run whose metrics are not finite.
 
@@ -71,6 +87,13 @@ def check_finite(taken: Sequence[TakenStep], state: Any, dataset: Dataset, model
     )
 
 
+def _on_host(value: Any) -> np.ndarray:
+    """Returns an array's values; those of other processes as well, if it is a global array."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
+
+
 def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list[str]:
     """Writes this process's rows of a step's batch and of the batch before it; returns the file names."""
     epoch, end = step.position.epoch, step.position.examples
@@ -78,7 +101,7 @@ def _save_batches(folder: epath.Path, step: TakenStep, dataset: Dataset) -> list
     names = []
     batches = itertools.islice(dataset.epoch(epoch, end - count * dataset.batch_size), count)
     for number, batch in enumerate(batches, step.number - count + 1):
-        arrays: dict[str, Any] = dict(batch)
+        arrays: dict[str, Any] = {name: _on_host(value) for name, value in batch.items()}
         file = folder / f"batch_{number}-process_{jax.process_index()}.npz"
         with files.naming(file), file.open("wb") as out:
             np.savez(out, **arrays)

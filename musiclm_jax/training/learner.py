@@ -1,11 +1,13 @@
 """Interfaces of the training loop: learners and datasets, and the creation of a learner's sharded state."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from musiclm_jax.training import partitioning
 
@@ -48,8 +50,11 @@ class Dataset(Protocol):
     def batch_size(self) -> int:
         """Examples of a batch, over all hosts."""
 
-    def epoch(self, epoch: int, skip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's batches of an epoch, without its first examples: its part of `skip` over all hosts."""
+    def epoch(self, epoch: int, skip: int) -> Iterator[Mapping[str, np.ndarray | jax.Array]]:
+        """Yields the batches of an epoch without its first `skip` examples, which count over all hosts.
+
+        Batches are this host's rows in NumPy arrays, or global JAX arrays.
+        """
 
 
 def abstract_state(learner: Learner, mesh: Mesh) -> Any:
@@ -80,6 +85,51 @@ def jit_train_step(learner: Learner, abstract: Any, mesh: Mesh) -> Any:
     """Returns the jitted `train_step`, which donates its state; call it within `partitioning.activation_rules`."""
     where = shardings(abstract), partitioning.replicated(mesh)
     return jax.jit(learner.train_step, donate_argnums=0, out_shardings=where)
+
+
+class TrainSteps:
+    """Takes one training step or several in one call; step s has the key folded from the run's key and s."""
+
+    def __init__(self, learner: Learner, abstract: Any, mesh: Mesh, key: jax.Array) -> None:
+        self._step = jit_train_step(learner, abstract, mesh)
+        self._steps = _jit_train_steps(learner, abstract, mesh)
+        self._key = key
+        # The keys of the steps are on the mesh, like the state.
+        where = partitioning.replicated(mesh)
+        self._key_of = jax.jit(jax.random.fold_in, out_shardings=where)
+        self._keys_of = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=where)
+
+    def __call__(self, state: Any, batches: Sequence[Batch], step: int) -> tuple[Any, Metrics]:
+        """Takes a step for each batch; call it within `partitioning.activation_rules`.
+
+        Args:
+          state: state after `step` steps; donated.
+          batches: global arrays on the mesh.
+          step: number of steps so far.
+
+        Returns:
+          The state after the steps, and their metrics: scalars for one step, `[steps]` for several.
+        """
+        program: Any = self._step
+        arguments: tuple[Any, ...] = (batches[0], self._key_of(self._key, step))
+        if len(batches) > 1:
+            program, arguments = self._steps, (batches, self._keys_of(self._key, np.arange(step, step + len(batches))))
+        # All arguments are already on the step's devices: an implicit transfer would be repeated at every step.
+        with jax.transfer_guard("disallow"):
+            return program(state, *arguments)
+
+
+def _jit_train_steps(learner: Learner, abstract: Any, mesh: Mesh) -> Any:
+    """Returns a jitted function of the state, batches and the keys of their steps; it donates the state."""
+    rows = NamedSharding(mesh, PartitionSpec(None, partitioning.BATCH_AXES))
+
+    def train_steps(state: Any, batches: Sequence[Batch], keys: jax.Array) -> tuple[Any, Metrics]:
+        stacked = jax.tree.map(lambda *values: jnp.stack(values), *batches)
+        stacked = jax.lax.with_sharding_constraint(stacked, rows)
+        return jax.lax.scan(lambda state, inputs: learner.train_step(state, *inputs), state, (stacked, keys))
+
+    where = shardings(abstract), partitioning.replicated(mesh)
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=where)
 
 
 def warm_started(learner: Any, state: Any, abstract: Any, batch: Batch, key: jax.Array) -> Any:
@@ -126,6 +176,12 @@ def check_fits(where: str, found: Any, expected: Any, otherwise: str = "") -> No
                 f"{where} does not fit this configuration: {name} is {there.get(name, 'absent')} there and "
                 f"{here.get(name, 'absent')} here; use the configuration it was trained with{otherwise}"
             )
+
+
+def state_bytes(abstract: Any) -> int:
+    """Returns the bytes of a state on one device."""
+    leaves = jax.tree.leaves(abstract)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def parameter_count(abstract: Any) -> int:

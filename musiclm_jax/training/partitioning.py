@@ -5,7 +5,7 @@ RULES maps each name to a mesh axis. Parameters without names are replicated; sm
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -114,10 +114,24 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this host's part of a batch `[batch / hosts, ...]` on its devices; returns global arrays `[batch, ...]`."""
+def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+    """Puts a batch on the mesh.
+
+    Args:
+      mesh: from `make_mesh`.
+      batch: this host's part `[batch / hosts, ...]` in NumPy arrays, or global JAX arrays `[batch, ...]`, which stay
+        where they are if they have the sharding of batches.
+
+    Returns:
+      Global arrays `[batch, ...]`.
+    """
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return {
+        name: jax.device_put(value, sharding)
+        if isinstance(value, jax.Array)
+        else jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
 
 
 def unbox(tree: Any) -> Any:

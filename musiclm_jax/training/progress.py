@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.training.chips import CHIPS, GPU_KINDS, TPU_KINDS
 
@@ -25,9 +23,9 @@ class Work:
 
         Args:
           learner: the learner that takes the step.
-          batch: this process's part of a batch.
+          batch: the global batch.
         """
-        rows = len(next(iter(batch.values()))) * jax.process_count()
+        rows = len(next(iter(batch.values())))
         if hasattr(learner, "model_flops"):
             return cls("tokens", rows * learner.row_tokens, learner.model_flops(rows))
         if "audio" in batch:

@@ -23,7 +23,7 @@ from musiclm_jax.data import files
 from musiclm_jax.training import checkpoints, divergence, partitioning, resume
 from musiclm_jax.training import learner as learners
 from musiclm_jax.training.checkpoints import Position
-from musiclm_jax.training.divergence import TakenStep
+from musiclm_jax.training.divergence import TakenSteps
 from musiclm_jax.training.learner import Dataset, Learner
 from musiclm_jax.training.preemption import StopRequest
 from musiclm_jax.training.profiling import StepProfiler
@@ -42,6 +42,9 @@ class RunConfig:
       eval_period: steps between evaluations; one is also made at the end.
       eval_steps: batches per evaluation.
       log_period: steps between progress lines.
+      steps_per_call: steps that one call of the compiled program takes, for models whose steps are so short that calls
+        limit the rate. Where a period, a traced step or the run ends sooner, the steps up to there are taken one by
+        one. The result differs from single steps by rounding. Convolutions on CPUs are slower with more than 1.
       profile_steps: first and last step, counted from 1, to trace with JAX's profiler; None for no trace.
       keep: number of latest checkpoints to keep, in addition to the best one by held-out loss.
       seed: for initialisation, dropout and all else but the data, which has its own.
@@ -56,15 +59,23 @@ class RunConfig:
     eval_period: int = 1_000
     eval_steps: int = 8
     log_period: int = 50
+    steps_per_call: int = 1
     profile_steps: tuple[int, int] | None = None
     keep: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "eval_steps", "checkpoint_period", "eval_period", "log_period"):
+        for name in ("total_steps", "eval_steps", "checkpoint_period", "eval_period", "log_period", "steps_per_call"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:  # gin does not check types
                 raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more")
+
+    def next_call(self, step: int) -> int:
+        """Returns the number of steps to take in the next call after `step` steps."""
+        due = [step - step % period + period for period in (self.checkpoint_period, self.eval_period, self.log_period)]
+        traced = (self.profile_steps[0] - 1, self.profile_steps[1]) if self.profile_steps else ()
+        room = min(end for end in (*due, *traced, self.total_steps) if end > step) - step
+        return self.steps_per_call if room >= self.steps_per_call else 1
 
 
 def train(
@@ -81,7 +92,8 @@ def train(
     """Trains a learner, resuming from model_dir's latest checkpoint if there is one.
 
     SIGTERM, SIGINT (Ctrl-C), SIGHUP (a lost connection), or a pipe at standard output that nobody reads any more: saves
-    a checkpoint after the current step and returns; the same call resumes from there.
+    a checkpoint after the current step (or call of `steps_per_call` steps) and returns; the same call resumes from
+    there.
     With several processes (`jax.distributed`), SIGTERM to any of them stops all after a step that they agree on.
 
     Args:
@@ -108,10 +120,8 @@ def train(
     # All processes use the same keys; dropout masks are drawn for the global array, so rows still differ.
     init_key, train_key, eval_key = (jax.random.fold_in(key, stream) for stream in range(3))
     abstract = learners.abstract_state(learner, mesh)
-    train_step = learners.jit_train_step(learner, abstract, mesh)
+    train_steps = learners.TrainSteps(learner, abstract, mesh, train_key)
     eval_step = jax.jit(learner.eval_step, out_shardings=partitioning.replicated(mesh))
-    # The keys of the steps are on the mesh, like the state.
-    key_of_step = jax.jit(jax.random.fold_in, out_shardings=partitioning.replicated(mesh))
     profiler = StepProfiler(model_dir, run.profile_steps)
 
     with checkpoints.open_manager(model_dir, run.keep) as manager:
@@ -137,24 +147,25 @@ def train(
 
         writer = SummaryWriter(model_dir)
         progress = StepProgress(step, run.total_steps, peak_flops(mesh.devices.flat))
-        taken: list[TakenStep] = []  # steps since the last check; their metrics are still on the device
+        taken: list[TakenSteps] = []  # calls since the last check; their metrics are still on the device
+        count = 1  # steps of the last call
         saved_at = time.monotonic()
         saved_step = step if restored else -1
         evaluated: tuple[int, float] = (-1, 0.0)  # step and loss of the last evaluation
 
         with StopRequest() as stop, profiler, partitioning.activation_rules(mesh):
-            while step < run.total_steps and not stop.requested_at(step):
-                host_batch, position = next(batches)
-                progress.work = Work.of_step(learner, host_batch)
-                batch = partitioning.shard_batch(mesh, host_batch)
+            # Asked for every step, since the processes agree on one.
+            while step < run.total_steps and not any(map(stop.requested_at, range(step - count + 1, step + 1))):
+                count = run.next_call(step)
+                drawn, positions = zip(*itertools.islice(batches, count), strict=True)
+                fed = [partitioning.shard_batch(mesh, batch) for batch in drawn]
+                progress.work = Work.of_step(learner, fed[0])
                 if step == 0 and start_variables is None:
-                    state = learners.warm_started(learner, state, abstract, batch, jax.random.fold_in(init_key, 1))
-                step_key = key_of_step(train_key, step)
-                # All arguments are already on the step's devices: an implicit transfer would be repeated at every step.
-                with profiler.step(step + 1), jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, batch, step_key)
-                step += 1
-                taken.append(TakenStep(step, position, metrics))
+                    state = learners.warm_started(learner, state, abstract, fed[0], jax.random.fold_in(init_key, 1))
+                with profiler.step(step + 1):
+                    state, metrics = train_steps(state, fed, step)
+                taken.append(TakenSteps(step + 1, positions, metrics))
+                step, position = step + count, positions[-1]
                 if profiler.after(step, metrics):
                     _say(f"  steps {run.profile_steps} are traced in {model_dir}/plugins/profile")
 
@@ -192,7 +203,7 @@ def train(
 
 
 def _look(
-    taken: list[TakenStep], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any
+    taken: list[TakenSteps], state: Any, dataset: Dataset, model_dir: epath.Path, manager: Any
 ) -> dict[str, float]:
     """Returns the means of the metrics since the last check, and clears them.
 
@@ -201,14 +212,15 @@ def _look(
       ValueError: if a checkpoint could not be written in the background.
     """
     checkpoints.check(manager)
-    fetched = jax.device_get([step.metrics for step in taken])
-    steps = [dataclasses.replace(step, metrics=metrics) for step, metrics in zip(taken, fetched, strict=True)]
+    fetched = jax.device_get([call.metrics for call in taken])
+    calls = [dataclasses.replace(call, metrics=metrics) for call, metrics in zip(taken, fetched, strict=True)]
+    steps = [step for call in calls for step in call.each()]
     divergence.check_finite(steps, state, dataset, model_dir, manager)
     taken.clear()
-    return _means(fetched)
+    return _means([step.metrics for step in steps])
 
 
-def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
+def _batches(dataset: Dataset, position: Position) -> Iterator[tuple[Mapping[str, Any], Position]]:
     """Yields batches endlessly, each with the position after it."""
     epoch, examples = position.epoch, position.examples
     while True:
@@ -231,7 +243,7 @@ def _evaluate(eval_step: Any, state: Any, dataset: Dataset, steps: int, key: jax
     return means
 
 
-def _eval_batches(dataset: Dataset, steps: int) -> list[dict[str, np.ndarray]]:
+def _eval_batches(dataset: Dataset, steps: int) -> list[Mapping[str, Any]]:
     """Returns the first batches of the evaluation data, the same number in all processes, since they step together.
 
     Raises:
