@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from musiclm_jax.data import files
+from musiclm_jax.data import clip_arrays, files
 from musiclm_jax.data.settings import check_settings
 from musiclm_jax.launch import command
 
@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also store the MuLan codes of N captions per clip, for stages trained with a caption_share",
     )
+    p.add_argument(
+        "--npz",
+        type=command.local_path,
+        metavar="FILE",
+        help="also write all tokens into one .npz file, which `musiclm train --resident` reads like the folder",
+    )
     p.add_argument("--batch_size", type=int, default=8, help="clips encoded at once")
     p.add_argument("--clip_seconds", type=float, default=10.0, help="length of the clips cut from audio files")
     p.add_argument("--shards", type=int, default=16, help="shards of the training split, for audio files (default: 16)")
@@ -73,6 +79,8 @@ def main(arguments: list[str]) -> int:
         no lead.
     """
     args = parser().parse_args(arguments)
+    if args.npz and not clip_arrays.is_npz(args.npz):
+        raise ValueError(f"--npz {args.npz}: the name of the file must end with .npz")
     command.enable_compilation_cache()
     from musiclm_jax import bundles
     from musiclm_jax.bundles.encode import Tokenizers
@@ -90,6 +98,10 @@ def main(arguments: list[str]) -> int:
     with files.locked(output, "musiclm tokenize"):
         rejected = Rejected(output)
         tokenize_shards(args, bundle, tokenizers, output, rejected)
+        if args.npz:
+            clips = clip_arrays.write_npz(output, args.npz)
+            told = ", ".join(f"{count:,} clips of {split}" for split, count in clips.items())
+            print(f"{args.npz}: {told}", file=sys.stderr)
     return report(output, rejected)
 
 

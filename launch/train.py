@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import logging
@@ -11,7 +12,7 @@ import pathlib
 import re
 import sys
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -24,6 +25,7 @@ import jax
 from musiclm_jax import bundles
 from musiclm_jax.data import files, text_files
 from musiclm_jax.data.datasets import TaskDataset, TaskSpec, fake_batch
+from musiclm_jax.data.resident import ResidentDataset
 from musiclm_jax.data.tokens import MELODY
 from musiclm_jax.launch import command, gin_bindings
 from musiclm_jax.planning import dry_run
@@ -32,7 +34,7 @@ from musiclm_jax.stages.learner import StageLearner
 from musiclm_jax.tokenizers import melody
 from musiclm_jax.training import partitioning, trainer
 from musiclm_jax.training.divergence import DivergedError
-from musiclm_jax.training.learner import Learner
+from musiclm_jax.training.learner import Learner, abstract_state, state_bytes
 from musiclm_jax.training.trainer import RunConfig
 
 if __name__ == "__main__":  # here, since `musiclm` imports this module: what gin registers below, it would know twice
@@ -74,6 +76,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--dry_run", action="store_true", help="take two steps on synthetic data, no files")
     parser.add_argument(
+        "--resident", action="store_true", help="keep all data in the devices' memory, where each step draws its crops"
+    )
+    parser.add_argument(
         "--start_from", type=command.bundle, help="bundle (a folder, or tiny) whose weights a new run starts from"
     )
     parser.add_argument("--coordinator_address", help="host:port of process 0, for a run with several processes")
@@ -91,7 +96,7 @@ def main(arguments: list[str]) -> int:
     try:
         with one_line_errors():
             built = gin.get_bindings("train")  # the learner, the task and the mesh are made here
-        train(Run(**built), args.model_dir, args.start_from, args.dry_run)
+        train(Run(**built), args.model_dir, args.start_from, args.dry_run, args.resident)
     except DivergedError as error:
         raise ValueError(str(error)) from error
     return 0
@@ -262,7 +267,13 @@ class Run(RunConfig):
             raise ValueError(f"train.batch_size is {self.batch_size!r}, expected a whole number, 1 or more")
 
 
-def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None = None, try_out: bool = False) -> Any:
+def train(
+    run: Run,
+    model_dir: str | os.PathLike | None,
+    start_from: str | None = None,
+    try_out: bool = False,
+    in_device_memory: bool = False,
+) -> Any:
     """Builds a run's datasets and trains, see `trainer.train`.
 
     Args:
@@ -270,6 +281,7 @@ def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None 
       model_dir: folder of the run; None with `try_out`.
       start_from: bundle whose weights a new run starts from.
       try_out: takes two steps on synthetic data instead, see `dry_run.report`.
+      in_device_memory: keeps the data in the memory of the devices, see `musiclm_jax.data.resident`.
 
     Returns:
       The final state, None with `try_out`.
@@ -285,10 +297,13 @@ def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None 
         return None
     if model_dir is None:
         raise ValueError("model_dir is None: give the folder of the run, or try_out=True to try it without one")
-    train_dataset = TaskDataset(run.task, run.train_split, run.batch_size, seed=run.data_seed)
+    make: Callable[..., Any] = functools.partial(TaskDataset, run.task)
+    if in_device_memory:
+        make = functools.partial(resident_dataset, run, mesh)
+    train_dataset = make(run.train_split, run.batch_size, seed=run.data_seed)
     eval_dataset = None
     if run.eval_split:
-        eval_dataset = TaskDataset(run.task, run.eval_split, run.batch_size, seed=run.data_seed, shuffle=False)
+        eval_dataset = make(run.eval_split, run.batch_size, seed=run.data_seed, shuffle=False)
     return trainer.train(
         run.learner,
         train_dataset,
@@ -299,6 +314,26 @@ def train(run: Run, model_dir: str | os.PathLike | None, start_from: str | None 
         start_variables=start_variables,
         config_files=config_files(run.learner) | {"data.json": json.dumps(train_dataset.summary()) + "\n"},
     )
+
+
+def resident_dataset(run: Run, mesh: jax.sharding.Mesh, split: str, batch_size: int, **options: Any) -> ResidentDataset:
+    """Reads a split of a run's task onto the devices of the mesh, and says how much it is.
+
+    Raises:
+      ValueError: if the task cannot be read so, or its data does not fit.
+    """
+    task = run.task
+    if task.resident is None:
+        raise ValueError(f"--resident cannot read the task {task.name!r} (docs/training.md): train without --resident")
+    if task.data_dir is None:
+        raise ValueError(f"task {task.name!r} has no data: give its data_dir")
+    # The state is there twice while a step updates it, or as gradients.
+    reserved = 2 * state_bytes(abstract_state(run.learner, mesh))
+    sharding = partitioning.batch_sharding(mesh)
+    dataset = task.resident(task.data_dir, split, batch_size, **options, sharding=sharding, reserved=reserved)
+    if jax.process_index() == 0:
+        print(f"{split}: {dataset}", flush=True)
+    return dataset
 
 
 def part_name(learner: Learner) -> str:

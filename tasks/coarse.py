@@ -25,4 +25,4 @@ def coarse_task(
       A task for `datasets.TaskDataset`. Batches: "acoustic" `[b, 50 s, 12]`, "semantic" `[b, 25 s]`, "mulan" `[b, 12]`.
     """
     used = (MULAN, SEMANTIC, ACOUSTIC)
-    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))
+    return streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share)

@@ -17,4 +17,4 @@ def fine_task(data_dir: str | None, crop_seconds: float = 3.0, crops_per_clip: i
     Returns:
       A task for `datasets.TaskDataset`. Batches: "acoustic" `[b, 50 s, 12]`.
     """
-    return TaskSpec(name, streams.token_task(name, data_dir, (ACOUSTIC,), crop_seconds, crops_per_clip))
+    return streams.token_task(name, data_dir, (ACOUSTIC,), crop_seconds, crops_per_clip)

@@ -2,7 +2,7 @@
 
 import functools
 
-from musiclm_jax.data import records
+from musiclm_jax.data import records, resident
 from musiclm_jax.data.datasets import TaskSpec, TextTokens
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.tasks import streams
@@ -43,4 +43,11 @@ def mulan_task(
         {"audio": streams.audio_feature(), "caption": streams.caption_feature()},
         example_bytes=4 * samples,
     )
-    return TaskSpec(name, {"audio": samples, "caption": 1}, TextTokens(vocab, max_text_tokens))
+    read = functools.partial(
+        resident.pairs,
+        seconds=crop_seconds,
+        vocab=vocab,
+        max_text_tokens=max_text_tokens,
+        aspect_probability=aspect_probability,
+    )
+    return TaskSpec(name, {"audio": samples, "caption": 1}, TextTokens(vocab, max_text_tokens), data_dir, read)

@@ -30,4 +30,4 @@ def semantic_task(
       ValueError: if `melody` is set and the records have no melody tokens.
     """
     used = (MULAN, MELODY, SEMANTIC) if melody else (MULAN, SEMANTIC)
-    return TaskSpec(name, streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share))
+    return streams.token_task(name, data_dir, used, crop_seconds, crops_per_clip, caption_share)

@@ -10,10 +10,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from musiclm_jax.data import records
+from musiclm_jax.data import records, resident
+from musiclm_jax.data.clip_arrays import CAPTION_MULAN, is_npz
+from musiclm_jax.data.datasets import TaskSpec
 from musiclm_jax.data.tokens import ACOUSTIC, MELODY, SAMPLE_RATE, SEMANTIC, TokenStream
 
-CAPTION_MULAN = "caption_mulan"  # field of token records: MuLan codes of texts about the clip
 SHUFFLE_BYTES = 128 * 2**20  # size of a shuffle buffer, whatever the size of its examples
 MAX_SHUFFLE_EXAMPLES = 8192
 
@@ -192,12 +193,12 @@ def token_task(
     crop_seconds: float,
     crops_per_clip: int,
     caption_share: float = 0.0,
-) -> dict[str, int]:
+) -> TaskSpec:
     """Registers a task of token records.
 
     Args:
       name: name in seqio's registry.
-      data_dir: folder of token records; None for no data.
+      data_dir: folder of token records, or their `.npz` file, which only `--resident` can read; None for no data.
       streams: the streams of the stage.
       crop_seconds: length of a crop; whole frames of all streams.
       crops_per_clip: random crops of each clip per epoch.
@@ -205,7 +206,7 @@ def token_task(
         the codes of its audio. 0 in the paper, whose training music has no captions.
 
     Returns:
-      Frames (or codes per clip) of each stream.
+      The task, with frames (or codes per clip) of each stream.
 
     Raises:
       ValueError: if a share or a length is impossible, or the records lack a required stream.
@@ -214,14 +215,15 @@ def token_task(
     if not 0 <= caption_share <= 1:
         raise ValueError(f"caption_share is {caption_share}, expected 0 to 1")
     names = tuple(stream.name for stream in streams)
-    if MELODY in streams and data_dir is not None:
-        check_has(data_dir, MELODY.name, "melody", "`musiclm tokenize` and a bundle that has a melody model")
-    if caption_share and data_dir is not None:
-        check_has(data_dir, CAPTION_MULAN, "codes of captions", "`musiclm tokenize --captions 3` from captioned clips")
+    folder = None if data_dir is None or is_npz(data_dir) else data_dir
+    if MELODY in streams and folder is not None:
+        check_has(folder, MELODY.name, "melody", "`musiclm tokenize` and a bundle that has a melody model")
+    if caption_share and folder is not None:
+        check_has(folder, CAPTION_MULAN, "codes of captions", "`musiclm tokenize --captions 3` from captioned clips")
     lengths = {s.name: s.frames(crop_seconds) if s.frame_rate else s.quantizers for s in streams}
     register(
         name,
-        source(data_dir, records.parse_token_example),
+        source(folder, records.parse_token_example),
         [
             functools.partial(keep, names=(*names, CAPTION_MULAN) if caption_share else names),
             functools.partial(repeat, times=crops_per_clip),
@@ -233,7 +235,8 @@ def token_task(
         example_bytes=4 * sum(length * s.quantizers for length, s in zip(lengths.values(), streams, strict=True)),
         metric_fns=(bits,),
     )
-    return lengths
+    read = functools.partial(resident.tokens, streams=names, seconds=crop_seconds, caption_share=caption_share)
+    return TaskSpec(name, lengths, data_dir=data_dir, resident=read)
 
 
 def check_has(data_dir: str, stream: str, what: str, how: str) -> None:
@@ -248,8 +251,8 @@ def check_has(data_dir: str, stream: str, what: str, how: str) -> None:
         return
 
 
-def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_clip: int) -> dict[str, int]:
-    """Registers a task with the audio of audio records; returns the number of samples per crop."""
+def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_clip: int) -> TaskSpec:
+    """Registers a task with the audio of audio records; returns it, with the number of samples per crop."""
     check_crops(crop_seconds, crops_per_clip)
     samples = round(crop_seconds * SAMPLE_RATE)
     register(
@@ -263,4 +266,5 @@ def audio_task(name: str, data_dir: str | None, crop_seconds: float, crops_per_c
         {"audio": audio_feature()},
         example_bytes=4 * samples,
     )
-    return {"audio": samples}
+    read = functools.partial(resident.audio, seconds=crop_seconds)
+    return TaskSpec(name, {"audio": samples}, data_dir=data_dir, resident=read)

@@ -18,4 +18,4 @@ def w2v_bert_task(
     Returns:
       A task for `datasets.TaskDataset`. Batches: "audio" float32 `[b, samples]` in [-1, 1].
     """
-    return TaskSpec(name, streams.audio_task(name, data_dir, crop_seconds, crops_per_clip))
+    return streams.audio_task(name, data_dir, crop_seconds, crops_per_clip)

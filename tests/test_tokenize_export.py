@@ -15,7 +15,7 @@ from musiclm_jax import bundles
 from musiclm_jax.bundles import encode
 from musiclm_jax.bundles.encode import Tokenizers
 from musiclm_jax.corpus import leads
-from musiclm_jax.data import audio, records
+from musiclm_jax.data import audio, clip_arrays, records
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.launch import export, main, tokenize, train
 from musiclm_jax.stages.learner import StageLearner
@@ -89,6 +89,15 @@ def test_token_records_hold_the_streams_of_the_clips(corpus, tmp_path, capsys):
     code, _, err = run(capsys, *options)
     assert code == 0 and "6 shards, 5 of them done already" in err
     assert [path.stat().st_mtime_ns == times[path] for path in shards] == [False] + [True] * 5
+
+    # All tokens in one file.
+    code, _, err = run(capsys, *options, "--npz", tmp_path / "all.npz")
+    assert code == 0 and "all.npz: 18 clips of train, 2 clips of validation, 1 clips of test" in err
+    tokens = list(records.read_token_records(records.shard_paths(tmp_path, "train")))
+    found = clip_arrays.tokens(tmp_path / "all.npz", "train")
+    np.testing.assert_array_equal(found["acoustic"], np.stack([record["acoustic"] for record in tokens]))
+    code, _, err = run(capsys, *options, "--npz", tmp_path / "all.zip")
+    assert code == 2 and "the name of the file must end with .npz" in err
 
 
 def test_tokens_of_captions_match_their_texts(corpus, tmp_path, capsys):

@@ -6,13 +6,16 @@ imports librosa and soundfile.
 
 __all__ = [
     "audio",
+    "clip_arrays",
     "datasets",
     "feature_converter",
     "files",
     "records",
+    "resident",
     "samples",
     "settings",
     "spectrogram",
+    "tfrecord",
     "tokens",
     "wordpiece",
 ]

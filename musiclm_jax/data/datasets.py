@@ -6,7 +6,7 @@ epoch, so batch i of epoch e is always the same.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from musiclm_jax.data import records, wordpiece
 from musiclm_jax.data.feature_converter import StreamFeatureConverter
+from musiclm_jax.data.resident import ResidentDataset
 from musiclm_jax.data.tokens import STREAMS
 
 # The order does not depend on the threads, and there are few of them: the model needs the cores.
@@ -47,6 +48,8 @@ class TaskSpec:
     name: str  # in seqio's registry
     lengths: Mapping[str, int]  # frames or samples of each output feature
     text: TextTokens | None = None  # tokenizes the captions, for tasks that have them
+    data_dir: str | None = None  # folder of records (or file of tokens) that `resident` reads
+    resident: Callable[..., ResidentDataset] | None = None  # (data_dir, split, batch_size, ...) -> data on the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,10 @@ class TaskDataset:
             )
         task = get_task(self.task.name)
         if not task.source.splits:
-            raise ValueError(f"task {self.task.name!r} has no data: give its data_dir")
+            raise ValueError(
+                f"task {self.task.name!r} has no data: give its data_dir, a folder of records (an .npz file needs "
+                "--resident)"
+            )
         if self.split not in task.splits:
             raise ValueError(
                 f"task {self.task.name!r} has no split {self.split!r}: choose one of {sorted(task.splits)}"
