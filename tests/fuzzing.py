@@ -1,7 +1,7 @@
 """What the fuzz tests share: how many examples they try, and what a function may do with what strangers hand over.
 
-In the suite, each test tries a fixed set of examples. With MUSICLM_FUZZ=1000 (`.ci/nightly`, an hour in one process), it
-tries 1000 times as many, different in every run.
+In the suite, each test tries a fixed set of examples. With MUSICLM_FUZZ=1000 (`.ci/nightly`), it tries 1000 times as
+many, different in every run: an hour in one process.
 """
 
 import contextlib
