@@ -24,8 +24,8 @@ from musiclm_jax.training import checkpoints
 
 SECONDS = float(os.environ.get("MUSICLM_SOAK", 60))
 MEBIBYTES = 10  # of growth that is noise: the allocator keeps what it may need again
-# TensorStore 0.1.86 forgets to free some 20 KiB of strings for each checkpoint, in `Spec.to_json` and in the metrics that
-# Orbax collects. This project cannot change that.
+# TensorStore 0.1.86 forgets to free some 20 KiB of strings for each checkpoint, in `Spec.to_json` and in the metrics
+# that Orbax collects. This project cannot change that.
 PER_CHECKPOINT = 0.04  # MiB
 COUNT = 3  # files or threads that are noise: a checkpoint that is being written has some
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
