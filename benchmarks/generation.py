@@ -30,6 +30,7 @@ from musiclm_jax.data.settings import check_settings
 from musiclm_jax.data.tokens import SAMPLE_RATE
 from musiclm_jax.evaluation import metrics
 from musiclm_jax.generation import generate
+from musiclm_jax.generation.request import WEIGHTS
 
 GENERATED, RENDERED = "generated", "real renders"
 HELD_OUT_SHARE = 0.25  # of the prompts
@@ -103,7 +104,8 @@ def generate_missing(bundle: Bundle, prompts: list[str], args: argparse.Namespac
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the given sampling settings; the bundle's defaults apply to the others."""
-    given = {"best_of": args.best_of, "temperature": args.temperature, "guidance": args.guidance, "top_p": args.top_p}
+    names = ("best_of", "temperature", "guidance", "top_p", "weights")
+    given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -266,6 +268,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, nargs=3, help="semantic, coarse, fine; None: the bundle's")
     parser.add_argument("--guidance", type=float, nargs=2, help="semantic, coarse; None: the bundle's")
     parser.add_argument("--top_p", type=float, help="None: the bundle's")
+    parser.add_argument("--weights", choices=WEIGHTS, help="None: the bundle's")
     parser.add_argument("--sheet", default="", help="PNG for ten spectrograms next to those of real renders")
     args = parser.parse_args()
     if args.seconds < 3:

@@ -131,9 +131,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--weights",
         choices=("float32", "bfloat16", "int8"),
-        default="float32",
-        help="precision of the stages: bfloat16 is for accelerators; int8 rounds kernels to 8 bits and speeds up large "
-        "stages on CPUs",
+        help="precision of the stages: bfloat16 is for accelerators; int8 rounds kernels and activations to 8 bits, "
+        "which is faster on CPUs (default: the bundle's)",
     )
     return p
 
@@ -248,7 +247,7 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
     elif seconds is None:
         last = max((story.sections[-1].start for story in stories), default=0.0)
         seconds = last + SECTION_SECONDS if last else 10.0
-    settings = {"temperature": args.temperature, "top_p": args.top_p, "guidance": args.guidance}
+    settings = {name: getattr(args, name) for name in ("temperature", "top_p", "guidance", "weights")}
     settings = {name: value for name, value in settings.items() if value is not None}
     return generate.request_for(
         bundle,
@@ -259,7 +258,6 @@ def read_request(args: argparse.Namespace, bundle: "Bundle", stories: "list[Stor
         top_k=args.top_k,
         batch_size=args.batch_size,
         vary=args.vary,
-        weights=args.weights,
         **given,
         **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()},
     )

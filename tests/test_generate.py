@@ -127,6 +127,10 @@ def test_the_bundles_settings_are_the_default(tmp_path, bundle, music):
         musiclm_jax.load(folder).generate(["a slow piano"], seconds=SECONDS, seed=seed)[0].tokens for seed in (0, 1)
     ]
     np.testing.assert_array_equal(pieces[0]["acoustic"], pieces[1]["acoustic"])
+    for weights in ("float32", "int8"):
+        bundles.save_generation(folder, dataclasses.replace(settings, weights=weights))
+        assert generate.request_for(bundles.load(folder)).weights == weights
+        assert generate.request_for(bundles.load(folder), weights="bfloat16").weights == "bfloat16"
 
 
 def test_temperature_zero_ignores_the_seed(bundle):

@@ -69,6 +69,7 @@ class GenerationConfig:
     temperature: tuple[float, float, float] = (1.0, 0.95, 0.4)  # semantic, coarse, fine (MusicLM section 4.2)
     top_p: float = 1.0  # total probability of nucleus sampling; 1 samples from all codes (not in the paper)
     guidance: tuple[float, float] = (1.0, 1.0)  # semantic, coarse; 1 samples as trained (not in the paper)
+    weights: str = "float32"  # precision of the stages' kernels: that of `Request.weights`
     sample_rate: int = 24_000  # Hz
 
 

@@ -87,7 +87,7 @@ def generate(
       bundle: must hold all six models.
       prompts: English texts, or stories; empty if a recording is the prompt.
       progress: called while the stages run.
-      **options: fields of `Request`; temperature, top_p and guidance default to the bundle's.
+      **options: fields of `Request`; temperature, top_p, guidance and weights default to the bundle's.
 
     Returns:
       All pieces for the first prompt, then all for the second, and so on.
@@ -100,9 +100,9 @@ def generate(
 
 
 def request_for(bundle: Bundle, **options: Any) -> Request:
-    """Builds a request; temperature, top_p and guidance default to the bundle's."""
+    """Builds a request; temperature, top_p, guidance and weights default to the bundle's."""
     own = bundle.generation
-    defaults: dict[str, Any] = {"temperature": own.temperature, "top_p": own.top_p, "guidance": own.guidance}
+    defaults: dict[str, Any] = {name: getattr(own, name) for name in ("temperature", "top_p", "guidance", "weights")}
     return Request(**defaults | options)
 
 
