@@ -48,10 +48,11 @@ def save(path: pathlib.Path, made_with: Mapping[str, Any], tokens: Tokens, held_
       tokens: streams by name, each int `[clips, ...]`.
       held_out: likewise.
     """
-    arrays = {TRAIN + name: np.asarray(codes) for name, codes in tokens.items()}
+    arrays: dict[str, Any] = {TRAIN + name: np.asarray(codes) for name, codes in tokens.items()}
     arrays |= {HELD_OUT + name: np.asarray(codes) for name, codes in held_out.items()}
+    arrays[SETTINGS] = np.array(json.dumps(made_with, sort_keys=True))
     with files.replaced(path) as partial, partial.open("wb") as file:
-        np.savez(file, **{SETTINGS: np.array(json.dumps(made_with, sort_keys=True))}, **arrays)
+        np.savez(file, **arrays)
 
 
 def load(path: pathlib.Path, made_with: Mapping[str, Any]) -> tuple[Tokens, Tokens] | None:
