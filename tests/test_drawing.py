@@ -1,6 +1,8 @@
 """Plots show the user's words as they are."""
 
+import errno
 import io
+import os
 import warnings
 
 import matplotlib
@@ -53,8 +55,13 @@ def test_histograms_without_values_or_with_any_name_warn_of_nothing(system, valu
         assert evaluation_page._plot_distributions(scores).startswith(b"\x89PNG")
 
 
-def test_a_plot_on_a_full_disk_is_named(tmp_path):
+def test_a_plot_on_a_full_disk_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    path.symlink_to("/dev/full")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: '\S+a\.png'"):
         generate.draw_spectrogram(miniature.tone(), path, "a tone")
+    assert not path.exists()

@@ -88,7 +88,7 @@ def test_the_shipped_weights_have_the_names_and_shapes_of_the_modules():
     config, variables = bundles.load("tiny").part("soundstream")
     params = jax.eval_shape(lambda key: model.init_params(config, key), jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, variables["params"])
-    assert {"conv_in", "block0_unit2_dilated", "block0_unit2_pointwise", "block1_down"} <= set(params["encoder"])
+    assert {"windows_in", "hop_block2", "fold", "frame_block1", "out"} <= set(params["encoder"])
 
 
 def test_strided_and_transposed_convolutions_equal_their_definitions():
