@@ -112,7 +112,6 @@ UNFINISHED = {
     "corpus/resident.py",
     "data/audio.py",
     "data/files.py",
-    "data/samples.py",  # a wav file in memory
     "evaluation/listening_test/server.py",
     "training/checkpoints.py",
     "training/divergence.py",

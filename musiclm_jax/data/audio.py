@@ -239,6 +239,13 @@ def write_opus(path: str | os.PathLike, blocks: Iterable[np.ndarray]) -> None:
             sound.write(block)
 
 
+def wav_bytes(audio: np.ndarray) -> bytes:
+    """Returns a 16-bit wav file of audio, float `[samples]` at 24 kHz, scaled down if its peak is above 1."""
+    file = io.BytesIO()
+    soundfile.write(file, audio / max(1.0, float(np.abs(audio).max())), SAMPLE_RATE, "PCM_16", format="WAV")
+    return file.getvalue()
+
+
 def resample(audio: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Resamples `[..., samples]` from `rate` to `new_rate` in Hz (soxr, high quality): float32 `[..., new_samples]`."""
     if rate == new_rate:

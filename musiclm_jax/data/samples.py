@@ -3,8 +3,6 @@
 Needs only NumPy: the processes that render the corpus import neither JAX nor TensorFlow.
 """
 
-import io
-import wave
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,6 @@ NO_SOUND_DB = -80.0  # dBFS (RMS); audio below it holds nothing to learn from or
 def to_pcm16(audio: np.ndarray) -> np.ndarray:
     """Rounds float audio `[..., samples]` in [-1, 1] to little-endian int16; clip audio that may exceed it first."""
     return np.round(audio * FULL_SCALE).astype("<i2")
-
-
-def wav_bytes(audio: np.ndarray, rate: int) -> bytes:
-    """Returns a 16-bit wav file of audio, float `[samples]` at `rate` Hz, scaled down if its peak is above 1."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        writer.writeframes(to_pcm16(audio / max(1.0, float(np.abs(audio).max(initial=0.0)))).tobytes())
-    return file.getvalue()
 
 
 def from_pcm16(samples: Any) -> Any:

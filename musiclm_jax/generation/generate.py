@@ -21,7 +21,6 @@ import numpy as np
 
 from musiclm_jax.bundles import Bundle
 from musiclm_jax.data import audio as sound
-from musiclm_jax.data import samples
 from musiclm_jax.data.tokens import ACOUSTIC, MULAN, SAMPLE_RATE, SEMANTIC, STAGES
 from musiclm_jax.generation import conditions
 from musiclm_jax.generation.conditions import Condition
@@ -72,7 +71,7 @@ class GeneratedMusic:
 
     def _repr_html_(self) -> str:
         """Returns a player with the prompt below it, for notebooks."""
-        wav = base64.b64encode(samples.wav_bytes(self.audio, SAMPLE_RATE)).decode()
+        wav = base64.b64encode(sound.wav_bytes(self.audio)).decode()
         about = f"{html.escape(self.prompt)} (seed {self.seed}, sample {self.sample}, similarity {self.similarity:.2f})"
         player = f'<audio controls src="data:audio/wav;base64,{wav}"></audio>'
         return f"<figure>{player}<figcaption>{about}</figcaption></figure>"
